@@ -1,0 +1,143 @@
+"""The tables between attack_eval, which runs a model, and evaluate, which never does: one row per image, attack and budget.
+
+``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
+and budget that was run. ``examples/examples.csv``: the few images that are shown, with the names of their PNG files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+CLEAN = "none"  # the name of the attack that isn't one
+TEXT = ("path", "group", "label", "attack", "prediction")
+COLUMNS = (
+    "path",  # the photograph, relative to the source folder
+    "group",  # patient or set of near-identical photographs
+    "label",  # class name
+    "attack",  # none | uniform_noise | gaussian_noise | fgsm | bim | pgd | ...
+    "eps",  # budget, pixel units in [0, 1]
+    "seed",
+    "steps",  # of the attack; 0 for none
+    "prediction",  # class name
+    "confidence",  # probability of the predicted class
+    "margin",  # logit of the label minus the largest other logit; negative = wrong
+    "linf",  # largest change of a pixel value, in [0, 1]
+    "l2",  # Euclidean length of the change
+)  # then one column p_<class> per class, in the order of the classes
+
+EXAMPLE_COLUMNS = (
+    "path",
+    "attack",
+    "eps",
+    "label",
+    "original_prediction",
+    "original_confidence",
+    "adversarial_prediction",
+    "adversarial_confidence",
+    "original",  # file name of a PNG in the same folder, uint8
+    "adversarial",
+)
+
+
+class PredictionsError(ValueError):
+    """A table of predictions is missing, incomplete or contradicts itself; the message names file and column."""
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """The names of the probability columns, in the order of the classes."""
+    return [f"p_{name}" for name in classes]
+
+
+def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
+    """The class names, in the order of the model's outputs."""
+    return tuple(name.removeprefix("p_") for name in table.columns if name.startswith("p_"))
+
+
+def probabilities(table: pd.DataFrame) -> np.ndarray:
+    """(rows, classes) predicted probabilities."""
+    return table[probability_columns(classes_of(table))].to_numpy(float)
+
+
+def check(table: pd.DataFrame, where: str = "predictions") -> pd.DataFrame:
+    """The table itself, if it keeps the contract above; else PredictionsError naming ``where`` and the column."""
+    classes = classes_of(table)
+    if list(table.columns) != [*COLUMNS, *probability_columns(classes)] or len(classes) < 2:
+        raise PredictionsError(
+            f"{where}: expected the columns {', '.join(COLUMNS)}, then two or more p_<class>, got {', '.join(table.columns)}"
+        )
+    if table.empty:
+        raise PredictionsError(f"{where}: expected at least one row, got none")
+    for column in table.columns:
+        if column not in TEXT and not np.isfinite(table[column].to_numpy(float)).all():
+            raise PredictionsError(f"{where}: {column}: expected finite numbers, got an infinite or missing one")
+    for column in ("label", "prediction"):
+        unknown = sorted(set(table[column]) - set(classes))
+        if unknown:
+            raise PredictionsError(f"{where}: {column}: expected one of {', '.join(classes)}, got {unknown[0]!r}")
+    total = probabilities(table).sum(axis=1)
+    if (np.abs(total - 1) > 1e-3).any() or (probabilities(table) < 0).any():
+        raise PredictionsError(f"{where}: p_<class>: expected probabilities that add up to 1, got a sum of {total.min():g}")
+    clean = table["attack"] == CLEAN
+    if (table.loc[clean, "eps"] != 0).any() or (table.loc[~clean, "eps"] <= 0).any():
+        raise PredictionsError(f"{where}: eps: expected 0 for attack {CLEAN} and more than 0 for the others, got otherwise")
+    double = table.duplicated(["path", "attack", "eps"])
+    if double.any():
+        raise PredictionsError(
+            f"{where}: expected one row per path, attack and eps, got two of {table.loc[double, 'path'].iloc[0]}"
+        )
+    counts = table.groupby(["attack", "eps"])["path"].size()
+    images = table["path"].nunique()
+    for (attack, eps), count in counts.items():
+        if count != images:
+            raise PredictionsError(f"{where}: {attack} at eps {eps:g}: expected all {images} images, got {count}")
+    if not clean.any():
+        raise PredictionsError(f"{where}: attack: expected the rows of attack {CLEAN}, got none")
+    if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):
+        raise PredictionsError(f"{where}: expected one label and one group per path, got several")
+    return table
+
+
+def write_predictions(table: pd.DataFrame, folder: Path | str) -> Path:
+    """Check and write ``<folder>/predictions.csv``; numbers to 6 significant digits."""
+    return _write(check(table), Path(folder) / "predictions.csv")
+
+
+def read_predictions(folder: Path | str) -> pd.DataFrame:
+    """The checked table in ``<folder>/predictions.csv``. Text columns stay text: a class may be called ``1`` or ``NA``."""
+    file = Path(folder) / "predictions.csv"
+    return check(_read(file, TEXT), str(file))
+
+
+def write_examples(table: pd.DataFrame, folder: Path | str) -> Path:
+    """Write ``<folder>/examples.csv``; the PNG files that it names lie beside it."""
+    return _write(_check_examples(table, "examples"), Path(folder) / "examples.csv")
+
+
+def read_examples(folder: Path | str) -> pd.DataFrame:
+    """The table in ``<folder>/examples.csv``; may have no rows (no image was flipped)."""
+    file = Path(folder) / "examples.csv"
+    text = [c for c in EXAMPLE_COLUMNS if c != "eps" and not c.endswith("confidence")]
+    return _check_examples(_read(file, text), str(file))
+
+
+def _check_examples(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    if list(table.columns) != list(EXAMPLE_COLUMNS):
+        raise PredictionsError(f"{where}: expected the columns {', '.join(EXAMPLE_COLUMNS)}, got {', '.join(table.columns)}")
+    return table
+
+
+def _write(table: pd.DataFrame, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+    return file
+
+
+def _read(file: Path, text: Sequence[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file, dtype=dict.fromkeys(text, str), keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise PredictionsError(f"{file}: expected a table written by attack_eval, got no file") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+        raise PredictionsError(f"{file}: expected a table written by attack_eval, got an error: {error}") from None
