@@ -5,8 +5,9 @@ then receives only the sections that it names, the same ones that dvc.yaml decla
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,12 @@ from typing import Any
 
 import yaml
 
+from stages.core.errors import InputError
 
-class ParamsError(ValueError):
+PIXELS = "(pixel units: write 8/255, not 8)"
+
+
+class ParamsError(InputError):
     """A key of params.yaml is unknown, missing, of the wrong type or out of range; the message names it."""
 
 
@@ -103,7 +108,7 @@ def reals(low: float, high: float, unit: str = "") -> Any:
         if not isinstance(value, list) or not value:
             raise ValueError(wanted)
         numbers = tuple(_number(item) for item in value)
-        if any(not low < n <= high for n in numbers) or any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+        if any(not low < n <= high for n in numbers) or any(a >= b for a, b in itertools.pairwise(numbers)):
             raise ValueError(wanted)
         return numbers
 
@@ -140,6 +145,7 @@ class Model:
 
     arch: str = text()
     weights: str = text()
+    weights_sha256: str = text()
 
 
 @dataclass(frozen=True)
@@ -147,8 +153,8 @@ class Attack:
     """``attack``: the threat model, shared by attack, adversarial training and evaluation."""
 
     norm: str = choice("linf")
-    eps: float = real(0, 0.5, above=True, unit="(pixel units: write 8/255, not 8)")
-    eps_grid: tuple[float, ...] = reals(0, 0.5, "(pixel units: write 8/255, not 8)")
+    eps: float = real(0, 0.5, above=True, unit=PIXELS)
+    eps_grid: tuple[float, ...] = reals(0, 0.5, PIXELS)
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,8 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class TrainClean:
-    """``train_clean``: one optimisation, without an attacker."""
+class Training:
+    """What ``train_clean`` and ``train_adv`` share: one optimisation, judged every epoch on validation photographs."""
 
     epochs: int = integer(1)
     batch_size: int = integer(2)
@@ -180,12 +186,21 @@ class TrainClean:
     clip_norm: float = real(0)
     ema: float = real(0, 0.9999)
     patience: int = integer(0)
+    val_images: int = integer(1)
+    val_steps: int = integer(1)
     augment: Augment = section(Augment)
 
 
 @dataclass(frozen=True)
-class TrainAdv(TrainClean):
-    """``train_adv``: the same optimisation against an attacker."""
+class TrainClean(Training):
+    """``train_clean``: the optimisation without an attacker."""
+
+    val_eps: float = real(0, 0.5, above=True, unit=PIXELS)
+
+
+@dataclass(frozen=True)
+class TrainAdv(Training):
+    """``train_adv``: the optimisation against an attacker of budget ``attack.eps``."""
 
     method: str = choice("fgsm", "fgsm_rs", "nfgsm", "pgd")
     alpha_rel: float = real(0, 10, above=True)
@@ -286,22 +301,27 @@ def load_all(file: Path | str = "params.yaml") -> Params:
     return params
 
 
-def load_params(*sections: str, file: Path | str = "params.yaml") -> Any:
-    """Check the whole file, return only the named sections: what a stage doesn't declare to DVC it can't read."""
-    params = load_all(file)
-    return SimpleNamespace(**{name: getattr(params, name) for name in sections})
+def load_params(*names: str, file: Path | str = "params.yaml") -> Any:
+    """Check the whole file, return only what is named: what a stage doesn't declare to DVC it can't read.
+
+    names: sections ("data") or single keys ("attack.eps"), the same ones that dvc.yaml lists for the stage.
+    """
+    params, wanted = load_all(file), SimpleNamespace()
+    for name in names:
+        head, _, key = name.partition(".")
+        value = getattr(params, head)
+        if key:
+            value = SimpleNamespace(**vars(getattr(wanted, head, SimpleNamespace())), **{key: getattr(value, key)})
+        setattr(wanted, head, value)
+    return wanted
 
 
 def flatten(params: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys -> values, as ``dvc params diff`` names them; for logging."""
     flat: dict[str, Any] = {}
-    for name, value in (
-        vars(params)
-        if isinstance(params, SimpleNamespace)
-        else {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
-    ).items():
-        if dataclasses.is_dataclass(value):
+    for name, value in vars(params).items():
+        if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -1,0 +1,119 @@
+"""The attacks that the models are measured under, and the verifier that doesn't trust them.
+
+An attack is ``attack(model, x, y, eps, noise) -> x_adv``, x and x_adv (B, 3, H, W) in [0, 1], eps in pixel units, the model
+returning logits. ``noise(distribution, draw)`` gives (B, 3, H, W) random numbers that belong to the images, not to the batch:
+so neither batch size nor order changes a result. An image that the model gets wrong without an attack is left as it is.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.core import perturbations
+from stages.core.params import AttackEval
+from stages.core.perturbations import attack_mode, lead
+
+Noise = Callable[[str, int], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, float, Noise], Tensor]
+
+# Crafting may run in bfloat16, scoring runs in float32: an image counts as broken while crafting only with this lead (logits).
+STOP_LEAD = 0.1
+
+
+class BudgetError(ValueError):
+    """An attack returned something that isn't an image within its budget."""
+
+
+def image_noise(seed: int, rows: np.ndarray, shape: torch.Size, like: Tensor) -> Noise:
+    """The noise of the images with these row numbers: ``uniform`` in [-1, 1] or standard ``gaussian``."""
+
+    def noise(distribution: str, draw: int) -> Tensor:
+        out = torch.empty(len(rows), *shape)
+        for image, row in zip(out, rows, strict=True):
+            state = np.random.SeedSequence([seed, int(row), draw]).generate_state(1, np.uint64)[0]
+            source = torch.Generator().manual_seed(int(state >> 1))
+            if distribution == "uniform":
+                image.uniform_(-1, 1, generator=source)
+            else:
+                image.normal_(generator=source)
+        return out.to(like)
+
+    return noise
+
+
+def worst_of(model: nn.Module, x: Tensor, y: Tensor, tries: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Of x itself and every try, the image at which a wrong class leads by most; a try sees only what isn't broken yet.
+
+    tries: functions of the positions (M,) still to break, returning candidates (M, 3, H, W).
+    """
+    with attack_mode(model), torch.no_grad():
+        best, best_lead = x.clone(), lead(model(x), y)
+    for attempt in tries:
+        todo = (best_lead < STOP_LEAD).nonzero().squeeze(1)
+        if not len(todo):
+            break
+        candidate = attempt(todo)
+        with attack_mode(model), torch.no_grad():
+            ahead = lead(model(candidate), y[todo])
+        better = ahead > best_lead[todo]
+        best[todo[better]], best_lead[todo[better]] = candidate[better], ahead[better]
+    return best
+
+
+def uniform_noise(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int) -> Tensor:
+    """The worst of several draws of uniform noise in [-eps, eps]: a baseline, never evidence of robustness."""
+    tries = (lambda t, d=d: (x[t] + eps * noise("uniform", d)[t]).clamp(0, 1) for d in range(draws))
+    return worst_of(model, x, y, tries)
+
+
+def gaussian_noise(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int) -> Tensor:
+    """The worst of several draws of Gaussian noise of standard deviation eps / 2, cut off at ± eps: a baseline."""
+    tries = (lambda t, d=d: (x[t] + eps * (noise("gaussian", d)[t] / 2).clamp(-1, 1)).clamp(0, 1) for d in range(draws))
+    return worst_of(model, x, y, tries)
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+    """One step of size eps (arXiv:1412.6572)."""
+    return worst_of(model, x, y, [lambda t: perturbations.fgsm(model, x[t], y[t], eps)])
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, steps: int, restarts: int) -> Tensor:
+    """PGD, random starts, step 2.5 eps / steps (arXiv:1706.06083); restarts=0 is BIM: one run, from x itself (1607.02533)."""
+
+    def run(todo: Tensor, start: Tensor | None) -> Tensor:
+        return perturbations.pgd(model, x[todo], y[todo], eps, start, alpha=2.5 * eps / steps, steps=steps, stop_lead=STOP_LEAD)
+
+    if not restarts:
+        return worst_of(model, x, y, [lambda t: run(t, None)])
+    return worst_of(model, x, y, (lambda t, d=d: run(t, noise("uniform", d)[t]) for d in range(restarts)))
+
+
+def attacks_at_budget(p: AttackEval) -> dict[str, tuple[Attack, int]]:
+    """The attacks run at ``attack.eps``, with their steps, by name, from cheap to dear."""
+    return {
+        "uniform_noise": (partial(uniform_noise, draws=p.noise_draws), 0),
+        "gaussian_noise": (partial(gaussian_noise, draws=p.noise_draws), 0),
+        "fgsm": (fgsm, 1),
+        "bim": (partial(pgd, steps=p.bim_steps, restarts=0), p.bim_steps),
+        "pgd": (partial(pgd, steps=p.pgd_steps, restarts=p.pgd_restarts), p.pgd_steps),
+    }
+
+
+def curve_attack(p: AttackEval) -> tuple[Attack, int]:
+    """PGD for the other budgets of the curve, with its steps."""
+    return partial(pgd, steps=p.curve_steps, restarts=1), p.curve_steps
+
+
+def verify(x: Tensor, x_adv: Tensor, eps: float, name: str = "attack") -> None:
+    """Raise BudgetError unless x_adv has x's shape, is finite, lies in [0, 1] and within eps of x (linf, plus 1e-6)."""
+    if x_adv.shape != x.shape or x_adv.dtype != torch.float32:
+        raise BudgetError(f"{name}: expected float32 {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
+    if not torch.isfinite(x_adv).all():
+        raise BudgetError(f"{name}: expected finite pixels, got {int((~torch.isfinite(x_adv)).sum())} that are not")
+    if x_adv.min() < 0 or x_adv.max() > 1:
+        raise BudgetError(f"{name}: expected pixels in [0, 1], got [{x_adv.min():g}, {x_adv.max():g}]")
+    if (moved := (x_adv - x).abs().max().item()) > eps + 1e-6:
+        raise BudgetError(f"{name}: expected pixels moved by at most eps = {eps:g}, got {moved:g}")

@@ -1,0 +1,38 @@
+"""Pictures of the store as tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.store import Store, StoreError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the store: all images (N, H, W, 3) uint8, all labels (N,), and the rows (M,) that belong to the split."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, store: Store, name: str) -> "Split":
+        """Raises StoreError when the split is empty."""
+        rows = store.indices(name)
+        if not len(rows):
+            raise StoreError(
+                f"expected photographs in the split {name!r}, got none: raise data.{name}_fraction or add photographs"
+            )
+        return cls(store.images, store.labels, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """x (B, 3, H, W) float32 in [0, 1], channels last in memory, and y (B,), of the split's pictures at these positions."""
+        rows = self.rows[positions]
+        pixels = torch.from_numpy(self.images[rows]).to(device)  # (B, H, W, 3)
+        x = pixels.permute(0, 3, 1, 2).float().div_(255)  # (B, 3, H, W); the permuted view is channels last
+        return x, torch.from_numpy(self.labels[rows]).to(device)

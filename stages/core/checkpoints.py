@@ -1,0 +1,92 @@
+"""Training states that survive a kill: kept outside DVC's outs, which are deleted before a stage runs."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from lightning_fabric import Fabric
+
+from stages.core.errors import InputError
+
+
+def work_key(params: object, inputs: list[Path]) -> str:
+    """A name for one piece of work: the same params, inputs and code give the same name, anything else another."""
+    digest = hashlib.sha256(repr(params).encode())
+    for file in [*inputs, *sorted(Path(__file__).parents[1].rglob("*.py"))]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def die_with_parent() -> None:
+    """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no trainer behind."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+class BusyError(InputError):
+    """Another process trains the same thing."""
+
+
+class Checkpoint:
+    """The last state of one piece of work: ``<root>/.ckpt/<stage>/<key>/last.pt``."""
+
+    def __init__(self, stage: str, key: str) -> None:
+        # DVC_ROOT is the main repository also in queued experiments, whose own folder is deleted afterwards.
+        self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / key
+        self.file = self.folder / "last.pt"
+
+    @contextmanager
+    def held(self, fabric: Fabric) -> Iterator["Checkpoint"]:
+        """Keep every other trainer off the same work; delete the states when the work is done.
+
+        Raises BusyError when another trainer holds it already.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.with_suffix(".lock"))
+        if fabric.is_global_zero:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise BusyError(
+                    f"{self.folder}: expected to be the only trainer of this work, got another that is running"
+                ) from None
+        try:
+            yield self
+            fabric.barrier()
+            if fabric.is_global_zero:
+                shutil.rmtree(self.folder)
+        finally:
+            lock.release()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the last state in one step; whatever goes wrong before that, the earlier one stays.
+
+        Raises OSError (disk full, no permission) naming the file.
+        """
+        temporary = self.file.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(state, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.file)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"{self.file}: expected to save the training state, got: {error}; the state before it is kept"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state, or None when there is none."""
+        return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.exists() else None

@@ -1,0 +1,48 @@
+"""Where and how precisely the networks run: one Lightning Fabric object carries device, precision and processes."""
+
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from stages.core.errors import InputError
+from stages.core.params import Runtime
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether bfloat16 arithmetic is done by the hardware; where it is emulated it is slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def make_fabric(runtime: Runtime) -> Fabric:
+    """A launched Fabric for ``runtime``; the same seed then gives the same bytes on the same machine.
+
+    Raises InputError when the device that was asked for is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = next(d for d in ("cuda", "mps", "cpu") if present[d]) if runtime.device == "auto" else runtime.device
+    if not present[device]:
+        raise InputError(
+            f"runtime.device: expected a device of this machine ({', '.join(d for d in present if present[d])}), got {device}"
+        )
+    bf16 = has_native_bf16(device) if runtime.precision == "auto" else runtime.precision == "bf16"
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it set early
+    torch.use_deterministic_algorithms(True, warn_only=True)  # an architecture without one is told so, not refused
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 scores are fp32 scores
+
+    fabric = Fabric(
+        accelerator=device,
+        devices=runtime.devices,
+        strategy="ddp" if runtime.devices > 1 else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+        plugins=[LightningEnvironment()],  # a cluster's job variables don't change how many processes runtime.devices means
+    )
+    fabric.launch()
+    return fabric

@@ -1,0 +1,136 @@
+"""Gradient perturbations inside an linf ball: the steps that training and attacks share.
+
+One contract: ``f(model, x, y, eps, ...) -> x_adv`` with x, x_adv (B, 3, H, W) float32 in [0, 1], y (B,) class indices, eps in
+the same pixel units, and a model that returns logits (B, K). The model is left as it was. Randomness comes in as ``noise``,
+uniform in [-1, 1] and shaped like x, never from a global generator: the same inputs give the same x_adv.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core.params import TrainAdv
+
+
+@contextmanager
+def attack_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside; every module's mode and every requires_grad as before after it.
+
+    BatchNorm in train mode would let the attack move its running statistics and tie an image to its batch.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point that is an image and within eps of x."""
+    return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
+
+
+def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W).
+
+    The gradient is taken on the input alone, and of the sum, so that an image's gradient doesn't depend on its batch.
+    """
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(x)
+        loss = F.cross_entropy(logits, y, reduction="none")
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+    return logits.detach(), loss.detach(), gradient
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor | None = None) -> Tensor:
+    """One step of size eps along the gradient's sign (Goodfellow et al., arXiv:1412.6572); ``noise`` is not used."""
+    with attack_mode(model):
+        _, _, gradient = loss_and_gradient(model, x, y)
+    return project(x + eps * gradient.sign(), x, eps)
+
+
+def fgsm_rs(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.25) -> Tensor:
+    """FGSM from a random start, step alpha_rel * eps (Wong et al., arXiv:2001.03994)."""
+    start = project(x + eps * noise, x, eps)
+    with attack_mode(model):
+        _, _, gradient = loss_and_gradient(model, start, y)
+    return project(start + alpha_rel * eps * gradient.sign(), x, eps)
+
+
+def nfgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.0) -> Tensor:
+    """N-FGSM: noise of twice the budget, one step, and no clipping to the ball (de Jorge et al., arXiv:2202.01181).
+
+    Leaving the ball (by up to 2 eps + alpha) is what prevents catastrophic overfitting: for training only, not an attack.
+    """
+    start = (x + 2 * eps * noise).clamp(0, 1)
+    with attack_mode(model):
+        _, _, gradient = loss_and_gradient(model, start, y)
+    return (start + alpha_rel * eps * gradient.sign()).clamp(0, 1)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: Tensor | None = None,
+    *,
+    alpha: float,
+    steps: int,
+    stop_lead: float | None = None,
+) -> Tensor:
+    """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise from x: BIM (1607.02533).
+
+    Returns for every image the visited point, the last one included, at which a wrong class leads by most: so an iterate that
+    fooled the model is never lost. With ``stop_lead`` an image leaves the batch once a wrong class leads by that many logits.
+    """
+    best, best_lead = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+    todo = torch.arange(len(x), device=x.device)
+    point = x if noise is None else project(x + eps * noise, x, eps)
+    with attack_mode(model):
+        for step in range(steps + 1):
+            if step < steps:
+                logits, _, gradient = loss_and_gradient(model, point, y[todo])
+            else:
+                with torch.no_grad():
+                    logits = model(point)
+            ahead = lead(logits, y[todo])
+            better = ahead > best_lead[todo]
+            best[todo[better]], best_lead[todo[better]] = point[better], ahead[better]
+            if step == steps:
+                break
+            if stop_lead is not None:
+                going = ahead < stop_lead
+                todo, point, gradient = todo[going], point[going], gradient[going]
+                if not len(todo):
+                    break
+            point = project(point + alpha * gradient.sign(), x[todo], eps)
+    return best
+
+
+def for_training(p: TrainAdv) -> Callable[[nn.Module, Tensor, Tensor, float, Tensor], Tensor]:
+    """The perturbation of ``train_adv.method``, as ``perturb(model, x, y, eps, noise)``."""
+    if p.method == "pgd":
+        return lambda model, x, y, eps, noise: pgd(model, x, y, eps, noise, alpha=p.alpha_rel * eps, steps=p.steps)
+    if p.method == "fgsm":
+        return fgsm
+    return partial({"fgsm_rs": fgsm_rs, "nfgsm": nfgsm}[p.method], alpha_rel=p.alpha_rel)
+
+
+def lead(logits: Tensor, y: Tensor) -> Tensor:
+    """How many logits the strongest wrong class is ahead of class y: (B, K), (B,) -> (B,); positive means fooled."""
+    own = logits.gather(1, y[:, None])  # (B, 1)
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)  # (B,)
+    return wrong - own.squeeze(1)
