@@ -1,0 +1,242 @@
+"""Pictures of the numbers, as PNG bytes; the only file that draws.
+
+Fixed size, fixed resolution, no metadata: the same numbers give the same bytes. Colours are from Okabe and Ito (2008), told
+apart with every common colour blindness; line styles and markers repeat the distinction. Small enough to be kept in git.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+MODEL_NAMES = {"clean": "clean training", "adv": "adversarial training"}
+COLOURS = {"clean": "#0072B2", "adv": "#D55E00"}
+LINES = {"clean": "-", "adv": "--"}
+MARKERS = "os^DvPX*<>"
+GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
+LIMIT = 100_000  # bytes of a PNG
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure at the largest resolution, in true colour if possible, that keeps it below LIMIT; else the smallest."""
+    for dpi in (160, 120, 90, 70):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
+        true_colour = Image.open(drawn).convert("RGB")
+        palette = true_colour.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        for image in (true_colour, palette):
+            small = io.BytesIO()
+            image.save(small, format="png", optimize=True)
+            if small.tell() < LIMIT:
+                return small.getvalue()
+    return small.getvalue()
+
+
+def describe_eps(eps: float) -> str:
+    """0.0313725 -> ``8/255``; other budgets in pixel units, ``0.01``."""
+    levels = Fraction(eps * 255).limit_denominator(8)
+    if abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
+        return f"{eps:.4g}"
+    return f"{float(levels):g}/255"
+
+
+def _figure(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(*shape, squeeze=False, **options)
+
+
+@mpl.rc_context(STYLE)
+def classes(pictures: Mapping[str, np.ndarray]) -> bytes:
+    """One row of example photographs per class. pictures: class -> uint8 (k, H, W, 3); a class may have fewer, or none."""
+    columns = max(1, *(len(some) for some in pictures.values()))
+    figure, axes = _figure(1.25 * columns + 0.6, 1.3 * len(pictures), len(pictures), columns)
+    for row, (name, some) in zip(axes, pictures.items(), strict=True):
+        for axis, picture in zip(row, [*some, *[None] * (columns - len(some))], strict=True):
+            _show(axis, picture)
+        row[0].set_ylabel(_short(name), fontweight="bold")
+    return _png(figure)
+
+
+def _show(axis: Axes, picture: np.ndarray | None) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    if picture is not None:
+        axis.imshow(picture, interpolation="nearest" if len(picture) < 128 else "antialiased")
+
+
+def _short(text: str, length: int = 18) -> str:
+    # A dollar sign would start a formula.
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+
+
+@mpl.rc_context(STYLE)
+def counts(table: pd.DataFrame) -> bytes:
+    """Photographs per class and split. table: one row per class, one column per split."""
+    figure, axes = _figure(5.6, 0.9 + 0.55 * len(table), 1, 1)
+    axis, left = axes[0, 0], np.zeros(len(table))
+    for split, colour, text in zip(table.columns, (COLOURS["clean"], SKY, COLOURS["adv"]), "wkk", strict=False):
+        bars = axis.barh([_short(name) for name in table.index], table[split], left=left, color=colour, label=split)
+        labels = [f"{n}" if n > 0.05 * table.sum(axis=1).max() else "" for n in table[split]]
+        axis.bar_label(bars, labels, label_type="center", color=text, fontsize=8)
+        left += table[split].to_numpy()
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("photographs")
+    figure.legend(loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def training(curves: Mapping[str, pd.DataFrame]) -> bytes:
+    """Accuracy above, loss below: clean training, the same model attacked, adversarial training. curves: model -> CSV rows."""
+    panels = [
+        ("clean", "Clean training", [("train", "train", SKY, ":"), ("val", "validation", COLOURS["clean"], "-")]),
+        ("clean", "Clean training, attacked", [("val", "as it is", COLOURS["clean"], "-"), ("robust", "attacked", GREY, "--")]),
+        ("adv", "Adversarial training", [("val", "as it is", COLOURS["adv"], "-"), ("robust", "attacked", GREY, "--")]),
+    ]
+    columns = {
+        "train": ("train_accuracy", "train_loss"),
+        "val": ("val_clean_accuracy", "val_loss"),
+        "robust": ("val_robust_accuracy", "val_robust_loss"),
+    }
+    panels = [panel for panel in panels if panel[0] in curves]
+    figure, axes = _figure(3.1 * len(panels), 4.6, 2, len(panels), sharex="col")
+    for (above, below), (model, title, lines) in zip(axes.T, panels, strict=True):
+        curve = curves[model]
+        for kind, label, colour, style in lines:
+            for axis, column in zip((above, below), columns[kind], strict=True):
+                seen = curve[["epoch", column]].dropna() if column in curve else curve[["epoch"]].assign(none=0).iloc[:0]
+                axis.plot(seen["epoch"], seen.iloc[:, 1], style, color=colour, label=label, marker="o" * (len(seen) == 1))
+        for axis in (above, below):
+            for epoch in curve.loc[curve["chosen"] == 1, "epoch"]:
+                axis.axvline(epoch, color=GREEN, linewidth=1, label="chosen epoch")
+        above.set(title=title, ylim=(0, 1))
+        below.set(xlabel="epoch", ylim=(0, None))
+        below.xaxis.get_major_locator().set_params(integer=True)
+        above.legend(loc="best")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("loss")
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def robustness(table: pd.DataFrame, majority_rate: float, eps: float) -> bytes:
+    """Worst-case accuracy over the budget, with its interval; the single attacks at the headline budget as marks.
+
+    table: rows of plots/robustness.csv.
+    """
+    figure, axes = _figure(6.4, 4.4, 1, 1)
+    axis, attacks = axes[0, 0], [name for name in dict.fromkeys(table["attack"]) if name not in ("none", "worst")]
+    for model, rows in table.groupby("model", sort=False):
+        worst, colour = rows[rows["attack"] == "worst"], COLOURS[model]
+        axis.fill_between(worst["eps"] * 255, worst["low"], worst["high"], color=colour, alpha=0.18, linewidth=0)
+        label = f"{MODEL_NAMES[model]}: worst case"
+        axis.plot(worst["eps"] * 255, worst["accuracy"], LINES[model], marker="o", color=colour, label=label)
+        here = rows[np.isclose(rows["eps"], eps, rtol=1e-4)].set_index("attack")["accuracy"]
+        for attack, marker in zip(attacks, MARKERS * len(attacks), strict=False):
+            if attack in here:
+                axis.plot(eps * 255, here[attack], marker, color=colour, markerfacecolor="none", markersize=6, clip_on=False)
+    for attack, marker in zip(attacks, MARKERS * len(attacks), strict=False):
+        axis.plot([], [], marker, color=GREY, markerfacecolor="none", markersize=6, label=f"{attack} alone")
+    axis.axhline(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
+    ticks = sorted(set(table["eps"] * 255))
+    axis.set_xscale("symlog", linthresh=min(t for t in ticks if t) if max(ticks) else 1, linscale=0.6)
+    axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set(xlim=(0, max(ticks) * 1.12), ylim=(0, 1), ylabel="share of photographs still right")
+    axis.set_xlabel("largest change of a pixel, in grey levels of 255 (logarithmic)")
+    figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def reliability(table: pd.DataFrame) -> bytes:
+    """Accuracy against confidence, without attack and in the worst case. table: rows of plots/reliability.csv."""
+    cases = {"none": "as they are", "worst": "attacked"}
+    figure, axes = _figure(6.4, 3.3, 1, 2, sharey=True)
+    for axis, (attack, title) in zip(axes[0], cases.items(), strict=True):
+        axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="confidence = accuracy")
+        for model, rows in table[table["attack"] == attack].groupby("model", sort=False):
+            axis.plot(rows["confidence"], rows["accuracy"], LINES[model], color=COLOURS[model], label=MODEL_NAMES[model])
+            size = 10 + 120 * rows["count"] / table["count"].max()
+            axis.scatter(rows["confidence"], rows["accuracy"], size, color=COLOURS[model], alpha=0.7, linewidths=0)
+        axis.set(title=f"Photographs {title}", xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence of the model")
+    axes[0, 0].set_ylabel("share that is right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def examples(table: pd.DataFrame, folder: Path, at_most: int = 3) -> bytes:
+    """Original, amplified change, adversarial picture: one row per example, fewer where they would pass LIMIT.
+
+    table: rows of examples.csv; folder: where the PNG files that it names lie.
+    """
+    for count in range(min(at_most, len(table)), 0, -1):
+        drawn = _examples(table.head(count), folder)
+        if len(drawn) < LIMIT or count == 1:
+            return drawn
+    figure, axes = _figure(6.0, 1.2, 1, 1)
+    _show(axes[0, 0], None)
+    axes[0, 0].text(0.5, 0.5, "No photograph whose answer an attack changes.", ha="center", transform=axes[0, 0].transAxes)
+    return _png(figure)
+
+
+def _examples(table: pd.DataFrame, folder: Path) -> bytes:
+    figure, axes = _figure(6.4, 2.35 * len(table), len(table), 3)
+    for axis, (_, row) in zip(axes, table.iterrows(), strict=True):
+        original, adversarial = (_open(folder / row[name]) for name in ("original", "adversarial"))
+        change, factor = amplified(original, adversarial)
+        for place, picture in zip(axis, (original, change, adversarial), strict=True):
+            _show(place, picture)
+        for place, kind in ((axis[0], "original"), (axis[2], "adversarial")):
+            answer, good = row[f"{kind}_prediction"], row[f"{kind}_prediction"] == row["label"]
+            title = f"“{_short(answer)}”, {row[f'{kind}_confidence']:.0%} sure\n{'right' if good else 'wrong'}"
+            place.set_title(title, color=COLOURS["clean" if good else "adv"])
+        budget = f"{row['attack']}, at most ±{describe_eps(row['eps'])}"
+        axis[1].set_title(f"+ change \N{MULTIPLICATION SIGN} {factor}\n{budget}", weight="normal", color=GREY)
+        axis[0].set_ylabel(f"label: {_short(row['label'])}")
+    return _png(figure)
+
+
+def _open(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def amplified(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, int]:
+    """uint8 (H, W, 3) change between two such pictures on mid grey, and the whole factor that makes it fill the range."""
+    change = adversarial.astype(int) - original.astype(int)
+    factor = max(1, 127 // max(1, int(np.abs(change).max())))
+    return np.clip(128 + factor * change, 0, 255).astype(np.uint8), factor
+
+
+def table_of_counts(manifest: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
+    """Photographs per class (rows) and split (columns)."""
+    return pd.crosstab(manifest["label"], manifest["split"]).reindex(index=list(names), columns=list(splits), fill_value=0)
