@@ -1,0 +1,437 @@
+"""MLflow: one run for every stage that was executed, below one parent run for the configuration of the pipeline.
+
+What is logged is read from the files that dvc.yaml lists for the stage: nothing is named twice, and what could not be logged
+(no server, no space) is logged later from the same files by ``python -m stages.core.tracking``.
+
+A rerun that wrote the same bytes changes nothing in MLflow, a stage that was killed goes on in the run that it had begun, and
+results that contradict a run (other code, another machine) get a run of their own; the old one is marked ``superseded``.
+
+The database and the artifacts lie in the main repository (DVC_ROOT), also when DVC runs an experiment in a temporary copy;
+the environment variable MLFLOW_TRACKING_URI leads elsewhere.
+"""
+
+import atexit
+import contextlib
+import csv
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from stages.core.params import flatten, load_all
+
+EXPERIMENT = "colposcopy-robustness"
+LAST_STAGE = "evaluate"  # cached stages log nothing, so the last one gives the parent run the metrics of all
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
+CODE = ("stages", "dvc.yaml", "requirements.txt")  # what "uncommitted" is about: params have a place, results always differ
+
+Scores = dict[tuple[str, int], float]  # (metric, step) -> value; the step is the epoch, or 0
+_started = time.time()
+_failed = False  # told once
+
+
+# --- What the stages call
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def guarded(stage: str, *args: Any) -> None:
+        global _failed
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return  # one of several training processes speaks for all
+        try:
+            function(stage, *args)
+        except Exception as error:  # whatever fails between here and the server, hours of training are worth more
+            if not _failed:
+                text = "MLflow: %s is not logged (%s: %.300s); its files are: `python -m stages.core.tracking` logs them later"
+                logging.getLogger(__name__).warning(text, stage, type(error).__name__, str(error).partition("\n")[0])
+            _failed = True
+
+    return guarded
+
+
+@_guarded
+def log_epoch(stage: str, row: Mapping[str, Any]) -> None:
+    """Log one epoch of a training under way: numbers by name, among them ``epoch``. Never raises."""
+    if not _failed and load_all().runtime.tracking:
+        session, scores = _session(), _epoch_scores([row])
+        session.add(session.run_for(stage, scores), scores)
+
+
+@_guarded
+def log_stage(stage: str, params: Any) -> None:
+    """Log what a stage has written, as its last act. Never raises.
+
+    ``stage`` is its name in DVC, ``attack_eval@clean`` for an item of a matrix; ``params`` what ``load_params`` gave it.
+    """
+    if load_all().runtime.tracking:
+        _session().log_stage(stage, flatten(params), _environment())
+
+
+def main() -> int:
+    """Log every stage whose results are up to date and not in MLflow yet; 1 if some are not up to date."""
+    asked = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise SystemExit(f"expected an answer of `dvc status`, got an error: {asked.stderr.strip()}")
+    stale, session, params = json.loads(asked.stdout), _session(), flatten(load_all())
+    for stage in stage_names():
+        if stage in stale:
+            print(f"{stage}: not logged: for `dvc status` its files don't belong to the present code and params")
+        elif session.find(stage=stage, content=_content(_written(stage))):
+            print(f"{stage}: logged already")
+        else:
+            sections = tuple(f"{key}." for key in _entries(stage, "params"))
+            # Where and with what it ran isn't in the files, so no environment.
+            session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
+            print(f"{stage}: logged")
+    return bool(stale)
+
+
+# --- What a stage has written
+
+
+def _dvc_yaml() -> dict[str, Any]:
+    return yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def _entries(stage: str, *sections: str) -> list[str]:
+    """Keys or paths in these sections of a stage of dvc.yaml, there written as ``path`` or ``path: {options}``."""
+    stages, (name, _, item) = _dvc_yaml(), stage.partition("@")
+    if name not in stages:
+        raise ValueError(f"dvc.yaml: expected one of the stages {', '.join(stages)}, got {stage!r}")
+    listed = [key for section in sections for e in stages[name].get(section, ()) for key in (e if isinstance(e, dict) else [e])]
+    return [re.sub(r"\$\{item(\.\w+)?\}", item, key) for key in listed]
+
+
+def stage_names() -> list[str]:
+    """Every stage of dvc.yaml, ``name@item`` for each item of a matrix (of one key); producers before consumers."""
+    names = []
+    for name, spec in _dvc_yaml().items():
+        names += [f"{name}@{i}" for items in spec["matrix"].values() for i in items] if "matrix" in spec else [name]
+    needs = {n: [m for m in names if set(_entries(m, "outs")) & set(_entries(n, "deps"))] for n in names}
+    return list(TopologicalSorter(needs).static_order())
+
+
+def _md5(path: Path) -> str:
+    """The digest by which dvc.lock knows a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _written(stage: str) -> dict[Path, str]:
+    """Files that a stage has written, with digests; of a folder its tables and example pictures, which stand for the rest."""
+    paths = [Path(path) for path in _entries(stage, "outs", "metrics", "plots")]
+    files = [f for p in paths for f in ([*p.glob("*.csv"), *p.glob("examples/*.png")] if p.is_dir() else [p])]
+    return {file: _md5(file) for file in sorted(files) if file.is_file()}
+
+
+def _content(files: Mapping[Path, str]) -> str:
+    """One digest for all that a stage has written."""
+    return hashlib.sha256("".join(f"{path.as_posix()} {md5}\n" for path, md5 in files.items()).encode()).hexdigest()[:16]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _epoch_scores(rows: Sequence[Mapping[str, Any]]) -> Scores:
+    """The numbers in a training's rows; an empty cell is none."""
+    cells = [(key, row) for row in rows for key in row if key not in ("epoch", "chosen") and row[key] not in ("", None)]
+    return {(key, int(row["epoch"])): float(row[key]) for key, row in cells}
+
+
+def _json_scores(value: Any, name: str) -> Scores:
+    """``{"a": {"b": 1}}`` in metrics/x.json -> ``x/a.b``: DVC's name for it, and a section of its own in MLflow's charts."""
+    if isinstance(value, dict):
+        join = "." if "/" in name else "/"
+        return {key: number for part in value for key, number in _json_scores(value[part], f"{name}{join}{part}").items()}
+    return {(name, 0): float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def _table_scores(rows: list[dict[str, str]]) -> Scores:
+    """Of a training's curves every epoch, and the chosen one once more; of a table of predictions the accuracies."""
+    if rows and "epoch" in rows[0]:
+        chosen = [row for row in rows if row.get("chosen", "").lower() in ("1", "true")]
+        once = {(f"chosen/{key}", 0): float(row[key]) for row in chosen for key in row if key != "chosen" and row[key] != ""}
+        return _epoch_scores(rows) | once
+    hits: dict[str, list[bool]] = defaultdict(list)
+    if rows and {"attack", "eps", "label", "prediction"} <= rows[0].keys():
+        for row in rows:
+            name = f"robust_accuracy/{row['attack']}.eps_{float(row['eps']) * 255:.4g}_255"
+            hits[name if float(row["eps"]) else "clean_accuracy"].append(row["prediction"] == row["label"])
+    return {(name, 0): sum(hit) / len(hit) for name, hit in hits.items()}
+
+
+def _scores(path: Path) -> Scores:
+    """The scores in a file; none in one that isn't a table or JSON."""
+    if path.suffix == ".json":
+        return _json_scores(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    return _table_scores(_rows(path)) if path.suffix == ".csv" else {}
+
+
+# --- MLflow
+
+
+@dataclass
+class _Run:
+    id: str
+    tags: dict[str, str] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)  # what MLflow has
+
+
+@dataclass
+class _Session:
+    """A connection to MLflow and the parent run of the configuration in params.yaml."""
+
+    client: Any
+    experiment: str
+    parent: str
+    runs: dict[str, _Run] = field(default_factory=dict)  # by stage
+
+    def find(self, **tags: str) -> list[Any]:
+        """Runs with these tags that no later result has superseded."""
+        found = self.client.search_runs([self.experiment], " and ".join(f"tags.{k} = '{v}'" for k, v in tags.items()))
+        return [run for run in found if "superseded" not in run.data.tags]
+
+    def begin(self, stage: str) -> _Run:
+        """A new run for a stage."""
+        tags = {"mlflow.parentRunId": self.parent, "parent": self.parent, "stage": stage} | _source(
+            f"stages/{stage.partition('@')[0]}.py"
+        )
+        run = self.runs[stage] = _Run(self.client.create_run(self.experiment, _ms(_started), tags, stage).info.run_id)
+        atexit.register(_guarded(self.abandon), stage)
+        return run
+
+    def run_for(self, stage: str, scores: Scores, complete: bool = False) -> _Run:
+        """The run that ``scores`` belong in: the stage's under this parent, unless it contradicts them; then a new one.
+
+        ``complete``: there are no other scores, so that a run with more of them contradicts.
+        """
+        if stage not in self.runs and (found := self.find(parent=self.parent, stage=stage)):
+            run = self.runs[stage] = _Run(found[0].info.run_id, found[0].data.tags)
+            history = [m for key in found[0].data.metrics for m in self.client.get_metric_history(run.id, key)]
+            run.scores = {(m.key, m.step): m.value for m in history}
+            if "content" not in run.tags:  # it was killed
+                self.client.update_run(run.id, status="RUNNING")
+                atexit.register(_guarded(self.abandon), stage)
+        run = self.runs.get(stage) or self.begin(stage)
+        more = complete and run.scores.keys() - scores.keys()
+        if more or not all(_same(run.scores.get(key, value), value) for key, value in scores.items()):
+            return self.supersede(stage)
+        return run
+
+    def supersede(self, stage: str) -> _Run:
+        """Leave a stage's run to history, and begin a new one."""
+        self.abandon(stage)
+        self.client.set_tag(self.runs[stage].id, "superseded", "true")
+        self.client.update_run(self.runs[stage].id, name=f"{stage} (superseded)")
+        return self.begin(stage)
+
+    def abandon(self, stage: str) -> None:
+        """Mark a stage's run as killed, if it ended before its results were logged."""
+        if "content" not in self.runs[stage].tags:
+            self.client.set_terminated(self.runs[stage].id, "KILLED")
+
+    def log(self, run: str, **values: list[Any]) -> None:
+        """Log any number of ``metrics`` or ``params``; a call takes 100."""
+        for kind, items in values.items():
+            for start in range(0, len(items), 100):
+                self.client.log_batch(run, **{kind: items[start : start + 100]})
+
+    def add(self, run: _Run, scores: Scores, model: str | None = None) -> None:
+        """Log the scores that a run lacks; those of no single epoch also at the model."""
+        from mlflow.entities import Metric
+
+        new = [(key, step, value) for (key, step), value in scores.items() if (key, step) not in run.scores]
+        now = _ms(time.time())
+        self.log(run.id, metrics=[Metric(k, v, now, s, model_id=None if s else model, run_id=run.id) for k, s, v in new])
+        run.scores |= scores
+
+    def model(self, path: Path, source: str | None) -> str:
+        """Id of the model with the bytes of a file: MLflow gets digest and path, the weights stay where they are."""
+        import mlflow
+
+        tags = {"md5": _md5(path), "path": path.as_posix()}
+        known = self.client.search_logged_models([self.experiment], f"tags.md5 = '{tags['md5']}'")
+        return (known or [mlflow.create_external_model(path.stem, source, tags, experiment_id=self.experiment)])[0].model_id
+
+    def log_stage(self, stage: str, params: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """Log all that a stage has written; nothing if these very bytes are logged under this parent."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput
+
+        files = _written(stage)
+        content, scores = _content(files), {key: value for path in files for key, value in _scores(path).items()}
+        run = self.run_for(stage, scores, complete=True)
+        if run.tags.get("content") == content:
+            return
+        if "content" in run.tags:
+            run = self.supersede(stage)
+        self.log(run.id, params=_params(params))
+
+        inputs = [Path(path) for path in _entries(stage, "deps")]
+        made = [self.model(path, run.id) for path in files if path.suffix == ".safetensors"]
+        used = [self.model(path, None) for path in inputs if path.suffix == ".safetensors"]
+        if made:
+            self.client.log_outputs(run.id, [LoggedModelOutput(model, 0) for model in made])
+        self.add(run, scores, (made or used or [None])[0])
+
+        data = []
+        for file in (folder / "manifest.csv" for folder in [*inputs, *(path.parent for path in files)]):
+            if file.is_file():
+                size = json.dumps({"num_rows": len(_rows(file))})
+                data = [Dataset(file.parent.as_posix(), _md5(file), "local", file.as_posix(), profile=size)]
+        context = [InputTag("mlflow.data.context", stage)]
+        self.client.log_inputs(run.id, [DatasetInput(d, context) for d in data], [LoggedModelInput(m) for m in used])
+
+        for path in files:  # a folder's tables name patients and stay here
+            if path.suffix in (".png", ".html") or (path.suffix in (".json", ".csv") and path.parts[0] != "data"):
+                self.client.log_artifact(run.id, str(path), path.parent.name)
+        if stage == LAST_STAGE:
+            self.summarize(_code())
+        for key, value in {**_code(), **environment, "content": content}.items():
+            self.client.set_tag(run.id, key, value)
+        run.tags["content"] = content
+        self.client.set_terminated(run.id)
+        self.client.set_terminated(self.parent)
+
+    def summarize(self, code: Mapping[str, str]) -> None:
+        """Give the parent run the metrics of all stages, the report and a note."""
+        from mlflow.entities import Metric
+
+        files = {Path(path) for stage in stage_names() for path in _entries(stage, "metrics")}
+        scores = {name: value for path in sorted(files) if path.is_file() for (name, _), value in _scores(path).items()}
+        parent = self.client.get_run(self.parent).data
+        if not all(_same(parent.metrics.get(name, math.inf), value) for name, value in scores.items()):
+            # MLflow shows the value of the highest step, so counting the evaluations makes the newest win whatever the clock.
+            count, now = int(parent.tags.get("evaluations", 0)) + 1, _ms(time.time())
+            self.client.set_tag(self.parent, "evaluations", str(count))
+            self.log(self.parent, metrics=[Metric(name, value, now, count) for name, value in scores.items()])
+        for path in _written(LAST_STAGE):
+            if path.suffix == ".html":
+                self.client.log_artifact(self.parent, str(path))
+        for key, value in {**code, "mlflow.note.content": _note(scores, code)}.items():
+            self.client.set_tag(self.parent, key, value)
+
+
+def _note(scores: Mapping[str, float], code: Mapping[str, str]) -> str:
+    """Markdown: the headlines of evaluate.json, and which code they come from."""
+
+    def cell(name: str) -> str:
+        value, low, high = (scores.get(f"evaluate/{name}{end}", math.nan) for end in ("", "_low", "_high"))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    headlines = ("clean_accuracy", "balanced_accuracy", "robust_accuracy_worst")
+    table = [f"| {name} | {cell(f'clean.{name}')} | {cell(f'adv.{name}')} |" for name in headlines]
+    source = f"Code: {code['mlflow.source.git.commit']}, uncommitted changes: {code['git.uncommitted']}."
+    return "\n".join(
+        ["| | clean | adv |", "|---|---|---|", *table, "", source, "The whole account: `report.html` below Artifacts."]
+    )
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _same(logged: float, value: float) -> bool:
+    """Whether a number is the one that was logged, which may have had more digits than the file."""
+    return math.isclose(logged, value, rel_tol=1e-3, abs_tol=1e-4) or (math.isnan(logged) and math.isnan(value))
+
+
+def _source(name: str) -> dict[str, str]:
+    return {"mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
+
+
+def _params(params: Mapping[str, Any]) -> list[Any]:
+    """Params as MLflow takes them, without those of the machine: they may change from one stage to the next."""
+    from mlflow.entities import Param
+
+    return [Param(key, str(value)) for key, value in params.items() if not key.startswith("runtime.")]
+
+
+def _git(*args: str) -> str:
+    """What git says, or nothing where there is no git or no repository."""
+    try:
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=20).stdout.rstrip()  # noqa: S603, S607
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _code() -> dict[str, str]:
+    """Which code this is, as tags."""
+    dirty = ", ".join(line[3:] for line in _git("status", "--porcelain", "--", *CODE).splitlines())
+    return {"mlflow.source.git.commit": _git("rev-parse", "HEAD") or "unknown", "git.uncommitted": dirty or "none"}
+
+
+def _environment() -> dict[str, str]:
+    """Versions and device of this process, as tags."""
+    tags = {"version.python": platform.python_version(), "device": f"cpu, {os.cpu_count()} cores, {platform.machine()}"}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = metadata.version(package)
+    torch = sys.modules.get("torch")  # a stage that never imported it ran on the CPU
+    if torch is not None and load_all().runtime.device != "cpu" and torch.cuda.is_available():
+        tags["device"] = torch.cuda.get_device_name()
+    return tags
+
+
+def _tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a database in the main repository; a relative SQLite path counts from there too."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{(root / path).as_posix()}"
+
+
+@functools.cache
+def _session() -> _Session:
+    """Open MLflow and find or create the parent run: once per process, 2 to 3 s; 10 s for a database that isn't there yet."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is gone costs seconds, not minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    for chatty in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
+    uri = _tracking_uri(root)
+    mlflow.set_tracking_uri(uri)
+
+    name, code = os.environ.get("DVC_EXP_NAME") or "workspace", _code()
+    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or code["mlflow.source.git.commit"]
+    params = _params(flatten(load_all()))
+    pipeline = hashlib.sha256(repr([name, baseline, [(p.key, p.value) for p in params]]).encode()).hexdigest()[:16]
+    # Stages that start at once must create neither the database nor the parent twice.
+    with FileLock(root / ".mlflow.lock", timeout=120):
+        client = mlflow.MlflowClient(uri)
+        if known := client.get_experiment_by_name(EXPERIMENT):
+            experiment = known.experiment_id
+        else:  # a server has a place of its own for artifacts; ours must not be the temporary folder of an experiment
+            place = None if uri.startswith("http") else (root / "mlartifacts").resolve().as_uri()
+            experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
+        tags = {"pipeline": pipeline, "dvc.baseline": baseline} | code | _source("dvc.yaml")
+        found = client.search_runs([experiment], f"tags.pipeline = '{pipeline}'")
+        parent = found[0] if found else client.create_run(experiment, _ms(_started), tags, name)
+    session = _Session(client, experiment, parent.info.run_id)
+    session.log(session.parent, params=params)
+    return session
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
