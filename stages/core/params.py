@@ -136,6 +136,7 @@ class Data:
     max_rejected: float = real(0, 1)
     label_fixes: str = text()
     exclude: str = text()
+    groups: str = text()
     group_pattern: str = text()
 
 

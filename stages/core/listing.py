@@ -1,0 +1,248 @@
+"""Which photographs there are, what their labels are, and which files are none: the source, walked or read from a table.
+
+Nothing here opens a photograph. Every file under the source ends up in exactly one of `Listing.photographs`,
+`Listing.rejected` or the count `Listing.other_files`.
+"""
+
+import csv
+import os
+import re
+import stat
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from stages.core.params import Data
+from stages.core.store import SPLITS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # a photograph by its name
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, like all names that begin with a dot
+TEST_FOLDER = "test"  # the challenge's test pictures lie in test/test, without a class folder, so no class can have this name
+SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
+
+
+class SourceError(ValueError):
+    """The source, or a table that speaks about it, can't be used; the message names file and row."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file that should be a photograph. path: relative to the source, posix; patient and split: "" when not given."""
+
+    path: str
+    file: Path
+    label: str
+    patient: str = ""
+    split: str = ""
+
+
+@dataclass
+class Listing:
+    """photographs: sorted by path; rejected: path -> "kind: detail"; the rest are counts for the metrics."""
+
+    photographs: list[Listed]
+    rejected: dict[str, str]
+    other_files: int = 0
+    official_test: int = 0
+    label_fixes: Counter = field(default_factory=Counter)
+    excluded: Counter = field(default_factory=Counter)
+
+
+def list_photographs(data: Data) -> Listing:
+    """The photographs of `data.source` with their labels, fixes, exclusions and patients applied.
+
+    Raises SourceError when the source is missing, holds no photographs or one class only, or a table is malformed.
+    """
+    source = Path(data.source)
+    if source.is_dir():
+        listing = _from_folders(source, official=data.test == "official")
+    elif source.suffix.lower() == ".csv" and source.is_file():
+        if data.test == "official":
+            raise SourceError(f"data.test: expected split for a table (its column split may name the test), got {data.test}")
+        listing = _from_table(source)
+    else:
+        got = "a file" if source.exists() else "nothing there"
+        raise SourceError(f"data.source: {source}: expected a folder with a folder per class, or a .csv table, got {got}")
+    base = source if source.is_dir() else source.parent
+    _exclude(listing, base, data.exclude)
+    _fix_labels(listing, data.label_fixes)
+    _name_patients(listing, base, data.groups, data.group_pattern)
+    listing.photographs.sort(key=lambda one: one.path)
+    classes = {one.label for one in listing.photographs}
+    if len(classes) < 2:
+        found = f"{len(listing.photographs)} photographs of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
+        raise SourceError(f"data.source: {source}: expected photographs of at least two classes, got {found}")
+    return listing
+
+
+def _from_folders(source: Path, official: bool) -> Listing:
+    """The label of a photograph is the name of the folder that holds it, at any depth."""
+    root, listing, solutions, tests = source.resolve(), Listing([], {}), [], []
+
+    def unreadable(error: OSError) -> None:
+        listing.rejected[_relative(Path(error.filename), source)] = f"unreadable: {error.strerror}"
+
+    for folder, subfolders, names in os.walk(source, onerror=unreadable):
+        subfolders.sort()
+        here = Path(folder)
+        for name in subfolders:
+            if (here / name).is_symlink():  # os.walk doesn't follow it: it may lead outside or in a circle
+                listing.rejected[_relative(here / name, source)] = "link: to a folder"
+        holds_photographs = any(Path(name).suffix.lower() in SUFFIXES for name in names)
+        for name in sorted(names):
+            file, path = here / name, _relative(here / name, source)
+            if name == SOLUTION:
+                solutions.append(file)
+            if name.startswith(".") or name.lower() in SYSTEM_FILES or not holds_photographs:
+                listing.other_files += 1
+            elif file.suffix.lower() not in SUFFIXES:
+                if here == source:
+                    listing.other_files += 1  # tables and notes beside the class folders
+                else:
+                    listing.rejected[path] = f"not a photograph: by its name, {file.suffix or 'no suffix'}"
+            elif here == source:
+                listing.rejected[path] = "no class: lies outside the class folders"
+            elif reason := _unsafe(file, root):
+                listing.rejected[path] = reason
+            elif here.name == TEST_FOLDER:
+                tests.append(Listed(path, file, label="", split="test"))
+            else:
+                listing.photographs.append(Listed(path, file, here.name))
+    listing.official_test = len(tests)
+    if official:
+        _add_official_test(listing, source, tests, solutions)
+    return listing
+
+
+def _relative(file: Path, source: Path) -> str:
+    """Posix path below the source. Bytes that are no UTF-8 are shown as \\x.. so that every table can hold the name."""
+    return file.relative_to(source).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _unsafe(file: Path, root: Path) -> str:
+    """Why a file must not be opened, or ""."""
+    try:
+        os.fsdecode(file).encode("utf-8")
+    except UnicodeEncodeError:
+        return "name: not UTF-8"
+    if file.is_symlink():
+        if not file.exists():
+            return "link: broken"
+        if not file.resolve().is_relative_to(root):
+            return "link: leaves the source"
+    if not stat.S_ISREG(file.stat().st_mode):
+        return "not a file: a device, pipe or socket"
+    return ""
+
+
+def _add_official_test(listing: Listing, source: Path, tests: list[Listed], solutions: list[Path]) -> None:
+    if not tests or len(solutions) != 1:
+        raise SourceError(
+            f"data.test: official: expected pictures in test/test and one {SOLUTION} below {source}, "
+            f"got {len(tests)} pictures and {len(solutions)} such files"
+        )
+    labels, file = {}, solutions[0]
+    for number, row in _read_table(file, "image_name"):
+        chosen = [name for name, value in row.items() if name != "image_name" and value.strip() in ("1", "1.0")]
+        if len(chosen) != 1:
+            raise SourceError(f"{file}: line {number}: expected 1 for exactly one class, got {len(chosen)}")
+        labels[row["image_name"]] = chosen[0]
+    for one in tests:
+        label = labels.pop(one.file.name, None)
+        if label is None:
+            listing.rejected[one.path] = f"no class: not in {SOLUTION}"
+        else:
+            listing.photographs.append(replace(one, label=label))
+    for name in labels:
+        listing.rejected[f"{TEST_FOLDER}/{name}"] = f"missing: named in {SOLUTION}"
+
+
+def _from_table(table: Path) -> Listing:
+    """A .csv with the columns path, label and perhaps group and split; paths are relative to its folder."""
+    folder = table.parent
+    root, listing = folder.resolve(), Listing([], {})
+    seen = set()
+    for number, row in _read_table(table, "path", "label"):
+        path = _checked_path(row["path"], table, number)
+        split = row.get("split", "").strip()
+        if path in seen or not row["label"].strip() or split not in ("", *SPLITS):
+            raise SourceError(
+                f"{table}: line {number}: expected a new path, a label and a split out of {', '.join(SPLITS)} or none, "
+                f"got {path!r}, {row['label']!r}, {split!r}"
+            )
+        seen.add(path)
+        file = folder / path
+        if not file.exists() and not file.is_symlink():
+            listing.rejected[path] = f"missing: named in {table.name}"
+        elif reason := _unsafe(file, root):
+            listing.rejected[path] = reason
+        else:
+            listing.photographs.append(Listed(path, file, row["label"].strip(), row.get("group", "").strip(), split))
+    return listing
+
+
+def _exclude(listing: Listing, base: Path, table: str) -> None:
+    if table == "none":
+        return
+    unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(base / table, "path")}
+    kept = [one for one in listing.photographs if one.path not in unwanted]
+    listing.excluded.update(applied=len(listing.photographs) - len(kept))
+    listing.excluded.update(not_found=len(unwanted) - listing.excluded["applied"])
+    listing.rejected |= {one.path: f"excluded: by {Path(table).name}" for one in listing.photographs if one.path in unwanted}
+    listing.photographs = kept
+
+
+def _fix_labels(listing: Listing, table: str) -> None:
+    if table == "none":
+        return
+    fixes = {}
+    for number, row in _read_table(Path(table), "path", "label"):
+        fixes[_checked_path(row["path"], table, number)] = row["label"].strip()
+    classes = {one.label for one in listing.photographs}
+    for index, one in enumerate(listing.photographs):
+        label = fixes.get(one.path)
+        if label is None:
+            continue
+        if label not in classes:
+            raise SourceError(f"{table}: {one.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}")
+        listing.photographs[index] = replace(one, label=label)
+        listing.label_fixes.update(applied=1)
+    listing.label_fixes.update(not_found=len(fixes) - listing.label_fixes["applied"])
+
+
+def _name_patients(listing: Listing, base: Path, table: str, pattern: str) -> None:
+    """A table path,patient comes first; the pattern speaks where the table is silent."""
+    patients = {}
+    if table != "none":
+        for number, row in _read_table(base / table, "path", "patient"):
+            patients[_checked_path(row["path"], table, number)] = row["patient"].strip()
+    try:
+        expression = None if pattern == "none" else re.compile(pattern)
+    except re.error as error:
+        raise SourceError(f"data.group_pattern: expected a regular expression, got {pattern!r}: {error}") from None
+    if expression and expression.groups < 1:
+        raise SourceError(f"data.group_pattern: expected one (group) that names the patient, got {pattern!r}")
+    for index, one in enumerate(listing.photographs):
+        match = expression.search(one.path) if expression else None
+        patient = one.patient or patients.get(one.path) or (match and match[1]) or ""
+        listing.photographs[index] = replace(one, patient=patient)
+
+
+def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file with their line numbers."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="")
+            missing = [name for name in required if name not in (reader.fieldnames or ())]
+            if missing:
+                raise SourceError(f"{file}: expected the columns {', '.join(required)}, got {reader.fieldnames}")
+            return [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{file}: expected a CSV table, got an error: {error}") from None
+
+
+def _checked_path(text: str, table: Path | str, number: int) -> str:
+    path = PurePosixPath(text.strip())
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise SourceError(f"{table}: line {number}: expected a path below the source, got {text!r}")
+    return path.as_posix()
