@@ -166,7 +166,7 @@ def robustness(table: pd.DataFrame, majority_rate: float, eps: float) -> bytes:
         axis.plot([], [], marker, color=GREY, markerfacecolor="none", markersize=6, label=f"{attack} alone")
     axis.axhline(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
     ticks = sorted(set(table["eps"] * 255))
-    axis.set_xscale("symlog", linthresh=min(t for t in ticks if t) if max(ticks) else 1, linscale=0.6)
+    axis.set_xscale("symlog", linthresh=min(t for t in ticks if t) if max(ticks) else 1, linscale=0.35)
     axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axis.minorticks_off()
     axis.set(xlim=(0, max(ticks) * 1.12), ylim=(0, 1), ylabel="share of photographs still right")

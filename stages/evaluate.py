@@ -1,0 +1,151 @@
+"""Tables of predictions -> metrics/evaluate.json, the plots and the report. Never loads a model."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import scipy
+import sklearn
+
+from stages.core import figures
+from stages.core import metrics as m
+from stages.core.params import load_params
+from stages.core.predictions import CLEAN, PredictionsError, classes_of, read_examples, read_predictions
+from stages.core.report import Report, render, terminal
+from stages.core.store import SPLITS, Store, open_store
+
+PROCESSED, PREDICTIONS, REPORT = Path("data/processed"), Path("data/predictions"), Path("data/report.html")
+METRICS, PLOTS = Path("metrics"), Path("plots")
+PICTURES_PER_CLASS = 6
+
+
+def main() -> dict[str, Any]:
+    """Run the stage in the current folder; return what it writes to metrics/evaluate.json."""
+    p = load_params("seed", "attack", "evaluate")
+    store = open_store(PROCESSED)
+    predictions = {
+        model: read_predictions(PREDICTIONS / model)
+        for model in figures.MODEL_NAMES
+        if (PREDICTIONS / model / "predictions.csv").exists()
+    }
+    if not predictions:
+        raise PredictionsError(f"{PREDICTIONS}: expected predictions of {' or '.join(figures.MODEL_NAMES)}, got none")
+    training = {
+        model: pd.read_csv(PLOTS / f"training_{model}.csv")
+        for model in predictions
+        if (PLOTS / f"training_{model}.csv").exists()
+    }
+
+    images = m.answers(next(iter(predictions.values())))
+    intervals = m.Intervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
+    setting = m.Setting(p.attack.eps, p.attack.eps_grid, intervals)
+    metrics: dict[str, Any] = {"eps": p.attack.eps, "n": len(images), "groups": int(images["group"].nunique())}
+    metrics |= m.baselines(images)
+    metrics |= {model: m.model_metrics(table, setting) for model, table in predictions.items()}
+    if len(predictions) == 2:
+        metrics["difference"] = m.difference(*predictions.values(), setting)
+    metrics = rounded(metrics)
+
+    tables = {
+        "robustness": m.robustness_table,
+        "confusion": m.confusion_table,
+        "per_class": m.per_class_table,
+        "reliability": m.reliability_table,
+    }
+    tables = {
+        name: pd.concat([make(model, table, setting) for model, table in predictions.items()], ignore_index=True)
+        for name, make in tables.items()
+    }
+    counts = figures.table_of_counts(store.manifest, classes_of(images), SPLITS)
+    drawn = {
+        "classes": figures.classes(class_pictures(store)),
+        "counts": figures.counts(counts),
+        "training": figures.training(training) if training else None,
+        "robustness": figures.robustness(tables["robustness"], metrics["majority_rate"], p.attack.eps),
+    }
+    for model in predictions:
+        folder = PREDICTIONS / model / "examples"
+        drawn[f"examples_{model}"] = figures.examples(read_examples(folder), folder)
+    drawn = {name: png for name, png in drawn.items() if png}
+
+    write_json(METRICS / "evaluate.json", metrics)
+    for name, table in tables.items():
+        table.to_csv(PLOTS / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    for name, png in drawn.items():
+        (PLOTS / f"{name}.png").write_bytes(png)
+    page = Report(
+        metrics=metrics,
+        data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
+        counts=counts,
+        rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
+        robustness=tables["robustness"],
+        confusion=tables["confusion"],
+        per_class=tables["per_class"],
+        training=training,
+        attacks=attacks_run(predictions),
+        figures=drawn | {"reliability": figures.reliability(tables["reliability"])},
+        settings=settings(p),
+        confidence=p.evaluate.confidence,
+        suspicious_accuracy=p.evaluate.suspicious_accuracy,
+        diagnostics={},
+    )
+    REPORT.write_text(render(page), encoding="utf-8", newline="\n")
+    print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %"))
+    return metrics
+
+
+def class_pictures(store: Store) -> dict[str, np.ndarray]:
+    """Class -> uint8 (k, H, W, 3) from the training part, spread evenly over it."""
+    train = store.indices("train")
+    chosen = {}
+    for index, name in enumerate(store.classes):
+        rows = train[store.labels[train] == index]
+        chosen[name] = store.images[rows[np.linspace(0, max(0, len(rows) - 1), min(len(rows), PICTURES_PER_CLASS)).astype(int)]]
+    return chosen
+
+
+def attacks_run(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """model,attack,steps,seed,budgets: what attack_eval did, a row for each distinct way."""
+    table = pd.concat([table.assign(model=model) for model, table in predictions.items()])
+    table = table[table["attack"] != CLEAN]
+    grouped = table.groupby(["model", "attack", "steps", "seed"], sort=False)["eps"]
+    return grouped.agg(lambda eps: ", ".join(map(figures.describe_eps, sorted(set(eps))))).rename("budgets").reset_index()
+
+
+def settings(p: Any) -> dict[str, str]:
+    """What this stage was told, and the libraries that it used, for the report."""
+    return {
+        "attack.norm": p.attack.norm,
+        "attack.eps": figures.describe_eps(p.attack.eps),
+        "attack.eps_grid": ", ".join(map(figures.describe_eps, p.attack.eps_grid)),
+        "seed": str(p.seed),
+        "evaluate.confidence": f"{p.evaluate.confidence:g}",
+        "evaluate.bootstrap": f"{p.evaluate.bootstrap} resamples",
+        "evaluate.suspicious_accuracy": f"{p.evaluate.suspicious_accuracy:g}",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}"]
+            + [f"{lib.__name__} {lib.__version__}" for lib in (np, scipy, pd, sklearn, matplotlib)]
+        ),
+    }
+
+
+def rounded(value: Any) -> Any:
+    """The same nested dict with its floats at 6 significant digits, as in the tables: enough, and stable in a diff."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Sorted, indented; refuses NaN."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
