@@ -87,14 +87,11 @@ def log_stage(stage: str, params: Any) -> None:
 
 def main() -> int:
     """Log every stage whose results are up to date and not in MLflow yet; 1 if some are not up to date."""
-    asked = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        raise SystemExit(f"expected an answer of `dvc status`, got an error: {asked.stderr.strip()}")
-    stale, session, params = json.loads(asked.stdout), _session(), flatten(load_all())
+    stale, session, params = _stale(), _session(), flatten(load_all())
     for stage in stage_names():
         if stage in stale:
-            print(f"{stage}: not logged: for `dvc status` its files don't belong to the present code and params")
-        elif session.find(stage=stage, content=_content(_written(stage))):
+            print(f"{stage}: not logged: `dvc status` calls its files out of date")
+        elif session.find({"stage": stage, "content": _content(_written(stage))}):
             print(f"{stage}: logged already")
         else:
             sections = tuple(f"{key}." for key in _entries(stage, "params"))
@@ -102,6 +99,14 @@ def main() -> int:
             session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
             print(f"{stage}: logged")
     return bool(stale)
+
+
+def _stale() -> dict[str, Any]:
+    """Stages whose files don't belong to the present code, data and params, for DVC."""
+    asked = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise SystemExit(f"expected an answer of `dvc status`, got an error: {asked.stderr.strip()}")
+    return json.loads(asked.stdout)
 
 
 # --- What a stage has written
@@ -155,7 +160,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _epoch_scores(rows: Sequence[Mapping[str, Any]]) -> Scores:
     """The numbers in a training's rows; an empty cell is none."""
     cells = [(key, row) for row in rows for key in row if key not in ("epoch", "chosen") and row[key] not in ("", None)]
-    return {(key, int(row["epoch"])): float(row[key]) for key, row in cells}
+    return {(f"epoch/{key}", int(row["epoch"])): float(row[key]) for key, row in cells}
 
 
 def _json_scores(value: Any, name: str) -> Scores:
@@ -167,10 +172,10 @@ def _json_scores(value: Any, name: str) -> Scores:
 
 
 def _table_scores(rows: list[dict[str, str]]) -> Scores:
-    """Of a training's curves every epoch, and the chosen one once more; of a table of predictions the accuracies."""
+    """Of a training's curves every epoch, and once more the validation of the chosen one; of predictions the accuracies."""
     if rows and "epoch" in rows[0]:
         chosen = [row for row in rows if row.get("chosen", "").lower() in ("1", "true")]
-        once = {(f"chosen/{key}", 0): float(row[key]) for row in chosen for key in row if key != "chosen" and row[key] != ""}
+        once = {(f"model/{k}", 0): float(row[k]) for row in chosen for k in row if k.startswith(("val_", "epoch")) and row[k]}
         return _epoch_scores(rows) | once
     hits: dict[str, list[bool]] = defaultdict(list)
     if rows and {"attack", "eps", "label", "prediction"} <= rows[0].keys():
@@ -199,39 +204,57 @@ class _Run:
 
 @dataclass
 class _Session:
-    """A connection to MLflow and the parent run of the configuration in params.yaml."""
+    """A connection to MLflow."""
 
     client: Any
     experiment: str
-    parent: str
+    lock: FileLock
+    code: dict[str, str]  # tags that say which
     runs: dict[str, _Run] = field(default_factory=dict)  # by stage
 
-    def find(self, **tags: str) -> list[Any]:
+    @functools.cached_property
+    def parent(self) -> str:
+        """The run of the configuration in params.yaml, found or created."""
+        name, baseline = os.environ.get("DVC_EXP_NAME") or "workspace", self.code["mlflow.source.git.commit"]
+        baseline = os.environ.get("DVC_EXP_BASELINE_REV") or baseline
+        params = _params(flatten(load_all()))
+        key = hashlib.sha256(repr([name, baseline, [(p.key, p.value) for p in params]]).encode()).hexdigest()[:16]
+        with self.lock:
+            tags = {"pipeline": key, "dvc.baseline": baseline, **self.code, **_source("dvc.yaml")}
+            found = self.find({"pipeline": key})
+            run = (found or [self.client.create_run(self.experiment, _ms(_started), tags, name)])[0].info.run_id
+        self.log(run, params=params)
+        return run
+
+    def find(self, tags: Mapping[str, str]) -> list[Any]:
         """Runs with these tags that no later result has superseded."""
-        found = self.client.search_runs([self.experiment], " and ".join(f"tags.{k} = '{v}'" for k, v in tags.items()))
+        found = self.client.search_runs([self.experiment], " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items()))
         return [run for run in found if "superseded" not in run.data.tags]
 
     def begin(self, stage: str) -> _Run:
         """A new run for a stage."""
-        tags = {"mlflow.parentRunId": self.parent, "parent": self.parent, "stage": stage} | _source(
-            f"stages/{stage.partition('@')[0]}.py"
-        )
+        tags = {"mlflow.parentRunId": self.parent, "stage": stage} | _source(f"stages/{stage.partition('@')[0]}.py")
         run = self.runs[stage] = _Run(self.client.create_run(self.experiment, _ms(_started), tags, stage).info.run_id)
-        atexit.register(_guarded(self.abandon), stage)
+        self.watch(stage)
         return run
+
+    def watch(self, stage: str) -> None:
+        """Show a stage as running, until it has logged its results or the process ends."""
+        for run in (self.runs[stage].id, self.parent):
+            self.client.update_run(run, status="RUNNING")
+        atexit.register(_guarded(self.abandon), stage)
 
     def run_for(self, stage: str, scores: Scores, complete: bool = False) -> _Run:
         """The run that ``scores`` belong in: the stage's under this parent, unless it contradicts them; then a new one.
 
         ``complete``: there are no other scores, so that a run with more of them contradicts.
         """
-        if stage not in self.runs and (found := self.find(parent=self.parent, stage=stage)):
+        if stage not in self.runs and (found := self.find({"mlflow.parentRunId": self.parent, "stage": stage})):
             run = self.runs[stage] = _Run(found[0].info.run_id, found[0].data.tags)
             history = [m for key in found[0].data.metrics for m in self.client.get_metric_history(run.id, key)]
             run.scores = {(m.key, m.step): m.value for m in history}
             if "content" not in run.tags:  # it was killed
-                self.client.update_run(run.id, status="RUNNING")
-                atexit.register(_guarded(self.abandon), stage)
+                self.watch(stage)
         run = self.runs.get(stage) or self.begin(stage)
         more = complete and run.scores.keys() - scores.keys()
         if more or not all(_same(run.scores.get(key, value), value) for key, value in scores.items()):
@@ -248,7 +271,8 @@ class _Session:
     def abandon(self, stage: str) -> None:
         """Mark a stage's run as killed, if it ended before its results were logged."""
         if "content" not in self.runs[stage].tags:
-            self.client.set_terminated(self.runs[stage].id, "KILLED")
+            for run in (self.runs[stage].id, self.parent):
+                self.client.set_terminated(run, "KILLED")
 
     def log(self, run: str, **values: list[Any]) -> None:
         """Log any number of ``metrics`` or ``params``; a call takes 100."""
@@ -298,21 +322,22 @@ class _Session:
             if file.is_file():
                 size = json.dumps({"num_rows": len(_rows(file))})
                 data = [Dataset(file.parent.as_posix(), _md5(file), "local", file.as_posix(), profile=size)]
-        context = [InputTag("mlflow.data.context", stage)]
-        self.client.log_inputs(run.id, [DatasetInput(d, context) for d in data], [LoggedModelInput(m) for m in used])
+        datasets = [DatasetInput(d, [InputTag("mlflow.data.context", "pipeline")]) for d in data]
+        self.client.log_inputs(run.id, datasets, [LoggedModelInput(model) for model in used])
+        self.client.log_inputs(self.parent, datasets)
 
         for path in files:  # a folder's tables name patients and stay here
             if path.suffix in (".png", ".html") or (path.suffix in (".json", ".csv") and path.parts[0] != "data"):
-                self.client.log_artifact(run.id, str(path), path.parent.name)
+                self.client.log_artifact(run.id, str(path), path.parent.name if path.suffix != ".html" else None)
         if stage == LAST_STAGE:
-            self.summarize(_code())
-        for key, value in {**_code(), **environment, "content": content}.items():
+            self.summarize()
+        for key, value in {**self.code, **environment, "content": content}.items():
             self.client.set_tag(run.id, key, value)
         run.tags["content"] = content
         self.client.set_terminated(run.id)
         self.client.set_terminated(self.parent)
 
-    def summarize(self, code: Mapping[str, str]) -> None:
+    def summarize(self) -> None:
         """Give the parent run the metrics of all stages, the report and a note."""
         from mlflow.entities import Metric
 
@@ -327,7 +352,7 @@ class _Session:
         for path in _written(LAST_STAGE):
             if path.suffix == ".html":
                 self.client.log_artifact(self.parent, str(path))
-        for key, value in {**code, "mlflow.note.content": _note(scores, code)}.items():
+        for key, value in {**self.code, "mlflow.note.content": _note(scores, self.code)}.items():
             self.client.set_tag(self.parent, key, value)
 
 
@@ -401,7 +426,7 @@ def _tracking_uri(root: Path) -> str:
 
 @functools.cache
 def _session() -> _Session:
-    """Open MLflow and find or create the parent run: once per process, 2 to 3 s; 10 s for a database that isn't there yet."""
+    """Open MLflow, once per process: 2 to 3 s, or 10 s where the database isn't there yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is gone costs seconds, not minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -412,25 +437,15 @@ def _session() -> _Session:
     root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
     uri = _tracking_uri(root)
     mlflow.set_tracking_uri(uri)
-
-    name, code = os.environ.get("DVC_EXP_NAME") or "workspace", _code()
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or code["mlflow.source.git.commit"]
-    params = _params(flatten(load_all()))
-    pipeline = hashlib.sha256(repr([name, baseline, [(p.key, p.value) for p in params]]).encode()).hexdigest()[:16]
-    # Stages that start at once must create neither the database nor the parent twice.
-    with FileLock(root / ".mlflow.lock", timeout=120):
+    # Stages that start at once must create nothing twice: MLflow's own creation of a database fails in all of them but one.
+    with (lock := FileLock(root / ".mlflow.lock", timeout=300)):
         client = mlflow.MlflowClient(uri)
         if known := client.get_experiment_by_name(EXPERIMENT):
             experiment = known.experiment_id
         else:  # a server has a place of its own for artifacts; ours must not be the temporary folder of an experiment
             place = None if uri.startswith("http") else (root / "mlartifacts").resolve().as_uri()
             experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
-        tags = {"pipeline": pipeline, "dvc.baseline": baseline} | code | _source("dvc.yaml")
-        found = client.search_runs([experiment], f"tags.pipeline = '{pipeline}'")
-        parent = found[0] if found else client.create_run(experiment, _ms(_started), tags, name)
-    session = _Session(client, experiment, parent.info.run_id)
-    session.log(session.parent, params=params)
-    return session
+    return _Session(client, experiment, lock, _code())
 
 
 if __name__ == "__main__":
