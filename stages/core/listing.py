@@ -8,10 +8,10 @@ import csv
 import os
 import re
 import stat
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from stages.core.errors import InputError
 from stages.core.params import Data
 from stages.core.store import SPLITS
 
@@ -21,7 +21,7 @@ TEST_FOLDER = "test"  # the challenge's test pictures lie in test/test, without 
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """The source, or a table that speaks about it, can't be used; the message names file and row."""
 
 
@@ -44,8 +44,8 @@ class Listing:
     rejected: dict[str, str]
     other_files: int = 0
     official_test: int = 0
-    label_fixes: Counter = field(default_factory=Counter)
-    excluded: Counter = field(default_factory=Counter)
+    label_fixes: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
+    excluded: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
 
 
 def list_photographs(data: Data) -> Listing:
@@ -186,8 +186,8 @@ def _exclude(listing: Listing, base: Path, table: str) -> None:
         return
     unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(base / table, "path")}
     kept = [one for one in listing.photographs if one.path not in unwanted]
-    listing.excluded.update(applied=len(listing.photographs) - len(kept))
-    listing.excluded.update(not_found=len(unwanted) - listing.excluded["applied"])
+    applied = len(listing.photographs) - len(kept)
+    listing.excluded = {"applied": applied, "not_found": len(unwanted) - applied}
     listing.rejected |= {one.path: f"excluded: by {Path(table).name}" for one in listing.photographs if one.path in unwanted}
     listing.photographs = kept
 
@@ -206,8 +206,8 @@ def _fix_labels(listing: Listing, table: str) -> None:
         if label not in classes:
             raise SourceError(f"{table}: {one.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}")
         listing.photographs[index] = replace(one, label=label)
-        listing.label_fixes.update(applied=1)
-    listing.label_fixes.update(not_found=len(fixes) - listing.label_fixes["applied"])
+        listing.label_fixes["applied"] += 1
+    listing.label_fixes["not_found"] = len(fixes) - listing.label_fixes["applied"]
 
 
 def _name_patients(listing: Listing, base: Path, table: str, pattern: str) -> None:

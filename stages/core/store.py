@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stages.core.errors import InputError
+
 IMAGES, MANIFEST = "images.npy", "manifest.csv"
 COLUMNS = ("path", "label", "group", "split", "sha256")  # every manifest has these; more may follow
 SPLITS = ("train", "val", "test")
 
 
-class StoreError(ValueError):
+class StoreError(InputError):
     """The store is missing, incomplete, or its parts don't belong together; the message names the file."""
 
 

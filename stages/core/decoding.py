@@ -1,0 +1,188 @@
+"""All listed files -> pixels on disk, with every core and little memory; what was decoded before comes from a cache."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from stages.core import crops, photographs
+from stages.core.crops import Region
+from stages.core.listing import Listed
+from stages.core.params import Data
+from stages.core.photographs import THUMBNAIL, BadPhotographError, Photograph, read_photograph
+
+MAX_BYTES = 256 * 2**20  # a larger file is refused unread
+CACHE_BYTES = 4 * 2**30  # what was used longest ago goes first
+CHUNK = 8  # files that a worker takes at once
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything besides the file's bytes that decides over the pixels."""
+
+    size: int
+    crop: str
+    usable_part: float
+
+    def digest(self) -> str:
+        """Changes with the parameters, the code and the decoder."""
+        code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops))
+        text = json.dumps([asdict(self), PIL.__version__, np.__version__])
+        return hashlib.sha256(text.encode() + code).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """listed[i] has the hash hashes[i], the facts facts[i] (a Photograph without pixels) and the thumbnail thumbnails[i].
+
+    rejected: path -> "kind: detail" of the files that gave none.
+    """
+
+    listed: list[Listed]
+    rejected: dict[str, str]
+    hashes: list[str]
+    facts: list[Photograph]
+    thumbnails: np.ndarray  # uint8 (N, 64, 64)
+
+
+def decode_all(listed: list[Listed], data: Data, spool: BinaryIO, map_: Map, cache: Path) -> Decoded:
+    """Write the pixels of each sound photograph to `spool`, in the order of `listed`."""
+    recipe = Recipe(data.image_size, data.crop, data.usable_part)
+    folder = cache / recipe.digest()
+    sound, rejected, hashes, facts, thumbnails = [], {}, [], [], []
+    answers = map_(partial(_decode_file, recipe=recipe, cache=folder), [one.file for one in listed])
+    # On a terminal only: a bar in a log is noise.
+    for one, (digest, answer) in tqdm(
+        zip(listed, answers, strict=True), "photographs", len(listed), unit="img", disable=None, smoothing=0.05
+    ):
+        if isinstance(answer, str):
+            rejected[one.path] = answer
+            continue
+        spool.write(answer.pixels.tobytes())
+        thumbnails.append(answer.thumbnail)
+        facts.append(Photograph(np.empty(0, np.uint8), np.empty(0, np.uint8), *_facts(answer)))
+        sound.append(one)
+        hashes.append(digest)
+    prune(cache, CACHE_BYTES)
+    stacked = np.stack(thumbnails) if sound else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
+    return Decoded(sound, rejected, hashes, facts, stacked)
+
+
+def _facts(photograph: Photograph) -> tuple[int, int, str, Region]:
+    return photograph.width, photograph.height, photograph.mode, photograph.region
+
+
+def _decode_file(file: Path, recipe: Recipe, cache: Path) -> tuple[str, Photograph | str]:
+    """(sha256 of the content, the photograph or the reason why it is none)."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            return "", f"too large: more than {MAX_BYTES // 2**20} MiB"
+        content = file.read_bytes()
+    except OSError as error:
+        return "", f"unreadable: {error.strerror}"
+    digest = hashlib.sha256(content).hexdigest()
+    entry = cache / digest[:2] / f"{digest}.npz"
+    photograph = _load(entry, recipe.size)
+    if photograph is None:
+        try:
+            photograph = read_photograph(content, recipe.size, recipe.crop, recipe.usable_part)
+        except BadPhotographError as error:
+            return digest, str(error)
+        _save(entry, photograph)
+    return digest, photograph
+
+
+def _load(entry: Path, size: int) -> Photograph | None:
+    """What the cache knows; a damaged entry (the zip format carries checksums) counts as none."""
+    try:
+        with np.load(io.BytesIO(entry.read_bytes()), allow_pickle=False) as stored:
+            width, height, mode, region = json.loads(str(stored["facts"]))
+            photograph = Photograph(stored["pixels"], stored["thumbnail"], width, height, mode, Region(**region))
+        os.utime(entry)  # used now: the last to be pruned
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, EOFError, TypeError, OSError, zipfile.BadZipFile):
+        return None
+    return photograph if photograph.pixels.shape == (size, size, 3) else None
+
+
+def _save(entry: Path, photograph: Photograph) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    width, height, mode, region = _facts(photograph)
+    part = entry.with_name(f"{entry.name}.{os.getpid()}")
+    with part.open("wb") as stream:
+        facts = json.dumps([width, height, mode, asdict(region)])
+        np.savez(stream, pixels=photograph.pixels, thumbnail=photograph.thumbnail, facts=facts)
+    part.replace(entry)  # whole or not at all
+
+
+def prune(cache: Path, limit: int) -> None:
+    """Delete the entries used longest ago until the cache holds at most `limit` bytes."""
+    entries = []
+    for entry in cache.rglob("*"):
+        if entry.is_file():
+            status = entry.stat()
+            entries.append((status.st_mtime, status.st_size, entry))
+    entries.sort(reverse=True)
+    total = 0
+    for _, size, entry in entries:
+        total += size
+        if total > limit:
+            entry.unlink(missing_ok=True)
+
+
+@contextmanager
+def worker_map(workers: int) -> Iterator[Map]:
+    """An ordered map over that many processes (0: one per core); with one, no process is started.
+
+    Only a few chunks are under way at a time, so that results never pile up in memory.
+    """
+    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker) as pool:
+
+        def ordered(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            items, running = list(items), deque()
+            for start in range(0, len(items), CHUNK):
+                running.append(pool.submit(_apply, function, items[start : start + CHUNK]))
+                if len(running) > 3 * workers:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+
+        yield ordered
+
+
+def _apply(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    return [function(item) for item in items]
+
+
+def _begin_worker() -> None:
+    """One thread for the arithmetic, and no life after the parent, however it dies."""
+    threadpool_limits(1)
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
