@@ -11,8 +11,9 @@ import pandas as pd
 import scipy
 import sklearn
 
-from stages.core import figures
+from stages.core import figures, tracking
 from stages.core import metrics as m
+from stages.core.errors import run
 from stages.core.params import load_params
 from stages.core.predictions import CLEAN, PredictionsError, classes_of, read_examples, read_predictions
 from stages.core.report import Report, render, terminal
@@ -95,6 +96,7 @@ def main() -> dict[str, Any]:
     )
     REPORT.write_text(render(page), encoding="utf-8", newline="\n")
     print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %"))
+    tracking.log_stage("evaluate", p)
     return metrics
 
 
@@ -148,4 +150,4 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -204,7 +204,7 @@ def examples(table: pd.DataFrame, folder: Path, at_most: int = 3) -> bytes:
             return drawn
     figure, axes = _figure(6.0, 1.2, 1, 1)
     _show(axes[0, 0], None)
-    axes[0, 0].text(0.5, 0.5, "No photograph whose answer an attack changes.", ha="center", transform=axes[0, 0].transAxes)
+    axes[0, 0].text(0.5, 0.5, "No example: the model gets no photograph right.", ha="center", transform=axes[0, 0].transAxes)
     return _png(figure)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stages.core.errors import InputError
+
 CLEAN = "none"  # the name of the attack that isn't one
 TEXT = ("path", "group", "label", "attack", "prediction")
 COLUMNS = (
@@ -41,7 +43,7 @@ EXAMPLE_COLUMNS = (
 )
 
 
-class PredictionsError(ValueError):
+class PredictionsError(InputError):
     """A table of predictions is missing, incomplete or contradicts itself; the message names file and column."""
 
 
@@ -116,7 +118,7 @@ def write_examples(table: pd.DataFrame, folder: Path | str) -> Path:
 
 
 def read_examples(folder: Path | str) -> pd.DataFrame:
-    """The table in ``<folder>/examples.csv``; may have no rows (no image was flipped)."""
+    """The table in ``<folder>/examples.csv``; may have no rows (the model gets no image right)."""
     file = Path(folder) / "examples.csv"
     text = [c for c in EXAMPLE_COLUMNS if c != "eps" and not c.endswith("confidence")]
     return _check_examples(_read(file, text), str(file))

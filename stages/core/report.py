@@ -66,19 +66,24 @@ def figure(values: Mapping[str, Any], name: str, unit: str = "%", *, signed: boo
         return UNKNOWN
     scale, digits = (100, 1) if unit == "%" else (1, 3)
     text = [f"{scale * values[key]:{'+' * signed}.{digits}f}" for key in (name, f"{name}_low", f"{name}_high") if key in values]
-    shown = text[0] + (("\N{NO-BREAK SPACE}points" if signed else "\N{NO-BREAK SPACE}%") if unit == "%" else "")
-    return shown + (f" ({text[1]} to {text[2]})" if len(text) == 3 else "")
+    unit = {"%": " points" if signed else " %", "": ""}[unit]
+    interval = f"({text[1]} to {text[2]})" if len(text) == 3 else ""
+    return " ".join(_unbroken(part) for part in (text[0] + unit, interval) if part)
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def of_100(values: Mapping[str, Any], name: str, level: str) -> str:
     """``97 (95 % interval: 93 to 99)`` of a hundred."""
     whole = [f"{100 * values[key]:.0f}" for key in (name, f"{name}_low", f"{name}_high") if key in values]
-    return whole[0] + (f" ({level} interval: {whole[1]} to {whole[2]})" if len(whole) == 3 else "")
+    return whole[0] + (f" ({level} interval: {_unbroken(f'{whole[1]} to {whole[2]}')})" if len(whole) == 3 else "")
 
 
 def p_value(p: float) -> str:
     """``p = 0.012``, ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return _unbroken("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
 
 
 def models_of(metrics: Mapping[str, Any]) -> list[str]:
