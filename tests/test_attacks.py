@@ -1,0 +1,131 @@
+"""The evaluation attacks: budget, order of strength, independence of the batch, agreement with foolbox."""
+
+import foolbox
+import numpy as np
+import pytest
+import torch
+
+from stages.core import attacks
+from stages.core.attacks import BudgetError, image_noise, verify
+from stages.core.batches import Split
+from stages.core.ensemble import attack_split
+from stages.core.params import Attack, AttackEval
+from stages.core.perturbations import lead, pgd
+from stages.core.predictions import check
+from tests.conftest import SmallNet, toy_store
+
+EPS = 8 / 255
+PARAMS = AttackEval(batch_size=7, noise_draws=3, bim_steps=5, pgd_steps=5, pgd_restarts=2, curve_steps=5, examples=2)
+
+
+@pytest.fixture
+def trained():
+    """A small net that knows the toy classes, so that an attack has something to break."""
+    store, model = toy_store(size=16), SmallNet()
+    x, y = Split.of(store, "train").batch(np.arange(48), torch.device("cpu"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return store, model.eval()
+
+
+def noise_for(x, seed=0):
+    return image_noise(seed, np.arange(len(x)), x.shape[1:], x)
+
+
+@pytest.mark.parametrize("name", attacks.attacks_at_budget(PARAMS))
+def test_every_attack_keeps_its_budget_and_never_helps_the_model(name, trained):
+    store, model = trained
+    x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+    attack, _ = attacks.attacks_at_budget(PARAMS)[name]
+    x_adv = attack(model, x, y, EPS, noise_for(x))
+    verify(x, x_adv, EPS)
+    assert (lead(model(x_adv), y) >= lead(model(x), y) - 1e-6).all()
+
+
+def test_images_that_are_wrong_already_are_left_alone(trained):
+    store, model = trained
+    x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+    wrong = (y + 1) % 3
+    assert torch.equal(attacks.pgd(model, x, wrong, EPS, noise_for(x), steps=3, restarts=1), x)
+
+
+def test_more_restarts_are_never_weaker(trained):
+    store, model = trained
+    x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+    for eps in (0.02, 0.05, 0.1, 0.2):
+        broken = [
+            lead(model(attacks.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r)), y) > attacks.STOP_LEAD for r in (1, 2, 4)
+        ]
+        assert (broken[0] <= broken[1]).all()
+        assert (broken[1] <= broken[2]).all()
+
+
+def test_batch_size_does_not_matter(trained, fabric):
+    store, model = trained
+    tables = [
+        attack_split(
+            fabric, model, store, Split.of(store, "test"), Attack("linf", EPS, (EPS / 2, EPS)), PARAMS.__class__(**{**vars(PARAMS), "batch_size": b}), 0
+        ).sort_values(["path", "attack", "eps"], ignore_index=True)
+        for b in (1, 5, 24)
+    ]
+    for other in tables[1:]:
+        assert (tables[0]["prediction"] == other["prediction"]).all()
+        assert np.allclose(tables[0]["margin"], other["margin"], atol=1e-3)
+
+
+def test_table_keeps_the_contract_and_the_curve_falls(trained, fabric):
+    store, model = trained
+    grid = (2 / 255, 8 / 255, 32 / 255, 96 / 255)
+    table = check(attack_split(fabric, model, store, Split.of(store, "test"), Attack("linf", 16 / 255, grid), PARAMS, 0))
+    pgd_rows = table[table["attack"] == "pgd"].assign(right=lambda t: t["label"] == t["prediction"])
+    curve = pgd_rows.groupby("eps")["right"].mean()
+    assert len(curve) == 5  # attack.eps is attacked, in the grid or not
+    assert (np.diff(curve) <= 0).all()
+    assert curve.iloc[-1] < 0.1, "a budget of 96/255 must break nearly everything"
+    assert set(table[table["eps"] == 16 / 255]["attack"]) == {"uniform_noise", "gaussian_noise", "fgsm", "bim", "pgd"}
+    assert (table["linf"] <= table["eps"] + 1e-6).all()
+
+
+def test_noise_belongs_to_the_image():
+    like = torch.zeros(1)
+    whole = image_noise(0, np.array([4, 9, 2]), torch.Size((3, 5, 5)), like)
+    part = image_noise(0, np.array([9]), torch.Size((3, 5, 5)), like)
+    for kind in ("uniform", "gaussian"):
+        assert torch.equal(whole(kind, 3)[1], part(kind, 3)[0])
+        assert not torch.equal(whole(kind, 3), whole(kind, 4))
+    assert whole("uniform", 0).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x: x[:1], "expected float32"),
+        (lambda x: x.double(), "expected float32"),
+        (lambda x: x * float("nan"), "expected finite pixels"),
+        (lambda x: x + 1, r"expected pixels in \[0, 1\]"),
+        (lambda x: (x + 0.05).clamp(0, 1), "moved by at most eps"),
+    ],
+)
+def test_verifier_refuses(broken, message):
+    x = torch.rand(2, 3, 4, 4)
+    verify(x, (x + 0.04).clamp(0, 1), 0.04)
+    with pytest.raises(BudgetError, match=message):
+        verify(x, broken(x), 0.04)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_agrees_with_foolbox(steps, trained):
+    """The same steps from the image itself; foolbox returns the last iterate, ours the best, so ours may only be stronger."""
+    store, model = trained
+    x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+    oracle = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    for eps in (0.02, 0.05, 0.1, 0.2):
+        theirs = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=False)(oracle, x, y, epsilons=eps)[2]
+        ours = lead(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps)), y) > 0
+        assert (theirs <= ours).all()
+        assert abs(int(theirs.sum()) - int(ours.sum())) <= 1
+
+

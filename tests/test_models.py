@@ -1,0 +1,125 @@
+"""The classifier: normalisation inside, weights from a file checked, the same bytes on every save."""
+
+import hashlib
+
+import pytest
+import torch
+import torchvision
+
+from stages.core import models
+from stages.core.models import ModelError, build, load, save
+
+CLASSES = ("Type_1", "Type_2", "Type_3")
+
+
+def resnet18(weights="none", sha256="none"):
+    return build("resnet18", CLASSES, 32, str(weights), sha256, 0)
+
+
+def test_normalisation_is_the_first_layer():
+    model = resnet18().eval()
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor(models.MEAN).view(3, 1, 1), torch.tensor(models.STD).view(3, 1, 1)
+    assert torch.allclose(model(x), model.backbone((x - mean) / std))
+    assert model(x).shape == (2, 3)
+
+
+def test_logits_are_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert resnet18().eval()(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path):
+    model = resnet18().eval()
+    save(tmp_path / "a.safetensors", model.to(memory_format=torch.channels_last))
+    again = load(tmp_path / "a.safetensors", CLASSES, 32)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), again(x))
+    assert not again.training
+    save(tmp_path / "b.safetensors", again)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_load_refuses_what_does_not_fit(tmp_path):
+    save(tmp_path / "m.safetensors", resnet18())
+    with pytest.raises(ModelError, match="expected a model of the classes a, b"):
+        load(tmp_path / "m.safetensors", ("a", "b"))
+    with pytest.raises(ModelError, match="expected a model for 64 pixels, got 32"):
+        load(tmp_path / "m.safetensors", CLASSES, 64)
+    (tmp_path / "x.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ModelError, match="expected a model that this pipeline saved"):
+        load(tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="expected a model that this pipeline saved"):
+        load(tmp_path / "missing.safetensors")
+
+
+def test_unknown_architecture_is_named():
+    with pytest.raises(ModelError, match=r"model.arch: expected one of .*resnet50.*, got 'resnet51'"):
+        build("resnet51", CLASSES, 32, "none", "none", 0)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "vgg11_bn", "convnext_tiny"])
+def test_pretrained_weights_fill_all_but_the_head(arch, tmp_path):
+    torch.manual_seed(1)
+    donor = torchvision.models.get_model(arch, num_classes=7)
+    digest = hashlib.sha256()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "donor.pth")
+    digest.update((tmp_path / "donor.pth").read_bytes())
+    model = build(arch, CLASSES, 64, str(tmp_path / "donor.pth"), digest.hexdigest(), 0)
+    state, own = donor.state_dict(), model.backbone.state_dict()
+    fresh = {name for name in own if own[name].shape != state[name].shape or not torch.equal(own[name], state[name])}
+    assert fresh == {name for name in own if name.startswith(model.head + ".")}
+
+
+def test_bad_weights_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"model.weights: expected none, imagenet or an existing file, got .*nowhere.pth"):
+        resnet18(tmp_path / "nowhere.pth")
+    (tmp_path / "text.pth").write_text("no tensors")
+    with pytest.raises(ModelError, match="expected a state dict or a safetensors file"):
+        resnet18(tmp_path / "text.pth")
+    torch.save(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(ModelError, match="expected the layers of resnet50"):
+        build("resnet50", CLASSES, 32, str(tmp_path / "resnet34.pth"), "none", 0)
+    with pytest.raises(ModelError, match="expected sha256 0123"):
+        resnet18(tmp_path / "resnet34.pth", "0123")
+    torch.save({}, tmp_path / "r-0123abcd.pth")
+    with pytest.raises(ModelError, match="expected sha256 0123abcd"):
+        resnet18(tmp_path / "r-0123abcd.pth")
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ModelError):
+        resnet18(tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_failed_download_names_the_two_ways_out(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere")
+    with pytest.raises(ModelError, match=r"expected to download resnet18-\w+\.pth, got: no network. Two ways out"):
+        resnet18("imagenet")
+
+
+def test_frozen_layers_stay_frozen_in_train_mode():
+    model = resnet18()
+    model.freeze("layer2")
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    after = model.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved
+    assert all(k.startswith(("backbone.layer3", "backbone.layer4")) for k in moved)  # running statistics
+    assert {k for k, v in model.named_parameters() if v.grad is None} == {
+        k for k, _ in model.named_parameters() if k.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2"))
+    }
+    with pytest.raises(ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"):
+        model.freeze("layer9")
