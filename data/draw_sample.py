@@ -17,15 +17,16 @@ at the squamocolumnar junction (SCJ).  With `s(angle) = distance to the SCJ / di
 Everything else (size and shape of the os, colours, framing, light, camera) comes from one distribution for
 all three types, so the geometry alone tells them apart.
 
-Randomness has two levels.  A patient's seed gives what stays put during an examination: anatomy, colours,
-texture, stain, the stand of the colposcope.  The seed of (patient, shot) gives what differs between two
-photographs of it.  So pictures of one patient resemble each other more than the label explains, and a
-split that ignores patients looks better than it is.
+Randomness has two levels.  The patient gives what stays put during an examination: anatomy, colours, texture,
+stain, the stand of the colposcope.  Patient and shot together give what differs between two photographs of it.
+So pictures of one patient resemble each other more than the label explains, and a split that ignores
+patients makes a model look better than it is.
 """
 
 import argparse
 import csv
 import io
+import itertools
 import math
 import shutil
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from PIL import Image, ImageFilter
 SEED = 1622
 TYPES = ("Type_1", "Type_2", "Type_3")
 SIZE = 112  # side of a picture in pixels; the pipeline shrinks it to 64
-JPEG_QUALITY = (82, 93)
+JPEG_QUALITY = (82, 93)  # from, below
 
 # Patients per type, in the order of the real set (Type_2 > Type_3 > Type_1) but less uneven.
 TRAIN_PATIENTS = (88, 126, 108)  # one picture each in train/, perhaps more in additional/
@@ -78,6 +79,11 @@ DEFECTS = (
 )
 
 
+def stream(use: str, patient: int = 0, shot: int = 0) -> np.random.Generator:
+    """Random numbers of one use only, so that a change to one drawing leaves the others as they were."""
+    return np.random.default_rng((SEED, ("layout", "anatomy", "examination", "shot").index(use) + 1, patient, shot))
+
+
 # ---------------------------------------------------------------------------------------------- anatomy
 
 
@@ -103,12 +109,12 @@ def scj_profile(label: int, rng: np.random.Generator) -> np.ndarray:
     # The rank of the wave is smooth in the angle and uniform on [0, 1], so a share of angles can be set exactly.
     rank = np.argsort(np.argsort(wave)) / (ANGLES - 1)
     if label == 0:
-        low, high = rng.uniform(1.3, 1.5), rng.uniform(1.6, 2.1)
+        low, high = rng.uniform(1.28, 1.4), rng.uniform(1.5, 2.0)
         return np.interp(rank, (0, 1), (low, high))
     if label == 1:
-        share, low, high = rng.uniform(0.45, 1.2), rng.uniform(0.52, 0.66), rng.uniform(1.0, 2.0)
+        share, low, high = rng.uniform(0.40, 1.1), rng.uniform(0.54, 0.66), rng.uniform(1.0, 2.2)
         return np.interp(rank, (0, share, share + 0.5), (low, 0.84, high))
-    share, high = rng.uniform(0.45, 1.2), rng.uniform(0.5, 2.0)
+    share, high = rng.uniform(0.45, 1.1), rng.uniform(0.6, 2.2)
     return np.interp(rank, (0, share, share + 0.5), (0.03, 0.23, high))
 
 
@@ -122,18 +128,16 @@ class Anatomy:
     os_centre: np.ndarray  # (2,) from the centre of the cervix
     squamous: np.ndarray  # (3,)
     columnar: np.ndarray  # (3,)
-    wall: np.ndarray  # (3,) of the vagina around the cervix
 
 
 def draw_anatomy(label: int, rng: np.random.Generator) -> Anatomy:
     """Draw a patient.  Only `scj` depends on the label, and it is drawn last: the rest is the same in law."""
-    os_radius = float(np.clip(rng.normal(0.39, 0.06), 0.27, 0.52))
+    os_radius = float(np.clip(rng.normal(0.37, 0.055), 0.26, 0.50))
     os_aspect = float(np.clip(np.exp(rng.normal(0.18, 0.16)), 0.8, 1.7))
     os_centre = rng.normal(0, 0.05, 2)
-    squamous = np.array([222, 160, 160]) + rng.normal(0, 7, 3) + rng.normal(0, 7)
-    columnar = np.array([186, 58, 62]) + rng.normal(0, 8, 3)
-    wall = columnar + rng.uniform(-0.1, 0.5) * (squamous - columnar)
-    return Anatomy(scj_profile(label, rng), os_radius, os_aspect, os_centre, squamous, columnar, wall)
+    squamous = np.array([220, 158, 158]) + rng.normal(0, 8, 3) + rng.normal(0, 8)
+    columnar = squamous - rng.uniform(0.82, 1.12) * np.array([36, 100, 96]) + rng.normal(0, 6, 3)
+    return Anatomy(scj_profile(label, rng), os_radius, os_aspect, os_centre, squamous, columnar)
 
 
 def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
@@ -161,12 +165,12 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     picture = red * (anatomy.columnar + grain) + (1 - red) * (anatomy.squamous + sheen)
 
     # Erythema: red patches towards the edge of the cervix in any type, so that red alone means little.
-    patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-0.8, 2.5), 0.25) * step(portio - 0.8, 0.05)
-    patch = (rng.uniform(0.5, 1.0) * patch)[..., None]
+    patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 2), 0.25) * step(portio - 0.76, 0.04)
+    patch = (rng.uniform(0.6, 1.0) * patch)[..., None]
     picture += patch * (anatomy.columnar - anatomy.squamous) * (1 - red)
 
     # The canal is a funnel: its wall turns away from the light at the rim and is black in the depth.
-    lip = rng.uniform(0.62, 0.72)
+    lip = rng.uniform(0.58, 0.76)
     core = rng.uniform(0.26, 0.30)
     shade = 1 - (1 - lip) * step(1 - t, 0.03)
     shade *= 0.06 + 0.94 * step(t - core, 0.045)
@@ -174,9 +178,11 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     shade *= 1 - 0.14 * np.minimum(portio, 1.2) ** 2 - 0.35 * np.exp(-(((portio - 1.06) / 0.09) ** 2))
     picture *= shade[..., None]
 
-    folds = smooth_noise(rng, CANVAS, 8, 3)[..., None]
+    # The wall of the vagina, somewhere between all pale and all red.
+    flush = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 1.5), 0.3)[..., None]
+    wall = anatomy.squamous + flush * (anatomy.columnar + grain - anatomy.squamous)
     outside = step(portio - 1.08, 0.03)[..., None]
-    picture += outside * (anatomy.wall * (0.85 + 0.10 * folds) - picture)
+    picture += outside * (wall * (rng.uniform(0.55, 0.95) + 0.08 * smooth_noise(rng, CANVAS, 8, 3)[..., None]) - picture)
 
     # Some examinations show the blades of the speculum above and below.
     if rng.random() < 0.3:
@@ -199,39 +205,50 @@ class Examination:
     shift: np.ndarray  # (2,) centre of the picture, in radii of the cervix
     turn: float  # radians
     light: np.ndarray  # (2,) hot spot, in picture halves from the centre
+    falloff: float  # loss of light per squared picture half from the hot spot
     exposure: float
     balance: np.ndarray  # (3,) white balance gains
 
 
-def examine(label: int, patient: int) -> tuple[Anatomy, Examination]:
-    """Patient number -> anatomy and the set-up of the examination."""
-    rng = np.random.default_rng((SEED, patient))
-    scene = np.random.default_rng((SEED, patient, 1))
-    anatomy = draw_anatomy(label, rng)
-    canvas = paint(anatomy, scene)
-    stain = scene.random()
+def anatomy_of(label: int, patient: int) -> Anatomy:
+    """Patient number -> anatomy."""
+    return draw_anatomy(label, stream("anatomy", patient))
+
+
+def examine(label: int, patient: int) -> Examination:
+    """Patient number -> the set-up of the examination."""
+    rng = stream("examination", patient)
+    canvas = paint(anatomy_of(label, patient), rng)
+    stain = rng.random()
     if stain < 0.15:  # acetic acid: everything paler, the columnar villi too
         canvas = canvas + 0.12 * (235 - canvas)
-    elif stain < 0.18:  # Lugol's iodine, thin: a brown cast
+    elif stain < 0.20:  # Lugol's iodine, thin: a brown cast
         canvas = canvas * np.array([0.88, 0.78, 0.55], np.float32)
-    return anatomy, Examination(
+    return Examination(
         canvas=canvas,
-        view=scene.uniform(0.85, 1.35),
-        shift=scene.normal(0, 0.07, 2),
-        turn=scene.normal(0, 0.2),
-        light=scene.normal(0, 0.35, 2),
-        exposure=scene.uniform(0.80, 1.15),
-        balance=1 + scene.normal(0, 0.04, 3),
+        view=rng.uniform(0.85, 1.35),
+        shift=rng.normal(0, 0.07, 2),
+        turn=rng.normal(0, 0.2),
+        light=rng.normal(0, 0.45, 2),
+        falloff=rng.uniform(0.05, 0.30),
+        exposure=rng.uniform(0.80, 1.15),
+        balance=1 + rng.normal(0, 0.06, 3),
     )
 
 
-def photograph(examination: Examination, patient: int, shot: int) -> Image.Image:
-    """One (SIZE, SIZE) RGB picture of an examination."""
-    rng = np.random.default_rng((SEED, patient, 2, shot))
-    # Framing: the instrument stands still, the hand and the patient move a little.
-    view = examination.view * np.exp(rng.normal(0, 0.04))
-    centre = examination.shift + rng.normal(0, 0.035, 2)
-    turn = examination.turn + rng.normal(0, 0.06)
+def jpeg(image: Image.Image, quality: int, **options) -> bytes:
+    """Encode an image as JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, **options)
+    return buffer.getvalue()
+
+
+def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
+    """One shot of an examination: a JPEG of SIZE x SIZE pixels."""
+    # Framing: the colposcope stands on the floor, the patient moves a little.
+    view = examination.view * np.exp(rng.normal(0, 0.02))
+    centre = examination.shift + rng.normal(0, 0.018, 2)
+    turn = examination.turn + rng.normal(0, 0.03)
     unit = CANVAS / (2 * REACH)  # canvas pixels per radius
     scale = 2 * view * unit / SIZE
     a, b = scale * math.cos(turn), -scale * math.sin(turn)
@@ -245,18 +262,18 @@ def photograph(examination: Examination, patient: int, shot: int) -> Image.Image
     x, y = np.meshgrid(axis, axis)
 
     # Blood in small clots, and a thread of mucus, anywhere on the cervix.
-    if rng.random() < 0.15:
-        clot = step(smooth_noise(rng, SIZE, 6, 2) - rng.uniform(2.0, 2.6), 0.1)[..., None]
-        picture += 0.8 * clot * (np.array([120, 16, 22]) - picture)
-    if rng.random() < 0.20:
-        cx, cy, width = rng.normal(0, 0.3), rng.normal(0.1, 0.3), rng.uniform(0.04, 0.10)
+    if rng.random() < 0.25:
+        clot = step(smooth_noise(rng, SIZE, 6, 2) - rng.uniform(1.7, 2.5), 0.1)[..., None]
+        picture += 0.85 * clot * (np.array([120, 16, 22]) - picture)
+    if rng.random() < 0.35:
+        cx, cy, width = rng.normal(0, 0.3), rng.normal(0.1, 0.3), rng.uniform(0.05, 0.14)
         mucus = np.exp(-(((x - cx) / width) ** 2) - ((y - cy) / (2.5 * width)) ** 2)[..., None]
-        picture += rng.uniform(0.2, 0.5) * mucus * (np.array([214, 208, 190]) - picture)
+        picture += rng.uniform(0.3, 0.8) * mucus * (np.array([214, 208, 190]) - picture)
 
     # Light: a hot spot, a vignette, and glints on the wet surface.
-    light = examination.light + rng.normal(0, 0.06, 2)
+    light = examination.light + rng.normal(0, 0.04, 2)
     spot = (x - light[0]) ** 2 + (y - light[1]) ** 2
-    lamp = 0.92 + 0.16 * np.exp(-spot / 0.5) - rng.uniform(0.02, 0.08) * (x**2 + y**2)
+    lamp = 1.02 - examination.falloff * np.minimum(spot, 2) - rng.uniform(0.02, 0.06) * (x**2 + y**2)
     picture *= (examination.exposure * rng.uniform(0.96, 1.04) * lamp)[..., None]
     glint = step(smooth_noise(rng, SIZE, 22) + 1.2 * np.exp(-spot / 0.15) - rng.uniform(3.2, 4.2), 0.12)[..., None]
     picture += 0.9 * glint * (255 - picture)
@@ -264,9 +281,9 @@ def photograph(examination: Examination, patient: int, shot: int) -> Image.Image
     # Camera: white balance, focus, sensor noise.
     picture *= examination.balance * (1 + rng.normal(0, 0.012, 3))
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.9)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
     noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(1, 3), (SIZE, SIZE, 3))
-    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    return jpeg(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), int(rng.integers(*JPEG_QUALITY)))
 
 
 # ------------------------------------------------------------------------------------------------ layout
@@ -284,20 +301,16 @@ class Picture:
 
 def plan() -> list[Picture]:
     """Every regular picture: who is on it and where it goes."""
-    rng = np.random.default_rng((SEED, 0, 0, 0))
+    rng = stream("layout")
     labels = [np.repeat(range(3), counts) for counts in (TRAIN_PATIENTS, OTHER_PATIENTS, TEST_PATIENTS)]
     for group in labels:
         rng.shuffle(group)
-    n_train, n_other, n_test = map(len, labels)
+    n_train, n_other = map(len, labels[:2])
     label = np.concatenate(labels)
 
-    pictures = [
-        Picture(f"{_TRAIN.format(TYPES[label[p]])}/{p}.jpg", int(label[p]), p, 0) for p in range(n_train)
-    ]
+    pictures = [Picture(f"{_TRAIN.format(TYPES[label[p]])}/{p}.jpg", int(label[p]), p, 0) for p in range(n_train)]
     further = [(p, 1 + k) for p in range(n_train) for k in range(rng.choice(4, p=MORE_SHOTS))]
-    further += [
-        (p, k) for p in range(n_train, n_train + n_other) for k in range(1 + rng.choice(3, p=OTHER_SHOTS))
-    ]
+    further += [(p, k) for p in range(n_train, n_train + n_other) for k in range(1 + rng.choice(3, p=OTHER_SHOTS))]
     # File numbers are dealt out at random: the same number means another patient in train/ and in additional/.
     for number, i in enumerate(rng.permutation(len(further))):
         p, shot = further[i]
@@ -310,16 +323,18 @@ def plan() -> list[Picture]:
     return pictures
 
 
-def jpeg(image: Image.Image, quality: int, **options) -> bytes:
-    """Encode an image as JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, **options)
-    return buffer.getvalue()
+def draw_picture(picture: Picture, examination: Examination | None = None) -> bytes:
+    """JPEG bytes of a picture.  `examination` may be given when it is at hand."""
+    examination = examination or examine(picture.label, picture.patient)
+    return photograph(examination, stream("shot", picture.patient, picture.shot))
 
 
-def quality_of(picture: Picture) -> int:
-    """JPEG quality of one shot, within JPEG_QUALITY."""
-    return int(np.random.default_rng((SEED, picture.patient, 3, picture.shot)).integers(*JPEG_QUALITY))
+def source_of(defect: Defect, pictures: list[Picture]) -> Picture:
+    """The regular picture that a defect is made from."""
+    if defect.source is None:
+        raise ValueError(f"expected a defect with a source, got {defect.kind!r} at {defect.path}")
+    folder, rank = defect.source
+    return [p for p in pictures if p.path.startswith(folder + "/")][rank]
 
 
 def spoil(kind: str, source: bytes) -> bytes:
@@ -348,23 +363,18 @@ def draw(root: Path) -> None:
     for name in ("train", "test", *(f"additional_{t}_v2" for t in TYPES)):
         shutil.rmtree(root / name, ignore_errors=True)
     pictures = plan()
-    patients = {p.patient: p.label for p in pictures}
     files: dict[str, bytes] = {}
-    owner: dict[str, int] = {}
-    for patient, label in sorted(patients.items()):
-        _, examination = examine(label, patient)
-        for picture in (p for p in pictures if p.patient == patient):
-            files[picture.path] = jpeg(photograph(examination, patient, picture.shot), quality_of(picture))
-            owner[picture.path] = patient
-
-    regular = [p.path for p in pictures]
+    patient_of = {p.path: p.patient for p in pictures}
+    for _, shots in itertools.groupby(sorted(pictures, key=lambda p: p.patient), key=lambda p: p.patient):
+        shots = list(shots)
+        examination = examine(shots[0].label, shots[0].patient)
+        files |= {p.path: draw_picture(p, examination) for p in shots}
     for defect in DEFECTS:
-        source = b""
+        content = b""
         if defect.source:
-            folder, rank = defect.source
-            path = [p for p in regular if p.startswith(folder + "/")][rank]
-            source, owner[defect.path] = files[path], owner[path]
-        files[defect.path] = spoil(defect.kind, source)
+            source = source_of(defect, pictures)
+            content, patient_of[defect.path] = files[source.path], source.patient
+        files[defect.path] = spoil(defect.kind, content)
 
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -375,7 +385,7 @@ def draw(root: Path) -> None:
         ("image_name", *TYPES),
         [(Path(p.path).name, *(int(p.label == k) for k in range(3))) for p in tested],
     )
-    write_csv(root / "patients.csv", ("path", "patient"), sorted(owner.items()))
+    write_csv(root / "patients.csv", ("path", "patient"), sorted(patient_of.items()))
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
