@@ -33,7 +33,7 @@ def main(name: str) -> pd.DataFrame:
     test = Split.of(store, "test")
     model = models.load(MODELS / f"{name}.safetensors", store.classes, store.images.shape[1])
     fabric = make_fabric(p.runtime)
-    model = model.to(fabric.device, memory_format=torch.channels_last)
+    model = model.to(fabric.device)
 
     table = ensemble.attack_split(fabric, model, store, test, p.attack, p.attack_eval, p.seed)
     write_predictions(table, PREDICTIONS / name)

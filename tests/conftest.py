@@ -7,6 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from stages.core.models import Classifier
 from stages.core.store import Store
 
 
@@ -50,6 +51,13 @@ class SmallNet(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x))
+
+
+def tiny_classifier(classes=("a", "b", "c"), size: int = 16) -> Classifier:
+    """The pipeline's classifier around a network that trains in no time."""
+    model = Classifier("squeezenet1_1", classes, size)
+    model.backbone = SmallNet(len(classes))
+    return model
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def test_more_restarts_are_never_weaker(trained):
     x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
     for eps in (0.02, 0.05, 0.1, 0.2):
         broken = [
-            lead(model(attacks.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r)), y) > attacks.STOP_LEAD for r in (1, 2, 4)
+            lead(model(attacks.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r)), y) > attacks.STOP_LEAD
+            for r in (1, 2, 4)
         ]
         assert (broken[0] <= broken[1]).all()
         assert (broken[1] <= broken[2]).all()
@@ -67,7 +68,13 @@ def test_batch_size_does_not_matter(trained, fabric):
     store, model = trained
     tables = [
         attack_split(
-            fabric, model, store, Split.of(store, "test"), Attack("linf", EPS, (EPS / 2, EPS)), PARAMS.__class__(**{**vars(PARAMS), "batch_size": b}), 0
+            fabric,
+            model,
+            store,
+            Split.of(store, "test"),
+            Attack("linf", EPS, (EPS / 2, EPS)),
+            PARAMS.__class__(**{**vars(PARAMS), "batch_size": b}),
+            0,
         ).sort_values(["path", "attack", "eps"], ignore_index=True)
         for b in (1, 5, 24)
     ]
@@ -127,5 +134,3 @@ def test_agrees_with_foolbox(steps, trained):
         ours = lead(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps)), y) > 0
         assert (theirs <= ours).all()
         assert abs(int(theirs.sum()) - int(ours.sum())) <= 1
-
-

@@ -31,7 +31,7 @@ def test_logits_are_float32_under_autocast():
 
 def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path):
     model = resnet18().eval()
-    save(tmp_path / "a.safetensors", model.to(memory_format=torch.channels_last))
+    save(tmp_path / "a.safetensors", model)
     again = load(tmp_path / "a.safetensors", CLASSES, 32)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(model(x), again(x))
@@ -58,7 +58,7 @@ def test_unknown_architecture_is_named():
         build("resnet51", CLASSES, 32, "none", "none", 0)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "vgg11_bn", "convnext_tiny"])
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "convnext_tiny"])
 def test_pretrained_weights_fill_all_but_the_head(arch, tmp_path):
     torch.manual_seed(1)
     donor = torchvision.models.get_model(arch, num_classes=7)
@@ -118,8 +118,7 @@ def test_frozen_layers_stay_frozen_in_train_mode():
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved
     assert all(k.startswith(("backbone.layer3", "backbone.layer4")) for k in moved)  # running statistics
-    assert {k for k, v in model.named_parameters() if v.grad is None} == {
-        k for k, _ in model.named_parameters() if k.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2"))
-    }
+    frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2")
+    assert all((parameter.grad is None) == name.startswith(frozen) for name, parameter in model.named_parameters())
     with pytest.raises(ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"):
         model.freeze("layer9")

@@ -17,8 +17,17 @@ from stages.core.batches import Split
 from stages.core.checkpoints import BusyError, Checkpoint, work_key
 from stages.core.params import Augment, Training
 from stages.core.store import StoreError
-from stages.core.training import Validation, class_weights, epoch_order, eps_factor, fit, lr_factor, make_optimizer, write_history
-from tests.conftest import toy_store
+from stages.core.training import (
+    Validation,
+    class_weights,
+    epoch_order,
+    eps_factor,
+    fit,
+    lr_factor,
+    make_optimizer,
+    write_history,
+)
+from tests.conftest import tiny_classifier, toy_store
 
 EPS = 8 / 255
 STILL = Augment(flip=False, rotate90=False, scale=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
@@ -44,8 +53,9 @@ P = Training(
 
 
 def train(fabric, folder, p=P, perturb=None, on_epoch=lambda row: None, seed=0):
-    store = toy_store()
-    model = models.build("resnet18", store.classes, 32, "none", "none", seed)
+    store = toy_store(size=16)
+    torch.manual_seed(seed)
+    model = tiny_classifier(store.classes)
     attack = partial(perturbations.pgd, alpha=EPS / 2, steps=p.val_steps)
     validation = Validation(
         Split.of(store, "val"), attack, EPS, p.val_images, lambda row: (row["val_clean_accuracy"], -row["val_loss"])
@@ -107,7 +117,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(fabric, tmp_path
 
 
 def test_it_learns_and_the_best_epoch_is_kept(fabric, tmp_path):
-    result = train(fabric, tmp_path / "c", dataclasses.replace(P, epochs=6, augment=STILL))
+    result = train(fabric, tmp_path / "c", dataclasses.replace(P, epochs=12, lr=0.05, augment=STILL))
     accuracies = [row["val_clean_accuracy"] for row in result.history]
     assert max(accuracies) > 0.8
     assert accuracies[result.epoch - 1] == max(accuracies)

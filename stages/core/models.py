@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import resnet
 
 from stages.core.errors import InputError
 
@@ -43,14 +44,15 @@ class Classifier(nn.Module):
         if arch not in known:
             raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
         self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
-        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes))
+        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [0, 1] -> logits (B, K), float32 also under autocast."""
-        return self.backbone((x - self.mean) / self.std).float()
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        return self.backbone(x).float()
 
     @property
     def head(self) -> str:
@@ -120,6 +122,10 @@ def build(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sh
     torch.manual_seed(seed)
     model = Classifier(arch, classes, image_size)
     if weights == "none":
+        # Every residual block starts as the identity (arXiv:1706.02677): from scratch, a few epochs then suffice.
+        for block in model.backbone.modules():
+            if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
+                nn.init.zeros_((block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2).weight)
         return model
     state = _download(arch) if weights == "imagenet" else _read_weights(Path(weights), sha256)
     own, head = model.backbone.state_dict(), model.head + "."

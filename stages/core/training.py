@@ -157,7 +157,6 @@ def fit(
     weights = class_weights(train.labels[train.rows], classes) if p.balance == "loss" else np.ones(classes)
     loss_weights = torch.tensor(weights, dtype=torch.float32, device=fabric.device)
     model.freeze(p.freeze)
-    model = model.to(memory_format=torch.channels_last)
     wrapped, optimizer = fabric.setup(model, make_optimizer(model, p))
     inner = wrapped.module  # attacks differentiate the input alone, past the wrapper's gradient exchange
     average = AveragedModel(inner, multi_avg_fn=get_ema_multi_avg_fn(p.ema), use_buffers=True) if p.ema else None
