@@ -39,6 +39,7 @@ from stages.core.params import flatten, load_all
 
 EXPERIMENT = "colposcopy-robustness"
 LAST_STAGE = "evaluate"  # cached stages log nothing, so the last one gives the parent run the metrics of all
+RESULTS = ("outs", "metrics", "plots")  # where dvc.yaml lists what a stage writes
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
 CODE = ("stages", "dvc.yaml", "requirements.txt")  # what "uncommitted" is about: params have a place, results always differ
 
@@ -130,7 +131,7 @@ def stage_names() -> list[str]:
     names = []
     for name, spec in _dvc_yaml().items():
         names += [f"{name}@{i}" for items in spec["matrix"].values() for i in items] if "matrix" in spec else [name]
-    needs = {n: [m for m in names if set(_entries(m, "outs")) & set(_entries(n, "deps"))] for n in names}
+    needs = {n: [m for m in names if set(_entries(m, *RESULTS)) & set(_entries(n, "deps"))] for n in names}
     return list(TopologicalSorter(needs).static_order())
 
 
@@ -141,9 +142,9 @@ def _md5(path: Path) -> str:
 
 
 def _written(stage: str) -> dict[Path, str]:
-    """Files that a stage has written, with digests; of a folder its tables and example pictures, which stand for the rest."""
-    paths = [Path(path) for path in _entries(stage, "outs", "metrics", "plots")]
-    files = [f for p in paths for f in ([*p.glob("*.csv"), *p.glob("examples/*.png")] if p.is_dir() else [p])]
+    """Files that a stage has written, with digests; of a folder its tables and pictures, which stand for the rest."""
+    paths = [Path(path) for path in _entries(stage, *RESULTS)]
+    files = [f for p in paths for f in ([*p.glob("*.csv"), *p.glob("*.png"), *p.glob("examples/*.png")] if p.is_dir() else [p])]
     return {file: _md5(file) for file in sorted(files) if file.is_file()}
 
 
@@ -164,9 +165,9 @@ def _epoch_scores(rows: Sequence[Mapping[str, Any]]) -> Scores:
 
 
 def _json_scores(value: Any, name: str) -> Scores:
-    """``{"a": {"b": 1}}`` in metrics/x.json -> ``x/a.b``: DVC's name for it, and a section of its own in MLflow's charts."""
+    """``{"a": {"b": {"c": 1}}}`` -> ``a/b.c``: DVC's name for it, but for the slash that makes a section in MLflow's charts."""
     if isinstance(value, dict):
-        join = "." if "/" in name else "/"
+        join = "." if "/" in name else "/" if name else ""
         return {key: number for part in value for key, number in _json_scores(value[part], f"{name}{join}{part}").items()}
     return {(name, 0): float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
 
@@ -187,9 +188,13 @@ def _table_scores(rows: list[dict[str, str]]) -> Scores:
 
 def _scores(path: Path) -> Scores:
     """The scores in a file; none in one that isn't a table or JSON."""
+    scores: Scores = {}
     if path.suffix == ".json":
-        return _json_scores(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    return _table_scores(_rows(path)) if path.suffix == ".csv" else {}
+        scores = _json_scores(json.loads(path.read_text(encoding="utf-8")), "" if path.stem == LAST_STAGE else path.stem)
+    elif path.suffix == ".csv":
+        scores = _table_scores(_rows(path))
+    # A class may be called CIN2+; MLflow refuses the plus.
+    return {(re.sub(r"[^\w./ -]", "_", name), step): value for (name, step), value in scores.items()}
 
 
 # --- MLflow
@@ -360,11 +365,11 @@ def _note(scores: Mapping[str, float], code: Mapping[str, str]) -> str:
     """Markdown: the headlines of evaluate.json, and which code they come from."""
 
     def cell(name: str) -> str:
-        value, low, high = (scores.get(f"evaluate/{name}{end}", math.nan) for end in ("", "_low", "_high"))
+        value, low, high = (scores.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     headlines = ("clean_accuracy", "balanced_accuracy", "robust_accuracy_worst")
-    table = [f"| {name} | {cell(f'clean.{name}')} | {cell(f'adv.{name}')} |" for name in headlines]
+    table = [f"| {name} | {cell(f'clean/{name}')} | {cell(f'adv/{name}')} |" for name in headlines]
     source = f"Code: {code['mlflow.source.git.commit']}, uncommitted changes: {code['git.uncommitted']}."
     return "\n".join(
         ["| | clean | adv |", "|---|---|---|", *table, "", source, "The whole account: `report.html` below Artifacts."]
