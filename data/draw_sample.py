@@ -44,6 +44,7 @@ JPEG_QUALITY = (82, 93)  # from, below
 TRAIN_PATIENTS = (88, 126, 108)  # one picture each in train/, perhaps more in additional/
 OTHER_PATIENTS = (82, 118, 98)  # in additional/ only
 TEST_PATIENTS = (7, 10, 7)  # in test/ only
+FIRST_TRAIN = 100  # number of the first train file; lower, train/train/Type_2/80.jpg would meet data/label_fixes.csv
 TEST_KNOWN = 6  # test pictures of patients who also appear in additional/, as in the real set
 MORE_SHOTS = (0.25, 0.25, 0.30, 0.20)  # P(0, 1, 2, 3 further shots) of a train patient in additional/
 OTHER_SHOTS = (0.30, 0.30, 0.40)  # P(1, 2, 3 shots) of a patient who is in additional/ only
@@ -308,7 +309,7 @@ def plan() -> list[Picture]:
     n_train, n_other = map(len, labels[:2])
     label = np.concatenate(labels)
 
-    pictures = [Picture(f"{_TRAIN.format(TYPES[label[p]])}/{p}.jpg", int(label[p]), p, 0) for p in range(n_train)]
+    pictures = [Picture(f"{_TRAIN.format(TYPES[label[p]])}/{FIRST_TRAIN + p}.jpg", int(label[p]), p, 0) for p in range(n_train)]
     further = [(p, 1 + k) for p in range(n_train) for k in range(rng.choice(4, p=MORE_SHOTS))]
     further += [(p, k) for p in range(n_train, n_train + n_other) for k in range(1 + rng.choice(3, p=OTHER_SHOTS))]
     # File numbers are dealt out at random: the same number means another patient in train/ and in additional/.

@@ -106,6 +106,12 @@ def test_patients_table_covers_every_picture():
     assert set(table) - {p.path for p in PLAN} == {d.path for d in draw_sample.DEFECTS if d.source}
 
 
+def test_label_corrections_of_the_real_set_leave_the_sample_alone():
+    corrected = {row.split(",")[0] for row in (DATA / "label_fixes.csv").read_text().splitlines()[1:]}
+    assert corrected
+    assert not corrected & {p.path for p in PLAN}
+
+
 def test_base_names_recur_with_other_content():
     train = {Path(p.path).name: p for p in PLAN if p.path.startswith("train/")}
     additional = {Path(p.path).name: p for p in PLAN if p.path.startswith("additional")}
