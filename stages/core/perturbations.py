@@ -91,12 +91,12 @@ def pgd(
     steps: int,
     stop_lead: float | None = None,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise from x: BIM (1607.02533).
+    """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise: BIM (1607.02533).
 
     Returns for every image the visited point, the last one included, at which a wrong class leads by most: so an iterate that
     fooled the model is never lost. With ``stop_lead`` an image leaves the batch once a wrong class leads by that many logits.
     """
-    best, best_lead = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+    best, best_lead = x.clone(), x.new_full((len(x),), -torch.inf)
     todo = torch.arange(len(x), device=x.device)
     point = x if noise is None else project(x + eps * noise, x, eps)
     with attack_mode(model):

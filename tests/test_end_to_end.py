@@ -1,0 +1,161 @@
+"""The real dvc.yaml in a clone, on a few drawn pictures with few steps: what a user runs, from the first repro to an experiment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "data.source": "data/few",
+    "data.image_size": 32,
+    "data.groups": "none",
+    "data.max_rejected": 0.2,
+    "data.label_fixes": "none",
+    "model.arch": "resnet18",
+    "train_clean.epochs": 2,
+    "train_clean.val_steps": 2,
+    "train_adv.epochs": 1,
+    "train_adv.val_steps": 2,
+    "attack.eps_grid": ["4/255", "8/255"],
+    "attack_eval.pgd_steps": 2,
+    "attack_eval.bim_steps": 2,
+    "attack_eval.curve_steps": 2,
+    "attack_eval.noise_draws": 2,
+    "evaluate.bootstrap": 100,
+    "runtime.device": "cpu",
+}
+pytestmark = pytest.mark.slow
+
+
+def draw_few(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in range(3):
+        (folder / f"Type_{kind + 1}").mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.integers(0, 120, (40, 40, 3))
+            pixels[:, :, kind] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"Type_{kind + 1}/{i}.jpg")
+    (folder / "Type_1/empty.jpg").touch()
+
+
+def set_params(file: Path, **values) -> None:
+    params = yaml.safe_load(file.read_text())
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        node = params[section] if section else params
+        assert name in node, key
+        node[name] = value
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    # The files as they stand here, so that a change is tested before it is committed.
+    changed = subprocess.run(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in changed.stdout.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    draw_few(folder / "data/few")
+    set_params(folder / "params.yaml", **SMALL)
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "-qm", "Shrink", cwd=folder)
+    run("dvc", "repro", cwd=folder)
+    return folder
+
+
+def run(*command, cwd, code=0, **env) -> str:
+    command = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
+    mail = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, **mail, "PATH": path, "OMP_NUM_THREADS": "2", **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == (code != 0), f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def executed(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def test_every_declared_file_and_no_other_is_written(clone):
+    outs = set()
+    lock = yaml.safe_load((clone / "dvc.lock").read_text())["stages"]
+    for stage in lock.values():
+        outs |= {out["path"] for out in stage["outs"]}
+    assert all((clone / out).exists() for out in outs)
+    new = run("git", "ls-files", "-o", "--exclude-standard", cwd=clone).splitlines()
+    new += run("git", "ls-files", "-m", cwd=clone).splitlines()
+    kept_in_git = {out for out in outs if out.startswith(("metrics/", "plots/"))}
+    assert set(new) - {"dvc.lock"} <= kept_in_git
+    written = {p.relative_to(clone).as_posix() for d in ("metrics", "plots") for p in (clone / d).iterdir()}
+    assert written == kept_in_git
+
+
+def test_contract_of_the_metrics(clone):
+    metrics = json.loads((clone / "metrics/evaluate.json").read_text())
+    for model in ("clean", "adv"):
+        part = metrics[model]
+        assert 0 <= part["robust_accuracy_worst"] <= part["clean_accuracy"] <= 1
+        assert set(part["robust_accuracy"]) >= {"uniform_noise", "gaussian_noise", "fgsm", "bim", "pgd"}
+        assert part["clean_accuracy_low"] <= part["clean_accuracy"] <= part["clean_accuracy_high"]
+    data = json.loads((clone / "metrics/data.json").read_text())
+    assert data["rejected"] == 1 or data["rejected"].get("total", 1) == 1
+    assert "NaN" not in json.dumps(metrics)
+
+
+def test_a_second_repro_has_nothing_to_do_and_a_forced_one_changes_no_byte(clone):
+    assert not executed(run("dvc", "repro", cwd=clone))
+    before = (clone / "dvc.lock").read_bytes()
+    assert len(executed(run("dvc", "repro", "-f", cwd=clone))) == 6
+    assert (clone / "dvc.lock").read_bytes() == before
+
+
+def test_an_experiment_with_another_eps_keeps_the_clean_model(clone):
+    run("git", "add", "-A", cwd=clone)
+    run("git", "commit", "-qm", "Results", cwd=clone)
+    output = run("dvc", "exp", "run", "-n", "small-eps", "-S", "attack.eps=0.01", cwd=clone)
+    assert executed(output) == ["attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate"]
+    changed = run("git", "diff", "-U0", "params.yaml", cwd=clone)
+    assert sum(line.startswith("+ ") for line in changed.splitlines()) == 1, changed
+    shown = run("dvc", "exp", "show", "--csv", cwd=clone)
+    assert "small-eps" in shown
+    diff = run("dvc", "plots", "diff", "HEAD", "small-eps", "-o", "out", cwd=clone)
+    assert "index.html" in diff
+    html = (clone / "out/index.html").read_text()
+    for chart in ("training_clean.csv", "training_adv.csv", "robustness.csv", "confusion.csv"):
+        assert chart in html
+    run("git", "checkout", "-q", ".", cwd=clone)
+    run("git", "clean", "-qfd", cwd=clone)
+    assert executed(run("dvc", "repro", cwd=clone)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attack.eps", 8, "attack.eps: expected a number in (0, 0.5] (pixel units: write 8/255, not 8), got 8"),
+        ("attack.eps", "eight", "attack.eps: expected a number or a fraction such as 8/255, got 'eight'"),
+        ("train_adv.method", "pdg", "train_adv.method: expected one of"),
+        ("model.arch", "resnet51", "model.arch: expected one of"),
+        ("data.source", "data/nowhere", "data/nowhere"),
+    ],
+)
+def test_a_wrong_value_stops_at_once_with_its_key(clone, key, value, message):
+    file = clone / "params.yaml"
+    before, lock = file.read_bytes(), (clone / "dvc.lock").read_bytes()
+    set_params(file, **{key: value})
+    output = run("dvc", "repro", cwd=clone, code=1)
+    file.write_bytes(before)
+    assert message in output
+    assert "Traceback" not in output
+    assert (clone / "dvc.lock").read_bytes() == lock
+    assert executed(run("dvc", "repro", cwd=clone)) == [], "earlier results are still there"

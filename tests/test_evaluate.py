@@ -1,0 +1,181 @@
+"""The stage as a whole: what it writes, that it writes the same twice, and that DVC draws it."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages import evaluate
+from stages.core.predictions import PredictionsError
+from tests.prediction_tables import CLASSES, make_project
+
+ROOT = Path(__file__).parent.parent
+PNGS = {"classes", "counts", "training", "robustness", "examples_clean", "examples_adv"}
+CSVS = {"robustness", "confusion", "per_class", "reliability"}
+
+
+def project(folder: Path, monkeypatch, **options) -> Path:
+    folder.mkdir(exist_ok=True)
+    make_project(folder, **options)
+    params = (ROOT / "params.yaml").read_text().replace("tracking: true", "tracking: false")
+    params = params.replace("bootstrap: 2000", "bootstrap: 200").replace("eps: 4/255", "eps: 8/255")
+    (folder / "params.yaml").write_text(params)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    files = [*folder.glob("plots/*"), folder / "metrics/evaluate.json", folder / "data/report.html"]
+    return {file.name: file.read_bytes() for file in sorted(files)}
+
+
+def finite_and_sorted(text: str) -> dict:
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads(text, parse_constant=refuse)
+    assert text == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return content
+
+
+def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
+    folder = project(tmp_path / "p", monkeypatch)
+    result = evaluate.main()
+    first = written(folder)
+    assert finite_and_sorted(first["evaluate.json"].decode()) == result
+    assert {"clean", "adv", "difference", "n", "groups", "eps", "majority_rate", "prior_log_loss"} == set(result)
+    assert set(first) == {f"{n}.png" for n in PNGS} | {f"{n}.csv" for n in CSVS | {"training_clean", "training_adv"}} | {
+        "evaluate.json",
+        "report.html",
+    }
+    for name in PNGS:
+        assert len(first[f"{name}.png"]) < 100_000
+        with Image.open(folder / f"plots/{name}.png") as image:
+            assert not image.info
+            image.verify()
+    assert "clean training" in capsys.readouterr().out
+    for name in (b"tmp", b"2026", str(tmp_path).encode()):
+        assert name not in re.sub(rb"base64,[^\"]*", b"", first["report.html"]), name
+    evaluate.main()
+    assert written(folder) == first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"models": ["clean"]},
+        {"models": ["adv"]},
+        {"n": 1},
+        {"n": 30, "shares": (0.5, 0.5, 0)},
+        {"n": 40, "per_group": 4},
+        {"n": 40, "classes": ("a", "b"), "shares": (0.4, 0.6)},
+    ],
+    ids=str,
+)
+def test_stage_stands_where_there_is_little_to_say(tmp_path, monkeypatch, options):
+    folder = project(tmp_path / "p", monkeypatch, size=16, **options)
+    evaluate.main()
+    finite_and_sorted((folder / "metrics/evaluate.json").read_text())
+    for name in CSVS:
+        assert not pd.read_csv(folder / f"plots/{name}.csv").isna().any(axis=None)
+
+
+def test_nothing_to_evaluate_is_said(tmp_path, monkeypatch):
+    project(tmp_path / "p", monkeypatch, models=[])
+    with pytest.raises(PredictionsError, match="expected predictions of clean or adv, got none"):
+        evaluate.main()
+
+
+def test_evaluate_needs_neither_torch_nor_mlflow():
+    code = "import sys, stages.evaluate; print([m for m in ('torch', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_figures_imports_matplotlib_in_core():
+    for file in (ROOT / "stages/core").glob("*.py"):
+        imported = {
+            name.name.split(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import)
+            for name in node.names
+        }
+        assert "matplotlib" not in imported or file.name == "figures.py", file
+
+
+PLOTS_YAML = """
+stages:
+  evaluate:
+    cmd: unused
+    plots:
+    - plots/training_clean.csv: {cache: false, template: training, x: epoch, y: val_clean_accuracy}
+    - plots/training_adv.csv: {cache: false, template: training, x: epoch, y: val_robust_accuracy}
+    - plots/robustness.csv: {cache: false, template: robustness, x: eps, y: accuracy}
+    - plots/confusion.csv: {cache: false, template: confusion, x: predicted, y: actual}
+    - plots/per_class.csv: {cache: false, template: per_class, x: class, y: recall}
+    - plots/reliability.csv: {cache: false, template: reliability, x: confidence, y: accuracy}
+    - plots/classes.png: {cache: false}
+    - plots/examples_clean.png: {cache: false}
+"""
+
+
+def charts(html: str) -> list[dict]:
+    return [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)]
+
+
+@pytest.mark.skipif(not (shutil.which("git") and (Path(sys.executable).parent / "dvc").exists()), reason="needs git and dvc")
+def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    # Nothing of the user's git or DVC settings, and no hook, takes part.
+    env = os.environ | {
+        "HOME": str(tmp_path),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(tmp_path),
+    }
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+
+    dvc = (sys.executable, "-m", "dvc")
+    call("git", "init", "-q")
+    call(*dvc, "init", "-q")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
+    (folder / "dvc.yaml").write_text(PLOTS_YAML)
+    tables = {}
+    for rev, n in (("one", 40), ("two", 80)):
+        made = project(tmp_path / rev, monkeypatch, n=n, size=16)
+        evaluate.main()
+        shutil.copytree(made / "plots", folder / "plots", dirs_exist_ok=True)
+        tables[rev] = pd.read_csv(made / "plots/confusion.csv", dtype=str)
+        call("git", "add", "-A")
+        call("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", rev)
+        call("git", "tag", rev)
+    call(*dvc, "plots", "diff", "one", "two", "-o", "page")
+    html = (folder / "page/index.html").read_text()
+    assert "<DVC_METRIC" not in html
+    drawn = {spec["title"]["text"]: spec for spec in charts(html)}
+    assert set(drawn) == {f"plots/{n}.csv" for n in CSVS | {"training_clean", "training_adv"}}
+    for spec in drawn.values():
+        assert {row["rev"] for row in spec["data"]["values"]} == {"one", "two"}
+    assert html.count("<img") == 4
+    # A cell is drawn from exactly one row: the counts of that revision, no sorting or summing on the way.
+    confusion = drawn["plots/confusion.csv"]
+    assert not re.search("aggregate|impute|joinaggregate", json.dumps(confusion))
+    cells = pd.DataFrame(confusion["data"]["values"])
+    keys = ["model", "attack", "actual", "predicted"]
+    assert not cells.duplicated([*keys, "rev"]).any()
+    for rev, table in tables.items():
+        of_rev = cells[cells["rev"] == rev].set_index(keys)["count"]
+        assert of_rev.sort_index().astype(str).equals(table.set_index(keys)["count"].sort_index().astype(str))
+        assert len(of_rev) == 4 * len(CLASSES) ** 2

@@ -1,0 +1,183 @@
+"""The page is well formed, self-contained and escaped, and says "not enough to say" rather than nothing or NaN."""
+
+import dataclasses
+import itertools
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core import figures
+from stages.core import metrics as m
+from stages.core import report as page
+from stages.core.predictions import classes_of
+from tests.prediction_tables import EPS, GRID, make_table, make_training
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+def make_report(models=("clean", "adv"), *, data=None, tables=None, pictures=None, **changes) -> page.Report:
+    tables = tables or {model: make_table(model) for model in models}
+    images = m.answers(next(iter(tables.values())))
+    setting = m.Setting(EPS, GRID, m.Intervals(images["group"], 0.95, 200, 0))
+    metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | m.baselines(images)
+    metrics |= {model: m.model_metrics(table, setting) for model, table in tables.items()}
+    if len(tables) == 2:
+        metrics["difference"] = m.difference(*tables.values(), setting)
+    test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
+    made = page.Report(
+        metrics=metrics,
+        data={"images": 162, "rejected": 1, "duplicates": 2, "groups": 160, "synthetic": True} | (data or {}),
+        counts=pd.DataFrame({"train": 30, "val": 5, "test": test}),
+        rejected=pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
+        robustness=pd.concat([m.robustness_table(model, table, setting) for model, table in tables.items()]),
+        confusion=pd.concat([m.confusion_table(model, table, setting) for model, table in tables.items()]),
+        per_class=pd.concat([m.per_class_table(model, table, setting) for model, table in tables.items()]),
+        training={model: make_training() for model in tables},
+        attacks=pd.DataFrame([("clean", "pgd", 20, 0, "8/255")], columns=["model", "attack", "steps", "seed", "budgets"]),
+        figures=pictures or {},
+        settings={"attack.eps": "8/255"},
+        confidence=0.95,
+        suspicious_accuracy=0.75,
+        diagnostics={},
+    )
+    return dataclasses.replace(made, **changes)
+
+
+class Page(HTMLParser):
+    """Collects tags and text; fails on a tag that isn't closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> without a start"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def named(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_page_is_well_formed_and_self_contained():
+    pictures = {name: b"png" for name in ("classes", "training", "robustness", "examples_clean", "examples_adv", "reliability")}
+    html = page.render(make_report(pictures=pictures))
+    read = Page(html)
+    assert not read.named("script")
+    assert not read.named("link")
+    assert "http" not in html
+    images = read.named("img")
+    assert len(images) == 6
+    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 30 for image in images)
+    levels = [int(tag[1]) for tag, _ in read.tags if tag in ("h1", "h2", "h3")]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [attrs["id"] for _, attrs in read.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {a["href"] for a in read.named("a")} <= {f"#{name}" for name in ids}
+    assert "nan" not in " ".join(read.text).lower().split()
+
+
+def test_text_from_files_is_escaped():
+    html = page.render(make_report())
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in html
+    assert "truncated &amp; broken" in html
+
+
+def test_headline_in_words_and_as_a_table():
+    report = make_report()
+    values = report.metrics["clean"]
+    words = page.sentences(report.metrics, "95 %")
+    rate = f"{100 * values['attack_success_rate_worst']:.0f}"
+    assert f"at most ±8/255 changes the answer on {rate} (95 % interval: " in words[0]
+    assert f"(counted on {values['clean_correct']} photographs)" in words[0]
+    assert "McNemar" in words[-1]
+    table = page.terminal(report.metrics, "95 %")
+    assert "clean training" in table.splitlines()[1]
+    assert "points" in table
+    assert max(map(len, table.splitlines())) < 130
+
+
+def test_synthetic_pictures_are_called_synthetic_and_only_real_ones_suspected():
+    assert "These pictures are synthetic" in page.render(make_report())
+    real = make_report(data={"synthetic": False}, suspicious_accuracy=0.5)
+    assert "These pictures are synthetic" not in page.render(real)
+    assert any("Look for a leak" in caution for caution in page.cautions(real))
+    assert not any("Look for a leak" in caution for caution in page.cautions(make_report(suspicious_accuracy=0.5)))
+    assert not any(
+        "Look for a leak" in caution for caution in page.cautions(make_report(data={"synthetic": False}, suspicious_accuracy=1))
+    )
+
+
+def test_cautions_name_what_is_weak():
+    everything = make_table("clean", 30)
+    constant = everything.assign(prediction="Type_2")
+    told = " ".join(page.cautions(make_report(tables={"clean": constant[constant["label"] != "Type_3"]})))
+    assert "isn't shown to be better than always answering the commonest class" in told
+    assert "answers “Type_2” 100.0\N{NO-BREAK SPACE}% of the time" in told
+    assert "No test photograph of Type_3: not enough to say about it." in told
+    assert "Fewer than 10 test photographs of Type_1" in told
+    assert "No predictions of adversarial training" in told
+    assert "test photographs: read the intervals" in told
+
+
+@pytest.mark.parametrize("n", [1, 2, 120])
+@pytest.mark.parametrize("models", [("clean",), ("adv",), ("clean", "adv")])
+def test_page_stands_with_one_model_and_few_images(models, n):
+    shares = (1, 0, 0) if n < 3 else (0.5, 0.5, 0)
+    html = page.render(make_report(tables={model: make_table(model, n, shares=shares) for model in models}))
+    text = " ".join(Page(html).text)
+    assert "not enough to say" in text  # about Type_3 at least
+    assert "nan" not in text.lower().split()
+
+
+def test_model_that_gets_nothing_right():
+    table = make_table("clean", 20)
+    wrong = table.assign(prediction=table["label"].map({"Type_1": "Type_2", "Type_2": "Type_3", "Type_3": "Type_1"}))
+    words = page.sentences(make_report(tables={"clean": wrong}).metrics, "95 %")
+    assert "It gets none right, so what an attacker could change is not enough to say" in words[0]
+
+
+def test_diagnostics_are_shown_where_there_are_any():
+    assert "Diagnostics" not in page.render(make_report())
+    html = page.render(make_report(diagnostics={"D1": {"verdict": "PASS", "value": 0.03, "threshold": 0.0314}}))
+    assert "Diagnostics" in html
+    assert "PASS" in html
+
+
+@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.000980392, "0.25/255"), (0.031373, "8/255"), (0.01, "0.01")])
+def test_budget_reads_as_it_was_written(eps, text):
+    assert figures.describe_eps(eps) == text
+
+
+def test_figures_are_small_and_the_same_every_time():
+    pictures = {"a $ sign": np.zeros((0, 8, 8, 3), np.uint8), "Type_1": np.full((2, 8, 8, 3), 99, np.uint8)}
+    drawn = figures.classes(pictures)
+    assert drawn == figures.classes(pictures)
+    assert drawn.startswith(b"\x89PNG")
+    assert b"Software" not in drawn
+    assert len(drawn) < figures.LIMIT
+
+
+def test_amplified_change_fills_the_range():
+    original = np.full((4, 4, 3), 100, np.uint8)
+    adversarial = original.copy()
+    adversarial[0, 0], adversarial[1, 1] = 108, 92
+    shown, factor = figures.amplified(original, adversarial)
+    assert factor == 15
+    assert (shown[0, 0], shown[1, 1], shown[2, 2]) == (pytest.approx(248), pytest.approx(8), pytest.approx(128))
+    assert figures.amplified(original, original)[1] == 127  # nothing changed: mid grey, no division by zero
