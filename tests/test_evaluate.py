@@ -71,12 +71,9 @@ def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        {"models": ["clean"]},
-        {"models": ["adv"]},
+        {"models": ["adv"], "n": 30, "shares": (0.5, 0.5, 0)},
         {"n": 1},
-        {"n": 30, "shares": (0.5, 0.5, 0)},
-        {"n": 40, "per_group": 4},
-        {"n": 40, "classes": ("a", "b"), "shares": (0.4, 0.6)},
+        {"n": 40, "per_group": 4, "classes": ("a", "b"), "shares": (0.4, 0.6)},
     ],
     ids=str,
 )

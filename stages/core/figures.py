@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -44,17 +45,23 @@ STYLE = {
 
 def _png(figure: Figure) -> bytes:
     """The figure at the largest resolution, in true colour if possible, that keeps it below LIMIT; else the smallest."""
-    for dpi in (160, 120, 90, 70):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
-        true_colour = Image.open(drawn).convert("RGB")
-        palette = true_colour.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        for image in (true_colour, palette):
-            small = io.BytesIO()
-            image.save(small, format="png", optimize=True)
-            if small.tell() < LIMIT:
-                return small.getvalue()
-    return small.getvalue()
+    canvas = FigureCanvasAgg(figure)
+    for dpi in (150, 115, 90, 70):
+        figure.set_dpi(dpi)
+        canvas.draw()
+        true_colour = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        drawn = _encoded(true_colour)
+        if LIMIT < len(drawn) < 5 * LIMIT:  # 256 colours save at most that much
+            drawn = _encoded(true_colour.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+        if len(drawn) < LIMIT:
+            break
+    return drawn
+
+
+def _encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="png")  # Pillow adds no metadata
+    return file.getvalue()
 
 
 def describe_eps(eps: float) -> str:
