@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -23,6 +23,7 @@ COARSE = 24  # pixels, side of the pictures that propose neighbours
 NEIGHBOURS = 4  # proposals per picture; chains of duplicates need only one right one each
 PROPOSE = 0.6  # coarse correlation from which a neighbour is proposed: a crop of 6 % a side keeps 0.75
 BLOCK = 512  # rows of the correlation matrix that are in memory at a time
+BATCH = 32  # pairs that are compared at once
 PYRAMID = ((16, 5), (32, 4), (64, 3))  # (side in pixels, steps) of the alignment, coarse to fine
 MAX_WARP = 0.4  # a larger displacement, in half widths, is a wrong alignment, not a slight crop
 NOISE = 2.5  # grey levels: weaker detail than this isn't amplified
@@ -47,15 +48,21 @@ def find_duplicates(hashes: Sequence[str], thumbnails: np.ndarray, similarity: f
     firsts: dict[str, int] = {}
     links = [Link(firsts[h], i, COPY, 1.0) for i, h in enumerate(hashes) if firsts.setdefault(h, i) != i]
     rows = np.array(sorted(firsts.values()))
-    pairs = [(rows[a], rows[b]) for a, b in propose_pairs(thumbnails[rows])]
-    found = map_(partial(fine_similarity, least=similarity), [(thumbnails[a], thumbnails[b]) for a, b in pairs])
-    links += [Link(int(a), int(b), NEAR, value) for (a, b), value in zip(pairs, found, strict=True) if value >= similarity]
+    pairs = rows[propose_pairs(thumbnails[rows])]
+    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
+    found = map_(
+        partial(_similarity, least=similarity), ((thumbnails[batch[:, 0]], thumbnails[batch[:, 1]]) for batch in batches)
+    )
+    for batch, values in zip(batches, found, strict=True):
+        near = zip(batch.tolist(), values.tolist(), strict=True)
+        links += [Link(a, b, NEAR, value) for (a, b), value in near if value >= similarity]
     return sorted(links, key=lambda link: (link.first, link.second))
 
 
-def propose_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Each picture with its nearest neighbours in coarse structure, as sorted pairs of rows."""
-    coarse = np.stack([_detail(_reduce(thumbnail, COARSE), 1, 4).ravel() for thumbnail in thumbnails])
+def propose_pairs(thumbnails: np.ndarray) -> np.ndarray:
+    """Each picture with its nearest in coarse structure: pairs of rows, int (M, 2), sorted, the smaller row first."""
+    small = [np.asarray(Image.fromarray(one).resize((COARSE, COARSE), Image.Resampling.BOX)) for one in thumbnails]
+    coarse = _detail(np.stack(small), 1, 4).reshape(len(small), -1)
     coarse -= coarse.mean(axis=1, keepdims=True)
     coarse /= np.linalg.norm(coarse, axis=1, keepdims=True) + 1e-9
     pairs = set()
@@ -65,76 +72,106 @@ def propose_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
         nearest = np.argsort(-block, axis=1, kind="stable")[:, :NEIGHBOURS]
         for row, others in enumerate(nearest, start):
             pairs |= {(min(row, o), max(row, o)) for o in others.tolist() if block[row - start, o] >= PROPOSE}
-    return sorted(pairs)
+    return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
 
 
-def fine_similarity(pair: tuple[np.ndarray, np.ndarray], least: float = 0.0) -> float:
-    """Correlation of the fine detail of two thumbnails after alignment, -1..1.
+def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarray:
+    return fine_similarity(*pairs, least)
 
-    The alignment stops, and the value of that coarser level is returned, where even that lies below `least`: finer detail
-    agrees less, not more. Symmetric only approximately: the second picture is warped onto the first.
+
+def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) -> np.ndarray:
+    """Correlation of the fine detail of thumbnails, uint8 (B, 64, 64) each, pair by pair after alignment: float (B,), -1..1.
+
+    A pair that agrees less than `least` on a coarser level keeps that level's value: finer detail agrees less, not more.
+    Symmetric only nearly so: the second picture is warped onto the first.
     """
-    first, second = pair
-    warp = np.eye(2, 3)
+    result = np.ones(len(first))
+    warps = np.tile(np.eye(2, 3), (len(first), 1, 1))
+    open_ = np.arange(len(first))  # pairs that agree so far
     for side, steps in PYRAMID:
-        agreement, warp = _align(_detail(_reduce(first, side), 1, 4), _detail(_reduce(second, side), 1, 4), warp, steps)
-        if agreement < least:
-            return min(agreement, np.nextafter(least, -1))
-    warped, inside = _warp(second.astype(np.float64), warp)
-    return _correlation(_detail(first, 1, 2)[inside], _detail(warped, 1, 2)[inside])
+        fixed, moving = (_detail(_reduce(one[open_], side), 1, 4) for one in (first, second))
+        result[open_], warps[open_] = _align(fixed, moving, warps[open_], steps)
+        open_ = open_[result[open_] >= least]
+    warped, inside = _warp(second[open_], warps[open_])
+    result[open_] = _correlation(_detail(first[open_], 1, 2), _detail(warped, 1, 2), inside)
+    return result
 
 
-def _reduce(thumbnail: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(thumbnail).resize((side, side), Image.Resampling.BOX))
+def _reduce(thumbnails: np.ndarray, side: int) -> np.ndarray:
+    """Means of blocks: (B, n, n) -> (B, side, side), float."""
+    factor = thumbnails.shape[1] // side
+    return thumbnails.reshape(len(thumbnails), side, factor, side, factor).mean(axis=(2, 4), dtype=np.float32)
 
 
 def _detail(grey: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
-    """Structure between two scales (Gaussian widths in pixels), its contrast evened out against exposure and shading."""
-    grey = grey.astype(np.float64)
-    band = gaussian_filter(grey, finest) - gaussian_filter(grey, coarsest)
-    return band / np.sqrt(gaussian_filter(band**2, coarsest) + NOISE**2)
+    """Structure between two scales (Gaussian widths in pixels), its contrast evened out against exposure and shading.
+
+    grey: (B, n, n), 0..255.
+    """
+    grey = grey.astype(np.float32)
+    band = gaussian_filter(grey, (0, finest, finest)) - gaussian_filter(grey, (0, coarsest, coarsest))
+    return band / np.sqrt(gaussian_filter(band**2, (0, coarsest, coarsest)) + NOISE**2)
 
 
 def _coordinates(side: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y of the pixel centres, -1..1."""
     axis = (np.arange(side) + 0.5) / side * 2 - 1
-    return np.meshgrid(axis, axis)
+    return np.meshgrid(axis.astype(np.float32), axis.astype(np.float32))
 
 
-def _warp(image: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image seen through an affine map (2, 3) of -1..1 coordinates, and where that lies inside it."""
-    side = len(image)
+def _warp(images: np.ndarray, warps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, n, n) seen through affine maps (B, 2, 3) of -1..1 coordinates, bilinear, and where those lie inside."""
+    count, side = images.shape[:2]
+    images, warps = images.astype(np.float32), warps.astype(np.float32)
     x, y = _coordinates(side)
-    u = warp[0, 0] * x + warp[0, 1] * y + warp[0, 2]
-    v = warp[1, 0] * x + warp[1, 1] * y + warp[1, 2]
-    rows, columns = ((v + 1) / 2 * side - 0.5), ((u + 1) / 2 * side - 0.5)
-    return map_coordinates(image, [rows, columns], order=1, mode="nearest"), (abs(u) <= 1) & (abs(v) <= 1)
+    u, v = (warps[:, k, 0, None, None] * x + warps[:, k, 1, None, None] * y + warps[:, k, 2, None, None] for k in (0, 1))
+    column, row = (((one + 1) / 2 * side - 0.5).clip(0, side - 1) for one in (u, v))
+    left, top = (np.minimum(one.astype(int), side - 2) for one in (column, row))
+    right_share, lower_share = column - left, row - top
+    corner = (top * side + left).reshape(count, side * side)
+    flat = images.reshape(count, side * side)
+    nw, ne, sw, se = (np.take_along_axis(flat, corner + o, 1).reshape(count, side, side) for o in (0, 1, side, side + 1))
+    upper, lower = nw + right_share * (ne - nw), sw + right_share * (se - sw)
+    return upper + lower_share * (lower - upper), (abs(u) <= 1) & (abs(v) <= 1)
 
 
-def _align(fixed: np.ndarray, moving: np.ndarray, warp: np.ndarray, steps: int) -> tuple[float, np.ndarray]:
-    """Correlation after alignment, and the warp. Gauss-Newton steps (Lucas and Kanade 1981, inverse compositional form)."""
-    side = len(fixed)
+def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation (B,) after alignment, and the maps (B, 2, 3); -1 and no map where the alignment goes astray.
+
+    Gauss-Newton steps: Lucas and Kanade 1981 in the inverse compositional form of Baker and Matthews 2004.
+    """
+    count, side = fixed.shape[:2]
     x, y = _coordinates(side)
-    down, across = np.gradient(fixed * side / 2)
-    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=-1)  # (side, side, 6)
+    down, across = np.gradient(fixed * side / 2, axis=(1, 2))
+    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=-1)  # (B, side, side, 6)
+    identity = np.tile(np.eye(3), (count, 1, 1))
+    astray = np.zeros(count, bool)
     for _ in range(steps):
-        warped, inside = _warp(moving, warp)
-        slope, difference = slopes[inside], warped[inside] - fixed[inside]
-        normal = slope.T @ slope
-        damped = normal + 1e-4 * (np.trace(normal) + 1e-9) * np.eye(6)
-        change = np.linalg.solve(damped, slope.T @ (difference - difference.mean()))
-        step = np.eye(3)
-        step[:2] += change.reshape(2, 3)
-        warp = (np.vstack([warp, [0, 0, 1]]) @ np.linalg.pinv(step))[:2]
-        if abs(warp - np.eye(2, 3)).max() > MAX_WARP:
-            return -1.0, np.eye(2, 3)
-    warped, inside = _warp(moving, warp)
-    return _correlation(fixed[inside], warped[inside]), warp
+        warped, inside = _warp(moving, warps)
+        difference = (warped - fixed) * inside
+        slope = (slopes * inside[..., None]).reshape(count, side * side, 6)
+        normal = (slope.transpose(0, 2, 1) @ slope).astype(np.float64)
+        gradient = (slope.transpose(0, 2, 1) @ difference.reshape(count, side * side, 1)).astype(np.float64)
+        # Damped, so that a flat picture has a solution, too.
+        normal += 1e-4 * (np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
+        change = np.linalg.solve(normal, gradient).reshape(count, 2, 3)
+        astray |= abs(change).max(axis=(1, 2)) > MAX_WARP
+        step, whole = identity.copy(), identity.copy()
+        step[:, :2] += np.where(astray[:, None, None], 0, change)
+        whole[:, :2] = warps
+        warps = (whole @ np.linalg.inv(step))[:, :2]
+        astray |= abs(warps - np.eye(2, 3)).max(axis=(1, 2)) > MAX_WARP
+        warps = np.where(astray[:, None, None], np.eye(2, 3), warps)
+    warped, inside = _warp(moving, warps)
+    return np.where(astray, -1, _correlation(fixed, warped, inside)), warps
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b) + 1e-12))
+def _correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Pair by pair over the pixels inside: (B, n, n) -> (B,)."""
+    count = inside.sum(axis=(1, 2), keepdims=True)
+    a, b = ((one - (one * inside).sum(axis=(1, 2), keepdims=True) / count) * inside for one in (a, b))
+    power = (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
+    return (a * b).sum(axis=(1, 2)) / np.sqrt(power + 1e-12)
 
 
 def group(paths: Sequence[str], patients: Sequence[str], links: Sequence[Link]) -> list[str]:
