@@ -13,6 +13,13 @@ CLASSES = ("Type_1", "Type_2", "Type_3")
 EPS = 8 / 255
 GRID = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))
 STRENGTH = {"uniform_noise": 0.05, "gaussian_noise": 0.06, "fgsm": 0.75, "bim": 0.95, "pgd": 1.0}
+# The parts of metrics/data.json that the report reads.
+DATA = {
+    "duplicates": {"copies": 2, "near": 9},
+    "groups": {"images_with_known_patient": 100, "total": 90},
+    "nearest_in_train": {"test": {"alike_share": 0.014}, "test_if_drawn_by_picture": {"alike_share": 0.62}},
+    "synthetic": True,
+}
 # model -> mean and spread of the clean margin, loss of margin per eps
 MODELS = {"clean": (1.6, 1.8, 150.0), "adv": (1.0, 1.6, 30.0)}
 
@@ -105,9 +112,8 @@ def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthet
     np.save(processed / "images.npy", np.stack([picture(rng, size) for _ in range(len(manifest))]))
     rejected = pd.DataFrame({"path": ["Type_1/broken <b>.jpg"], "reason": ["truncated file (81 % of its rows)"]})
     rejected.to_csv(processed / "rejected.csv", index=False)
-    counts = {"images": len(manifest), "rejected": 1, "duplicates": 2, "groups": manifest["group"].nunique()}
     (root / "metrics").mkdir()
-    (root / "metrics/data.json").write_text(json.dumps(counts | {"synthetic": synthetic}))
+    (root / "metrics/data.json").write_text(json.dumps(DATA | {"synthetic": synthetic}))
     (root / "plots").mkdir()
     for model, peak, robust in (("clean", 0.78, 0.02), ("adv", 0.66, 0.45)):
         if model in models:

@@ -12,7 +12,7 @@ from stages.core import figures
 from stages.core import metrics as m
 from stages.core import report as page
 from stages.core.predictions import classes_of
-from tests.prediction_tables import EPS, GRID, make_table, make_training
+from tests.prediction_tables import DATA, EPS, GRID, make_table, make_training
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -28,7 +28,7 @@ def make_report(models=("clean", "adv"), *, data=None, tables=None, pictures=Non
     test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
     made = page.Report(
         metrics=metrics,
-        data={"images": 162, "rejected": 1, "duplicates": 2, "groups": 160, "synthetic": True} | (data or {}),
+        data=DATA | (data or {}),
         counts=pd.DataFrame({"train": 30, "val": 5, "test": test}),
         rejected=pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
         robustness=pd.concat([m.robustness_table(model, table, setting) for model, table in tables.items()]),

@@ -177,10 +177,10 @@ def cautions(report: Report) -> list[str]:
         told.append(f"Fewer than {FEW} test photographs of {_listed(few)}: its figures are guesses.")
     if n < 100:
         told.append(f"Only {n} test photographs: read the intervals, not the figures.")
-    if metrics["groups"] == n:
+    if metrics["groups"] == n or report.data.get("groups", {}).get("images_with_known_patient") == 0:
         told.append(
-            "No test photograph shares a group with another: the intervals treat each as a different patient, and are too "
-            "narrow if that isn't so."
+            "It isn't known which photographs show the same patient: the intervals are too narrow, and the figures too good, "
+            "as far as patients are divided between training and test."
         )
     if missing := [name for model, name in MODEL_NAMES.items() if model not in metrics]:
         told.append(f"No predictions of {_listed(missing)}: {UNKNOWN} about it, nor about the difference.")
