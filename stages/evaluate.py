@@ -2,14 +2,12 @@
 
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import scipy
-import sklearn
 
 from stages.core import figures, tracking
 from stages.core import metrics as m
@@ -22,6 +20,7 @@ from stages.core.store import SPLITS, Store, open_store
 PROCESSED, PREDICTIONS, REPORT = Path("data/processed"), Path("data/predictions"), Path("data/report.html")
 METRICS, PLOTS = Path("metrics"), Path("plots")
 PICTURES_PER_CLASS = 6
+LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
 
 def main() -> dict[str, Any]:
@@ -128,10 +127,7 @@ def settings(p: Any) -> dict[str, str]:
         "evaluate.confidence": f"{p.evaluate.confidence:g}",
         "evaluate.bootstrap": f"{p.evaluate.bootstrap} resamples",
         "evaluate.suspicious_accuracy": f"{p.evaluate.suspicious_accuracy:g}",
-        "versions": ", ".join(
-            [f"Python {platform.python_version()}"]
-            + [f"{lib.__name__} {lib.__version__}" for lib in (np, scipy, pd, sklearn, matplotlib)]
-        ),
+        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]),
     }
 
 
