@@ -31,7 +31,7 @@ def draw_rejected(listing: Listing, decoded: Decoded, rejected: Mapping[str, str
     """Faulty files first. A picture is shown where one can be decoded; what `listing` refused isn't opened."""
     order = sorted(rejected.items(), key=lambda item: (kind(item[1]) in LEFT_OUT, item))
     files = {one.path: one.file for one in (*decoded.listed, *listing.photographs)}
-    tiles = [Tile(_preview(files.get(path)), f"{path}\n{reason}") for path, reason in order[:SHOWN]]
+    tiles = [Tile(_preview(files.get(path)), f"{path}\n{kind(reason)}") for path, reason in order[:SHOWN]]
     save_sheet(tiles, file, "nothing was rejected")
 
 
@@ -82,7 +82,7 @@ def save_sheet(tiles: Sequence[Tile], file: Path, nothing: str) -> None:
         scale = (TILE - 4) / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (x + 2, y + 2))
-        for line, text in enumerate(tile.caption.split("\n")[:2]):
+        for line, text in enumerate(tile.caption.split("\n")[:2]):  # the name, and what there is to say
             draw.text((x + 2, y + TILE + 11 * line), _shorten(text, font), "black", font)
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, optimize=True)

@@ -189,9 +189,16 @@ def group(paths: Sequence[str], patients: Sequence[str], links: Sequence[Link]) 
 
 
 def conflicting(listed: Sequence[Listed], links: Sequence[Link]) -> set[int]:
-    """Rows with a copy or near duplicate of another label."""
-    pairs = [(link.first, link.second) for link in links if listed[link.first].label != listed[link.second].label]
-    return {row for pair in pairs for row in pair}
+    """Rows with a copy of another label, or that are near duplicates of such, or of a picture with another label."""
+    first = {link.second: link.first for link in links if link.kind == COPY}  # copies speak as one
+    labels: dict[int, set[str]] = {}
+    for row, one in enumerate(listed):
+        labels.setdefault(first.get(row, row), set()).add(one.label)
+    disputed = {row for row, names in labels.items() if len(names) > 1}
+    for link in links:
+        if link.kind == NEAR and len(labels[link.first] | labels[link.second]) > 1:
+            disputed |= {link.first, link.second}
+    return {row for row in range(len(listed)) if first.get(row, row) in disputed}
 
 
 def surplus(listed: Sequence[Listed], hashes: Sequence[str], links: Sequence[Link], drop_conflicts: bool) -> dict[int, str]:

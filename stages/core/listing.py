@@ -125,14 +125,16 @@ def _unsafe(file: Path, root: Path) -> str:
         os.fsdecode(file).encode("utf-8")
     except UnicodeEncodeError:
         return "name: not UTF-8"
-    if file.is_symlink():
-        if not file.exists():
-            return "link: broken"
-        if not file.resolve().is_relative_to(root):
-            return "link: leaves the source"
-    if not stat.S_ISREG(file.stat().st_mode):
-        return "not a file: a device, pipe or socket"
-    return ""
+    try:
+        if file.is_symlink():
+            if not file.exists():
+                return "link: broken"
+            if not file.resolve().is_relative_to(root):
+                return "link: leaves the source"
+        # Opening a pipe would wait for ever.
+        return "" if stat.S_ISREG(file.stat().st_mode) else "not a file: a device, pipe, socket or folder"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def _add_official_test(listing: Listing, source: Path, tests: list[Listed], solutions: list[Path]) -> None:
@@ -236,7 +238,12 @@ def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
             missing = [name for name in required if name not in (reader.fieldnames or ())]
             if missing:
                 raise SourceError(f"{file}: expected the columns {', '.join(required)}, got {reader.fieldnames}")
-            return [(reader.line_num, row) for row in reader]
+            rows = []
+            for row in reader:
+                if None in row:  # where DictReader puts what has no column
+                    raise SourceError(f"{file}: line {reader.line_num}: expected {len(reader.fieldnames)} fields, got more")
+                rows.append((reader.line_num, row))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: expected a CSV table, got an error: {error}") from None
 

@@ -1,7 +1,7 @@
 """One file's bytes -> a small upright RGB picture, or the reason why not. The bytes are untrusted.
 
-JPEG is decoded at 1/2, 1/4 or 1/8 of its size inside the decoder, in the frequency domain and so without aliasing, down to
-no less than twice the size that is wanted; a bicubic filter as wide as the remaining reduction does the rest.
+JPEG is decoded at 1/2, 1/4 or 1/8 of its size inside the decoder, which takes the mean of whole blocks, down to no less than
+twice the size that is wanted; a bicubic filter as wide as the remaining reduction does the rest.
 """
 
 import io
@@ -74,8 +74,11 @@ def upright(content: bytes, least: int, usable_part: float) -> tuple[Image.Image
 
     Raises BadPhotographError.
     """
-    picture, original, mode, orientation = _decode(content, least, usable_part)
-    picture = _rgb(picture)
+    with warnings.catch_warnings():
+        # About metadata and the palette; a bomb is refused below, at a lower limit than Pillow warns from.
+        warnings.simplefilter("ignore")
+        picture, original, mode, orientation = _decode(content, least, usable_part)
+        picture = _rgb(picture)
     if orientation in UPRIGHT:
         picture = picture.transpose(UPRIGHT[orientation])
         original = original[::-1] if orientation >= 5 else original
@@ -83,9 +86,7 @@ def upright(content: bytes, least: int, usable_part: float) -> tuple[Image.Image
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _decode(content: bytes, least: int, usable_part: float) -> tuple[Image.Image, tuple[int, int], str, int]:

@@ -1,6 +1,7 @@
 """Train, val and test: drawn by group and stratified by class, or given; and how close their pictures still are."""
 
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -64,16 +65,17 @@ def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
 def _draw(split: np.ndarray, name: str, fraction: float, labels: np.ndarray, groups: np.ndarray, seed: int) -> None:
     """Move about this fraction of the training rows to another split: whole groups, and as even by class as groups allow."""
     rows = np.flatnonzero(split == TRAIN)
-    share = Fraction(fraction).limit_denominator(MAX_FOLDS)
-    share = share if 0 < share < 1 else Fraction(1, MAX_FOLDS)
-    folds = min(share.denominator, len(set(groups[rows])))
+    classes, codes = np.unique(labels[rows].astype(str), return_inverse=True)
+    wanted = Fraction(fraction).limit_denominator(MAX_FOLDS).denominator
+    folds = min(max(wanted, 2), len(set(groups[rows])), np.bincount(codes).max())
     if folds < 2:
         raise SplitError(f"split: expected at least two groups to draw {name} from, got {folds}")
-    classes, codes = np.unique(labels[rows].astype(str), return_inverse=True)
-    # The folds are made for cross-validation and each is as representative as it can be; of their unions the best is taken,
-    # and one that leaves a class out never, where there is a choice.
+    # The folds are made for cross-validation, each as representative as it can be; of their unions the best is taken, and
+    # one that leaves a class out only where there is no choice.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    members = [part for _, part in splitter.split(rows, codes, groups[rows])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer pictures than folds: checked by the caller
+        members = [part for _, part in splitter.split(rows, codes, groups[rows])]
     counts = np.array([np.bincount(codes[part], minlength=len(classes)) for part in members])  # (folds, classes)
     total = counts.sum(axis=0)
 
@@ -82,7 +84,7 @@ def _draw(split: np.ndarray, name: str, fraction: float, labels: np.ndarray, gro
         absent = int((taken == 0).sum() + (taken == total).sum())
         return absent, float(np.abs(taken / total - fraction).max())
 
-    count = min(max(share.numerator, 1), folds - 1)
+    count = min(max(round(fraction * folds), 1), folds - 1)
     best = min(itertools.combinations(range(folds), count), key=unevenness)
     split[rows[np.concatenate([members[fold] for fold in best])]] = name
 
