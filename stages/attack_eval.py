@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor

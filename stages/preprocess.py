@@ -11,9 +11,10 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from stages.core import errors
+from stages.core import tracking
 from stages.core.contact_sheets import draw_crops, draw_duplicates, draw_rejected
 from stages.core.decoding import decode_all, worker_map
+from stages.core.errors import run
 from stages.core.groups import find_duplicates, group, surplus
 from stages.core.inventory import stop_if_too_many, summarize
 from stages.core.listing import list_photographs
@@ -62,8 +63,9 @@ def main() -> dict:
         METRICS.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
         write_rejected(OUT, rejected)
         write_store(OUT, spool, p.data.image_size, decoded, groups, splits)
+    tracking.log_stage("preprocess", p)
     return metrics
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run(main)

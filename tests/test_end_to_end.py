@@ -1,4 +1,4 @@
-"""The real dvc.yaml in a clone, on a few drawn pictures with few steps: what a user runs, from the first repro to an experiment."""
+"""The real dvc.yaml in a clone, on a few pictures with few steps: from the first repro to an experiment."""
 
 import json
 import os
@@ -60,7 +60,9 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone") / "project"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     # The files as they stand here, so that a change is tested before it is committed.
-    changed = subprocess.run(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    changed = subprocess.run(
+        ["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in changed.stdout.splitlines():
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,7 @@ def summarize(
     group_sizes = Counter(groups[row] for row in rows)
     near = [link for link in links if link.kind == NEAR]
     return {
+        "synthetic": listing.synthetic,
         "files": files,
         "images": len(rows),
         "classes": {name: labels.count(name) for name in classes},

@@ -18,6 +18,7 @@ from stages.core.store import SPLITS
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # a photograph by its name
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, like all names that begin with a dot
 TEST_FOLDER = "test"  # the challenge's test pictures lie in test/test, without a class folder, so no class can have this name
+SYNTHETIC = "SYNTHETIC.txt"  # in a source of drawn pictures: every report on them says so
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
 
@@ -42,6 +43,7 @@ class Listing:
 
     photographs: list[Listed]
     rejected: dict[str, str]
+    synthetic: bool = False
     other_files: int = 0
     official_test: int = 0
     label_fixes: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
@@ -64,6 +66,7 @@ def list_photographs(data: Data) -> Listing:
         got = "a file" if source.exists() else "nothing there"
         raise SourceError(f"data.source: {source}: expected a folder with a folder per class, or a .csv table, got {got}")
     base = source if source.is_dir() else source.parent
+    listing.synthetic = (base / SYNTHETIC).exists()
     _exclude(listing, base, data.exclude)
     _fix_labels(listing, data.label_fixes)
     _name_patients(listing, base, data.groups, data.group_pattern)

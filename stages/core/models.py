@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [0, 1] -> logits (B, K), float32 also under autocast."""
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # fastest for convolutions
         return self.backbone(x).float()
 
     @property

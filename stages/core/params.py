@@ -264,9 +264,7 @@ def _build(kind: type, raw: Any, where: str, file: Path) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown, missing = [k for k in raw if k not in fields], [k for k in fields if k not in raw]
     if unknown or missing:
-        parts = [f"unknown key {', '.join(map(str, unknown))}"] * bool(unknown) + [f"missing key {', '.join(missing)}"] * bool(
-            missing
-        )
+        parts = [f"{what} {', '.join(map(str, keys))}" for what, keys in (("unknown", unknown), ("missing", missing)) if keys]
         raise ParamsError(f"{file}: {where or 'top level'}: expected the keys {', '.join(fields)}, got {'; '.join(parts)}")
     values = {}
     for name, field in fields.items():

@@ -1,7 +1,7 @@
 """One file's bytes -> a small upright RGB picture, or the reason why not. The bytes are untrusted.
 
 JPEG is decoded at 1/2, 1/4 or 1/8 of its size inside the decoder, which takes the mean of whole blocks, down to no less than
-twice the size that is wanted; a bicubic filter as wide as the remaining reduction does the rest.
+1.5 times the size that is wanted; a bicubic filter as wide as the remaining reduction does the rest.
 """
 
 import io
@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # each decoder more is one more that h
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself warns of a decompression bomb
 MIN_SIDE = 32  # pixels: smaller ones are icons and previews
 THUMBNAIL = 64  # pixels, side of the grey picture that duplicates are found with
-OVERSAMPLE = 2  # least reduction that is left to the final filter; 4 where a region is yet to be cut out
+OVERSAMPLE = 1.5  # least reduction that is left to the final filter; twice that where a region is yet to be cut out
 MCU = 16  # pixels: the most rows that one row of JPEG blocks covers
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {  # value of the tag -> what turns the picture upright
