@@ -1,0 +1,163 @@
+"""Time, memory and exactness of reading 12-megapixel photographs, beside the usual ways.
+
+    python benchmarks/preprocess.py [--photographs 24] [--store 10000]
+
+Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set), then reads it on one core
+
+    torchvision   as torchvision's ImageFolder does: Pillow decodes all pixels, Resize and CenterCrop follow
+    ours          as the stage does: read, hash, decode at reduced size, cut, resize, thumbnail, save to the cache
+    cached        the same when the cache knows the file
+    draft         Pillow's decoding at reduced size alone: what no program that uses it can undercut
+
+and compares the pixels with those of a full decode and the same final filter. With --store the whole stage runs over that many
+small photographs in a process of its own, and the most memory that it and a worker used is printed.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+import yaml
+from PIL import Image
+from threadpoolctl import threadpool_limits
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stages.core.decoding import Recipe, _decode_file  # noqa: E402
+from stages.core.photographs import OVERSAMPLE, read_photograph  # noqa: E402
+
+SIZE = 224  # pixels, what ResNet-50 is usually fed
+WIDTH, HEIGHT = 4128, 3096
+
+
+def draw(seed: int) -> Image.Image:
+    """Smooth shapes, finer texture, and the noise of a sensor: compresses like a phone's photograph."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    for cells, strength in ((6, 60), (40, 18), (300, 7), (1200, 4)):
+        grid = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
+        picture += strength * (np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1)
+    picture += np.array([170, 110, 110], np.float32) + 4 * rng.standard_normal(picture.shape, np.float32)
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+
+
+def per_image(function: Callable[[Path], object], files: list[Path], rounds: int = 3) -> float:
+    """Milliseconds per file, the best of some rounds."""
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for file in files:
+            function(file)
+        best = min(best, time.perf_counter() - start)
+    return best / len(files) * 1e3
+
+
+def draft_alone(file: Path) -> None:
+    """The decoder's work and nothing else."""
+    with Image.open(file) as image:
+        image.draft(None, (int(OVERSAMPLE * SIZE * WIDTH / HEIGHT), int(OVERSAMPLE * SIZE)))
+        image.load()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures in dB."""
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def compare(folder: Path, count: int) -> None:
+    """Print milliseconds per image and core, and the exactness of the result."""
+    files = []
+    for seed in range(count):
+        files.append(folder / f"{seed}.jpg")
+        draw(seed % 4).save(files[-1], quality=93)
+        with files[-1].open("ab") as stream:
+            stream.write(seed.to_bytes(4, "big"))  # another hash for the cache, the same picture
+    print(f"{WIDTH} x {HEIGHT} pixels, {files[0].stat().st_size / 1e6:.1f} MB -> {SIZE} x {SIZE}; ms per image, one core:")
+    usual = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()])
+    torchvision = per_image(lambda file: usual(default_loader(str(file))), files, rounds=1)
+    print(f"  torchvision   {torchvision:6.1f}")
+    cache = folder / "cache"
+    for crop in ("square", "cervix"):
+        recipe = Recipe(SIZE, crop, 1.0)
+        # Another cache each round, so that nothing is in it.
+        fresh = iter(range(10**9))
+        ours = per_image(lambda file, r=recipe, c=crop, f=fresh: _decode_file(file, r, cache / f"{c}{next(f)}"), files)
+        print(f"  ours, {crop:7} {ours:6.1f}   {torchvision / ours:.1f} times as fast as torchvision")
+    recipe = Recipe(SIZE, "square", 1.0)
+    for file in files:
+        _decode_file(file, recipe, cache)
+    print(f"  cached        {per_image(lambda file: _decode_file(file, recipe, cache), files):6.1f}")
+    print(f"  draft         {per_image(draft_alone, files):6.1f}")
+
+    content = files[0].read_bytes()
+    reduced = read_photograph(content, SIZE, "square", 1).pixels
+    left = (WIDTH - HEIGHT) / 2
+    with Image.open(io.BytesIO(content)) as image:
+        box = (left, 0, left + HEIGHT, HEIGHT)
+        full = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+    difference = np.abs(reduced.astype(int) - full).max()
+    print(
+        f"against a full decode with the same filter: PSNR {psnr(reduced, full):.1f} dB, largest difference {difference} of 255"
+    )
+
+
+MEASURE = """
+import json, resource, sys, time
+from stages import preprocess
+if __name__ == "__main__":
+    start = time.perf_counter()
+    images = preprocess.main()["images"]
+    kilobytes = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps([images, time.perf_counter() - start, *kilobytes]))
+"""
+
+
+def measure_stage(folder: Path, count: int) -> None:
+    """Print time and peak memory of the whole stage."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        grid = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+        file = folder / "raw" / "abc"[number % 3] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(file, quality=80)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= {"source": "raw", "image_size": SIZE, "label_fixes": "none", "groups": "none"}
+    params["runtime"]["tracking"] = False
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "measure.py").write_text(MEASURE)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "measure.py"], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE)
+    images, seconds, main, worker = json.loads(done.stdout.splitlines()[-1])
+    print(f"the stage over {images} photographs of 640 x 480: {seconds:.0f} s")
+    print(f"peak memory: main process {main / 1024:.0f} MiB, largest worker {worker / 1024:.0f} MiB")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--photographs", type=int, default=24, help="large JPEGs to read")
+    parser.add_argument("--store", type=int, default=0, help="small photographs to run the whole stage over")
+    arguments = parser.parse_args()
+    loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    print(f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}")
+    with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
+        compare(Path(name), arguments.photographs)
+        if arguments.store:
+            measure_stage(Path(name), arguments.store)
+
+
+if __name__ == "__main__":
+    main()
