@@ -4,6 +4,7 @@ Its "attacks" raised its accuracy: clean 49.9 %, FGSM 51.8 %, BIM 50.7 %.
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,7 @@ def preprocessed(tmp_path, monkeypatch):
                 pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"p{kind}{patient}_{shot}.png")
     (tmp_path / "pictures/Type_1/p00_9.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the rest")
-    text = open("params.yaml", encoding="utf-8").read()
+    text = Path("params.yaml").read_text(encoding="utf-8")
     for old, new in (
         ("source: data/sample  ", f"source: {tmp_path}/pictures "),
         ("groups: patients.csv", "groups: none "),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import tracking
+from stages.core import results, tracking
 from stages.core.params import load_params
 
 HERE = Path(__file__).resolve().parents[1]
@@ -194,7 +194,7 @@ def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
     }
     for run in [parent, *children.values()]:
         if run.info.run_name != "evaluate":  # which reads the tables of predictions alone
-            assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [tracking._md5(Path("data/processed/manifest.csv"))]
+            assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [results.md5(Path("data/processed/manifest.csv"))]
 
     assert children["preprocess"].data.metrics == {"data/images": 2, "data/train.CIN2_": 1}
     assert {"data/images", "adv/clean_accuracy", "n"} <= parent.data.metrics.keys()

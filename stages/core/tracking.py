@@ -12,7 +12,6 @@ the environment variable MLFLOW_TRACKING_URI leads elsewhere.
 
 import atexit
 import contextlib
-import csv
 import functools
 import hashlib
 import json
@@ -20,30 +19,25 @@ import logging
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
+from stages.core import results
 from stages.core.params import flatten, load_all
+from stages.core.results import Scores
 
 EXPERIMENT = "colposcopy-robustness"
-LAST_STAGE = "evaluate"  # cached stages log nothing, so the last one gives the parent run the metrics of all
-RESULTS = ("outs", "metrics", "plots")  # where dvc.yaml lists what a stage writes
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
 CODE = ("stages", "dvc.yaml", "requirements.txt")  # what "uncommitted" is about: params have a place, results always differ
 
-Scores = dict[tuple[str, int], float]  # (metric, step) -> value; the step is the epoch, or 0
 _started = time.time()
 _failed = False  # told once
 
@@ -72,7 +66,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
 def log_epoch(stage: str, row: Mapping[str, Any]) -> None:
     """Log one epoch of a training under way: numbers by name, among them ``epoch``. Never raises."""
     if not _failed and load_all().runtime.tracking:
-        session, scores = _session(), _epoch_scores([row])
+        session, scores = _session(), results.epoch_scores([row])
         session.add(session.run_for(stage, scores), scores)
 
 
@@ -89,13 +83,13 @@ def log_stage(stage: str, params: Any) -> None:
 def main() -> int:
     """Log every stage whose results are up to date and not in MLflow yet; 1 if some are not up to date."""
     stale, session, params = _stale(), _session(), flatten(load_all())
-    for stage in stage_names():
+    for stage in results.stage_names():
         if stage in stale:
             print(f"{stage}: not logged: `dvc status` calls its files out of date")
-        elif session.find({"stage": stage, "content": _content(_written(stage))}):
+        elif session.find({"stage": stage, "content": results.content_of(results.written(stage))}):
             print(f"{stage}: logged already")
         else:
-            sections = tuple(f"{key}." for key in _entries(stage, "params"))
+            sections = tuple(f"{key}." for key in results.entries(stage, "params"))
             # Where and with what it ran isn't in the files, so no environment.
             session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
             print(f"{stage}: logged")
@@ -108,93 +102,6 @@ def _stale() -> dict[str, Any]:
     if asked.returncode:
         raise SystemExit(f"expected an answer of `dvc status`, got an error: {asked.stderr.strip()}")
     return json.loads(asked.stdout)
-
-
-# --- What a stage has written
-
-
-def _dvc_yaml() -> dict[str, Any]:
-    return yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-
-
-def _entries(stage: str, *sections: str) -> list[str]:
-    """Keys or paths in these sections of a stage of dvc.yaml, there written as ``path`` or ``path: {options}``."""
-    stages, (name, _, item) = _dvc_yaml(), stage.partition("@")
-    if name not in stages:
-        raise ValueError(f"dvc.yaml: expected one of the stages {', '.join(stages)}, got {stage!r}")
-    listed = [key for section in sections for e in stages[name].get(section, ()) for key in (e if isinstance(e, dict) else [e])]
-    return [re.sub(r"\$\{item(\.\w+)?\}", item, key) for key in listed]
-
-
-def stage_names() -> list[str]:
-    """Every stage of dvc.yaml, ``name@item`` for each item of a matrix (of one key); producers before consumers."""
-    names = []
-    for name, spec in _dvc_yaml().items():
-        names += [f"{name}@{i}" for items in spec["matrix"].values() for i in items] if "matrix" in spec else [name]
-    needs = {n: [m for m in names if set(_entries(m, *RESULTS)) & set(_entries(n, "deps"))] for n in names}
-    return list(TopologicalSorter(needs).static_order())
-
-
-def _md5(path: Path) -> str:
-    """The digest by which dvc.lock knows a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _written(stage: str) -> dict[Path, str]:
-    """Files that a stage has written, with digests; of a folder its tables and pictures, which stand for the rest."""
-    paths = [Path(path) for path in _entries(stage, *RESULTS)]
-    files = [f for p in paths for f in ([*p.glob("*.csv"), *p.glob("*.png"), *p.glob("examples/*.png")] if p.is_dir() else [p])]
-    return {file: _md5(file) for file in sorted(files) if file.is_file()}
-
-
-def _content(files: Mapping[Path, str]) -> str:
-    """One digest for all that a stage has written."""
-    return hashlib.sha256("".join(f"{path.as_posix()} {md5}\n" for path, md5 in files.items()).encode()).hexdigest()[:16]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _epoch_scores(rows: Sequence[Mapping[str, Any]]) -> Scores:
-    """The numbers in a training's rows; an empty cell is none."""
-    cells = [(key, row) for row in rows for key in row if key not in ("epoch", "chosen") and row[key] not in ("", None)]
-    return {(f"epoch/{key}", int(row["epoch"])): float(row[key]) for key, row in cells}
-
-
-def _json_scores(value: Any, name: str) -> Scores:
-    """``{"a": {"b": {"c": 1}}}`` -> ``a/b.c``: DVC's name for it, but for the slash that makes a section in MLflow's charts."""
-    if isinstance(value, dict):
-        join = "." if "/" in name else "/" if name else ""
-        return {key: number for part in value for key, number in _json_scores(value[part], f"{name}{join}{part}").items()}
-    return {(name, 0): float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
-
-
-def _table_scores(rows: list[dict[str, str]]) -> Scores:
-    """Of a training's curves every epoch, and once more the validation of the chosen one; of predictions the accuracies."""
-    if rows and "epoch" in rows[0]:
-        chosen = [row for row in rows if row.get("chosen", "").lower() in ("1", "true")]
-        once = {(f"model/{k}", 0): float(row[k]) for row in chosen for k in row if k.startswith(("val_", "epoch")) and row[k]}
-        return _epoch_scores(rows) | once
-    hits: dict[str, list[bool]] = defaultdict(list)
-    if rows and {"attack", "eps", "label", "prediction"} <= rows[0].keys():
-        for row in rows:
-            name = f"robust_accuracy/{row['attack']}.eps_{float(row['eps']) * 255:.4g}_255"
-            hits[name if float(row["eps"]) else "clean_accuracy"].append(row["prediction"] == row["label"])
-    return {(name, 0): sum(hit) / len(hit) for name, hit in hits.items()}
-
-
-def _scores(path: Path) -> Scores:
-    """The scores in a file; none in one that isn't a table or JSON."""
-    scores: Scores = {}
-    if path.suffix == ".json":
-        scores = _json_scores(json.loads(path.read_text(encoding="utf-8")), "" if path.stem == LAST_STAGE else path.stem)
-    elif path.suffix == ".csv":
-        scores = _table_scores(_rows(path))
-    # A class may be called CIN2+; MLflow refuses the plus.
-    return {(re.sub(r"[^\w./ -]", "_", name), step): value for (name, step), value in scores.items()}
 
 
 # --- MLflow
@@ -298,7 +205,7 @@ class _Session:
         """Id of the model with the bytes of a file: MLflow gets digest and path, the weights stay where they are."""
         import mlflow
 
-        tags = {"md5": _md5(path), "path": path.as_posix()}
+        tags = {"md5": results.md5(path), "path": path.as_posix()}
         known = self.client.search_logged_models([self.experiment], f"tags.md5 = '{tags['md5']}'")
         return (known or [mlflow.create_external_model(path.stem, source, tags, experiment_id=self.experiment)])[0].model_id
 
@@ -306,8 +213,11 @@ class _Session:
         """Log all that a stage has written; nothing if these very bytes are logged under this parent."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput
 
-        files = _written(stage)
-        content, scores = _content(files), {key: value for path in files for key, value in _scores(path).items()}
+        files = results.written(stage)
+        content, scores = (
+            results.content_of(files),
+            {key: value for path in files for key, value in results.scores_of(path).items()},
+        )
         run = self.run_for(stage, scores, complete=True)
         if run.tags.get("content") == content:
             return
@@ -315,7 +225,7 @@ class _Session:
             run = self.supersede(stage)
         self.log(run.id, params=_params(params))
 
-        inputs = [Path(path) for path in _entries(stage, "deps")]
+        inputs = [Path(path) for path in results.entries(stage, "deps")]
         made = [self.model(path, run.id) for path in files if path.suffix == ".safetensors"]
         used = [self.model(path, None) for path in inputs if path.suffix == ".safetensors"]
         if made:
@@ -325,8 +235,8 @@ class _Session:
         data = []
         for file in (folder / "manifest.csv" for folder in [*inputs, *(path.parent for path in files)]):
             if file.is_file():
-                size = json.dumps({"num_rows": len(_rows(file))})
-                data = [Dataset(file.parent.as_posix(), _md5(file), "local", file.as_posix(), profile=size)]
+                size = json.dumps({"num_rows": len(results.rows_of(file))})
+                data = [Dataset(file.parent.as_posix(), results.md5(file), "local", file.as_posix(), profile=size)]
         datasets = [DatasetInput(d, [InputTag("mlflow.data.context", "pipeline")]) for d in data]
         self.client.log_inputs(run.id, datasets, [LoggedModelInput(model) for model in used])
         self.client.log_inputs(self.parent, datasets)
@@ -334,7 +244,7 @@ class _Session:
         for path in files:  # a folder's tables name patients and stay here
             if path.suffix in (".png", ".html") or (path.suffix in (".json", ".csv") and path.parts[0] != "data"):
                 self.client.log_artifact(run.id, str(path), path.parent.name if path.suffix != ".html" else None)
-        if stage == LAST_STAGE:
+        if stage == results.LAST_STAGE:
             self.summarize()
         for key, value in {**self.code, **environment, "content": content}.items():
             self.client.set_tag(run.id, key, value)
@@ -346,15 +256,17 @@ class _Session:
         """Give the parent run the metrics of all stages, the report and a note."""
         from mlflow.entities import Metric
 
-        files = {Path(path) for stage in stage_names() for path in _entries(stage, "metrics")}
-        scores = {name: value for path in sorted(files) if path.is_file() for (name, _), value in _scores(path).items()}
+        files = {Path(path) for stage in results.stage_names() for path in results.entries(stage, "metrics")}
+        scores = {
+            name: value for path in sorted(files) if path.is_file() for (name, _), value in results.scores_of(path).items()
+        }
         parent = self.client.get_run(self.parent).data
         if not all(_same(parent.metrics.get(name, math.inf), value) for name, value in scores.items()):
             # MLflow shows the value of the highest step, so counting the evaluations makes the newest win whatever the clock.
             count, now = int(parent.tags.get("evaluations", 0)) + 1, _ms(time.time())
             self.client.set_tag(self.parent, "evaluations", str(count))
             self.log(self.parent, metrics=[Metric(name, value, now, count) for name, value in scores.items()])
-        for path in _written(LAST_STAGE):
+        for path in results.written(results.LAST_STAGE):
             if path.suffix == ".html":
                 self.client.log_artifact(self.parent, str(path))
         for key, value in {**self.code, "mlflow.note.content": _note(scores, self.code)}.items():
