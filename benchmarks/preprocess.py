@@ -36,7 +36,7 @@ from torchvision.datasets.folder import default_loader
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from stages.core.decoding import Recipe, _decode_file  # noqa: E402
+from stages.core.decoding import Recipe, decode_file  # noqa: E402
 from stages.core.photographs import OVERSAMPLE, read_photograph  # noqa: E402
 
 SIZE = 224  # pixels, what ResNet-50 is usually fed
@@ -94,12 +94,12 @@ def compare(folder: Path, count: int) -> None:
         recipe = Recipe(SIZE, crop, 1.0)
         # Another cache each round, so that nothing is in it.
         fresh = iter(range(10**9))
-        ours = per_image(lambda file, r=recipe, c=crop, f=fresh: _decode_file(file, r, cache / f"{c}{next(f)}"), files)
+        ours = per_image(lambda file, r=recipe, c=crop, f=fresh: decode_file(file, r, cache / f"{c}{next(f)}"), files)
         print(f"  ours, {crop:7} {ours:6.1f}   {torchvision / ours:.1f} times as fast as torchvision")
     recipe = Recipe(SIZE, "square", 1.0)
     for file in files:
-        _decode_file(file, recipe, cache)
-    print(f"  cached        {per_image(lambda file: _decode_file(file, recipe, cache), files):6.1f}")
+        decode_file(file, recipe, cache)
+    print(f"  cached        {per_image(lambda file: decode_file(file, recipe, cache), files):6.1f}")
     print(f"  draft         {per_image(draft_alone, files):6.1f}")
 
     content = files[0].read_bytes()
@@ -115,13 +115,16 @@ def compare(folder: Path, count: int) -> None:
 
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, resource, time
+from pathlib import Path
 from stages import preprocess
 if __name__ == "__main__":
     start = time.perf_counter()
     images = preprocess.main()["images"]
-    kilobytes = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps([images, time.perf_counter() - start, *kilobytes]))
+    # Not ru_maxrss, which would begin with the size of the process that started this one.
+    own = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(json.dumps([images, time.perf_counter() - start, own, workers]))
 """
 
 
@@ -154,7 +157,8 @@ def main() -> None:
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}")
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
-        compare(Path(name), arguments.photographs)
+        if arguments.photographs:
+            compare(Path(name), arguments.photographs)
         if arguments.store:
             measure_stage(Path(name), arguments.store)
 

@@ -15,8 +15,8 @@ from stages.core import tracking
 from stages.core.contact_sheets import draw_crops, draw_duplicates, draw_rejected
 from stages.core.decoding import decode_all, worker_map
 from stages.core.errors import run
-from stages.core.groups import find_duplicates, group, surplus
-from stages.core.inventory import stop_if_too_many, summarize
+from stages.core.groups import conflicting, find_duplicates, group, surplus
+from stages.core.inventory import stop_if_class_lost, stop_if_too_many, summarize
 from stages.core.listing import list_photographs
 from stages.core.params import load_params
 from stages.core.splits import LEAK, assign_splits
@@ -37,12 +37,14 @@ def main() -> dict:
         rejected = listing.rejected | decoded.rejected
         write_rejected(OUT, rejected)  # now, so that it can be read when there are too many
         stop_if_too_many(rejected, len(decoded.listed), p.data.max_rejected)
+        stop_if_class_lost(listing.photographs, decoded.listed)
 
         listed = decoded.listed
         links = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_)
         groups = group([one.path for one in listed], [one.patient for one in listed], links)
         left_out = surplus(listed, decoded.hashes, links, drop_conflicts=p.data.conflicting_labels == "drop")
         kept = [row for row in range(len(listed)) if row not in left_out]
+        stop_if_class_lost(listed, [listed[row] for row in kept])
         drawn = assign_splits(
             [listed[row].label for row in kept],
             [groups[row] for row in kept],
@@ -62,7 +64,7 @@ def main() -> dict:
         METRICS.parent.mkdir(parents=True, exist_ok=True)
         METRICS.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
         write_rejected(OUT, rejected)
-        write_store(OUT, spool, p.data.image_size, decoded, groups, splits)
+        write_store(OUT, spool, p.data.image_size, decoded, groups, splits, conflicting(listed, links))
     tracking.log_stage("preprocess", p)
     return metrics
 

@@ -77,6 +77,7 @@ def test_everything_adds_up(project):
     assert (store.manifest.groupby("group")["split"].nunique() == 1).all()
     assert store.manifest["path"].is_monotonic_increasing
     by_path = store.manifest.set_index("path")
+    assert set(by_path.index[by_path["disputed"] == 1]) == {"a/04.jpg", "a/near4.jpg", "b/conflict.jpg"}
     assert by_path.loc["a/near0.jpg", "group"] == "a/00.jpg"
     assert by_path.loc["b/conflict.jpg", "group"] == "a/04.jpg"
     row = store.manifest.index[store.manifest["path"] == "b/07.jpg"][0]
@@ -139,6 +140,13 @@ def test_too_many_rejected(project):
         open_store("data/processed")
     set_params(project, max_rejected=0.5)
     preprocess.main()
+
+
+def test_a_class_is_never_lost_quietly(project):
+    write(Path("raw"), {"c/1.jpg": b"", "c/2.jpg": b""})
+    set_params(project, max_rejected=1)
+    with pytest.raises(InputError, match="class c: expected photographs that can be used, got none"):
+        preprocess.main()
 
 
 def run_stage() -> subprocess.CompletedProcess:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -67,8 +68,10 @@ def decode_all(listed: list[Listed], data: Data, spool: BinaryIO, map_: Map, cac
     """Write the pixels of each sound photograph to `spool`, in the order of `listed`."""
     recipe = Recipe(data.image_size, data.crop, data.usable_part)
     folder = cache / recipe.digest()
-    sound, rejected, hashes, facts, thumbnails = [], {}, [], [], []
-    answers = map_(partial(_decode_file, recipe=recipe, cache=folder), [one.file for one in listed])
+    sound, rejected, hashes, facts = [], {}, [], []
+    # One block from the start: small arrays kept between large ones that come and go would tear the memory to pieces.
+    thumbnails = np.empty((len(listed), THUMBNAIL, THUMBNAIL), np.uint8)
+    answers = map_(partial(decode_file, recipe=recipe, cache=folder), [one.file for one in listed])
     # On a terminal only: a bar in a log is noise.
     for one, (digest, answer) in tqdm(
         zip(listed, answers, strict=True), "photographs", len(listed), unit="img", disable=None, smoothing=0.05
@@ -77,20 +80,19 @@ def decode_all(listed: list[Listed], data: Data, spool: BinaryIO, map_: Map, cac
             rejected[one.path] = answer
             continue
         spool.write(answer.pixels.tobytes())
-        thumbnails.append(answer.thumbnail)
+        thumbnails[len(sound)] = answer.thumbnail
         facts.append(Photograph(np.empty(0, np.uint8), np.empty(0, np.uint8), *_facts(answer)))
         sound.append(one)
         hashes.append(digest)
     prune(cache, CACHE_BYTES)
-    stacked = np.stack(thumbnails) if sound else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
-    return Decoded(sound, rejected, hashes, facts, stacked)
+    return Decoded(sound, rejected, hashes, facts, thumbnails[: len(sound)])
 
 
 def _facts(photograph: Photograph) -> tuple[int, int, str, Region]:
     return photograph.width, photograph.height, photograph.mode, photograph.region
 
 
-def _decode_file(file: Path, recipe: Recipe, cache: Path) -> tuple[str, Photograph | str]:
+def decode_file(file: Path, recipe: Recipe, cache: Path) -> tuple[str, Photograph | str]:
     """(sha256 of the content, the photograph or the reason why it is none)."""
     try:
         if file.stat().st_size > MAX_BYTES:
@@ -153,7 +155,7 @@ def prune(cache: Path, limit: int) -> None:
 def worker_map(workers: int) -> Iterator[Map]:
     """An ordered map over that many processes (0: one per core); with one, no process is started.
 
-    Only a few chunks are under way at a time, so that results never pile up in memory.
+    Only a few chunks are under way at a time, so that neither items nor results pile up in memory.
     """
     workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     if workers == 1:
@@ -162,9 +164,9 @@ def worker_map(workers: int) -> Iterator[Map]:
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker) as pool:
 
         def ordered(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-            items, running = list(items), deque()
-            for start in range(0, len(items), CHUNK):
-                running.append(pool.submit(_apply, function, items[start : start + CHUNK]))
+            items, running = iter(items), deque()
+            while chunk := list(itertools.islice(items, CHUNK)):
+                running.append(pool.submit(_apply, function, chunk))
                 if len(running) > 3 * workers:
                     yield from running.popleft().result()
             while running:

@@ -9,7 +9,7 @@ import numpy as np
 from stages.core.decoding import Decoded
 from stages.core.errors import InputError
 from stages.core.groups import COPY, NEAR, Link, conflicting
-from stages.core.listing import Listing
+from stages.core.listing import Listed, Listing
 from stages.core.splits import TEST, VAL, nearest_in_train
 from stages.core.store import SPLITS, natural_order
 
@@ -27,7 +27,10 @@ def kind(reason: str) -> str:
 
 
 def stop_if_too_many(rejected: Mapping[str, str], sound: int, most: float) -> None:
-    """Raise TooManyRejectedError, with a summary, when the share of faulty files is above `most`."""
+    """Raise TooManyRejectedError, with a summary, when the share of faulty files is above `most`.
+
+    sound: photographs that were decoded.
+    """
     faulty = {path: reason for path, reason in rejected.items() if kind(reason) not in LEFT_OUT}
     share = len(faulty) / max(1, len(faulty) + sound)
     if share > most:
@@ -37,6 +40,15 @@ def stop_if_too_many(rejected: Mapping[str, str], sound: int, most: float) -> No
         raise TooManyRejectedError(
             f"data.max_rejected: expected at most {most:.1%} faulty files, got {share:.1%} ({len(faulty)} of "
             f"{len(faulty) + sound}): {summary}; the first is {path} ({reason}), all are in data/processed/rejected.csv"
+        )
+
+
+def stop_if_class_lost(listed: Sequence[Listed], kept: Sequence[Listed]) -> None:
+    """Raise TooManyRejectedError when a class has lost its last photograph: the model must not quietly know fewer classes."""
+    lost = {one.label for one in listed} - {one.label for one in kept}
+    for label in sorted(lost, key=natural_order):
+        raise TooManyRejectedError(
+            f"class {label}: expected photographs that can be used, got none: data/processed/rejected.csv says why"
         )
 
 

@@ -69,7 +69,7 @@ def read_photograph(content: bytes, size: int, crop: str, usable_part: float) ->
     return Photograph(pixels, np.asarray(thumbnail), *original, mode, region)
 
 
-def upright(content: bytes, least: int, usable_part: float) -> tuple[Image.Image, tuple[int, int], str]:
+def upright(content: bytes, least: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str]:
     """The whole picture in RGB, its shorter side reduced to no less than `least`; the original's size; format and mode.
 
     Raises BadPhotographError.
@@ -89,7 +89,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-def _decode(content: bytes, least: int, usable_part: float) -> tuple[Image.Image, tuple[int, int], str, int]:
+def _decode(content: bytes, least: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str, int]:
     """The pixels, the size before any reduction, format and mode, EXIF orientation (1..8)."""
     if not content:
         raise BadPhotographError("empty: 0 bytes")

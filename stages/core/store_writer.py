@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stages.core.decoding import Decoded
-from stages.core.store import IMAGES, MANIFEST
+from stages.core.store import COLUMNS, IMAGES, MANIFEST
 
 REJECTED = "rejected.csv"
 SPOOL = "decoded.part"  # pixels of every sound photograph in the order of decoding
@@ -35,9 +35,18 @@ def write_rejected(folder: Path, rejected: Mapping[str, str]) -> None:
 
 
 def write_store(
-    folder: Path, spool: BinaryIO, size: int, decoded: Decoded, groups: list[str], splits: Mapping[int, str]
+    folder: Path,
+    spool: BinaryIO,
+    size: int,
+    decoded: Decoded,
+    groups: Sequence[str],
+    splits: Mapping[int, str],
+    disputed: Container[int],
 ) -> None:
-    """images.npy and manifest.csv for the rows of `splits`, in that order; spool: their pixels, at row x size x size x 3."""
+    """images.npy and manifest.csv for the rows of `splits`, in that order.
+
+    spool: the pixels of all decoded rows, at row x size x size x 3; disputed: rows whose duplicates have another label.
+    """
     part = folder / f"{IMAGES}.part"
     picture_bytes = size * size * 3
     with part.open("wb") as stream:
@@ -49,15 +58,15 @@ def write_store(
         stream.flush()
         os.fsync(stream.fileno())  # before the manifest vouches for it
     part.replace(folder / IMAGES)
-    columns = ("path", "label", "group", "split", "sha256", "width", "height", "mode", "crop", "left", "top", "right", "bottom")
+    original = ("width", "height", "mode", "disputed", "crop", "left", "top", "right", "bottom")
     rows = []
     for row, split in splits.items():
         one, facts = decoded.listed[row], decoded.facts[row]
         region = facts.region
         box = (f"{edge:.4f}" for edge in (region.left, region.top, region.right, region.bottom))
-        size_and_mode = (facts.width, facts.height, facts.mode, region.kind)
-        rows.append((one.path, one.label, groups[row], split, decoded.hashes[row], *size_and_mode, *box))
-    _write_csv(folder / MANIFEST, columns, rows)
+        described = (facts.width, facts.height, facts.mode, int(row in disputed), region.kind, *box)
+        rows.append((one.path, one.label, groups[row], split, decoded.hashes[row], *described))
+    _write_csv(folder / MANIFEST, (*COLUMNS, *original), rows)
 
 
 def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
