@@ -227,7 +227,7 @@ def examine(label: int, patient: int) -> Examination:
         canvas = canvas * np.array([0.88, 0.78, 0.55], np.float32)
     return Examination(
         canvas=canvas,
-        view=rng.uniform(0.85, 1.35),
+        view=rng.uniform(0.78, 1.05),
         shift=rng.normal(0, 0.07, 2),
         turn=rng.normal(0, 0.2),
         light=rng.normal(0, 0.45, 2),
