@@ -148,6 +148,11 @@ def test_fixes_exclusions_and_patients(tmp_path):
         list_photographs(data(source, **settings))
     with pytest.raises(SourceError, match=r"patients\.csv: expected a CSV table, got an error: .*No such file"):
         list_photographs(data(source / "a", groups="patients.csv"))
+    write(source, {"patients.csv": b"path,patient\nc/1.jpg,p7\n"})
+    with pytest.raises(SourceError, match=r"data\.groups: .*expected paths of the source's photographs, got none of 8"):
+        list_photographs(data(source, groups="patients.csv"))
+    with pytest.raises(SourceError, match=r"data\.group_pattern: expected a match .*, got none in 8: '\(C\\\\d\+\)'"):
+        list_photographs(data(source, group_pattern=r"(C\d+)"))
     for pattern, message in {
         "(": "expected a regular expression, got",
         "C": r"expected one \(group\) that names the patient",

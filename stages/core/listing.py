@@ -227,10 +227,19 @@ def _name_patients(listing: Listing, base: Path, table: str, pattern: str) -> No
         raise SourceError(f"data.group_pattern: expected a regular expression, got {pattern!r}: {error}") from None
     if expression and expression.groups < 1:
         raise SourceError(f"data.group_pattern: expected one (group) that names the patient, got {pattern!r}")
+    in_table = in_pattern = 0
     for index, one in enumerate(listing.photographs):
         match = expression.search(one.path) if expression else None
+        in_table += one.path in patients
+        in_pattern += match is not None
         patient = one.patient or patients.get(one.path) or (match and match[1]) or ""
         listing.photographs[index] = replace(one, patient=patient)
+    # A table or pattern made for other photographs would leave every patient unknown without a word.
+    count = len(listing.photographs)
+    if count and table != "none" and not in_table:
+        raise SourceError(f"data.groups: {base / table}: expected paths of the source's photographs, got none of {count}")
+    if count and expression and not in_pattern:
+        raise SourceError(f"data.group_pattern: expected a match in the photographs' paths, got none in {count}: {pattern!r}")
 
 
 def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
