@@ -113,9 +113,9 @@ def scj_profile(label: int, rng: np.random.Generator) -> np.ndarray:
         low, high = rng.uniform(1.28, 1.4), rng.uniform(1.5, 2.0)
         return np.interp(rank, (0, 1), (low, high))
     if label == 1:
-        share, low, high = rng.uniform(0.40, 1.1), rng.uniform(0.54, 0.66), rng.uniform(1.0, 2.2)
+        share, low, high = rng.uniform(0.40, 1.1), rng.uniform(0.60, 0.72), rng.uniform(1.0, 2.0)
         return np.interp(rank, (0, share, share + 0.5), (low, 0.84, high))
-    share, high = rng.uniform(0.45, 1.1), rng.uniform(0.6, 2.2)
+    share, high = rng.uniform(0.52, 1.1), rng.uniform(0.6, 2.2)
     return np.interp(rank, (0, share, share + 0.5), (0.03, 0.23, high))
 
 
@@ -137,7 +137,7 @@ def draw_anatomy(label: int, rng: np.random.Generator) -> Anatomy:
     os_aspect = float(np.clip(np.exp(rng.normal(0.18, 0.16)), 0.8, 1.7))
     os_centre = rng.normal(0, 0.05, 2)
     squamous = np.array([220, 158, 158]) + rng.normal(0, 8, 3) + rng.normal(0, 8)
-    columnar = squamous - rng.uniform(0.82, 1.12) * np.array([36, 100, 96]) + rng.normal(0, 6, 3)
+    columnar = squamous - rng.uniform(0.82, 1.12) * np.array([36, 100, 96]) + rng.normal(0, 9, 3)
     return Anatomy(scj_profile(label, rng), os_radius, os_aspect, os_centre, squamous, columnar)
 
 
@@ -167,7 +167,7 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
 
     # Erythema: red patches towards the edge of the cervix in any type, so that red alone means little.
     patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 2), 0.25) * step(portio - 0.76, 0.04)
-    patch = (rng.uniform(0.6, 1.0) * patch)[..., None]
+    patch = (rng.uniform(0.8, 1.0) * patch)[..., None]
     picture += patch * (anatomy.columnar - anatomy.squamous) * (1 - red)
 
     # The canal is a funnel: its wall turns away from the light at the rim and is black in the depth.
@@ -227,13 +227,13 @@ def examine(label: int, patient: int) -> Examination:
         canvas = canvas * np.array([0.88, 0.78, 0.55], np.float32)
     return Examination(
         canvas=canvas,
-        view=rng.uniform(0.78, 1.05),
+        view=rng.uniform(0.76, 1.08),
         shift=rng.normal(0, 0.07, 2),
         turn=rng.normal(0, 0.2),
         light=rng.normal(0, 0.45, 2),
         falloff=rng.uniform(0.05, 0.30),
-        exposure=rng.uniform(0.80, 1.15),
-        balance=1 + rng.normal(0, 0.06, 3),
+        exposure=rng.uniform(0.74, 1.2),
+        balance=1 + rng.normal(0, 0.10, 3),
     )
 
 
@@ -282,7 +282,7 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     # Camera: white balance, focus, sensor noise.
     picture *= examination.balance * (1 + rng.normal(0, 0.012, 3))
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.0)))
     noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(1, 3), (SIZE, SIZE, 3))
     return jpeg(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), int(rng.integers(*JPEG_QUALITY)))
 

@@ -41,7 +41,9 @@ def results() -> str:
         part, cells = metrics[model], []
         for _, key, interval in columns:
             value = part[key] if interval else part["robust_accuracy"][key]
-            cells.append(percent(value) + (f" ({percent(part[key + '_low'])}–{percent(part[key + '_high'])})" if interval else ""))
+            cells.append(
+                percent(value) + (f" ({percent(part[key + '_low'])}–{percent(part[key + '_high'])})" if interval else "")
+            )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     change = metrics["difference"]
     gain, low, high = (percent(change[f"robust_accuracy_worst{end}"]) for end in ("", "_low", "_high"))
@@ -65,7 +67,9 @@ def test_pictures_and_files_are_there():
 
 def test_every_parameter_named_exists():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for section, key in re.findall(r"\b(data|model|attack|train_clean|attack_eval|train_adv|evaluate|runtime)\.([a-z_]+)[`=:]", README):
+    for section, key in re.findall(
+        r"\b(data|model|attack|train_clean|attack_eval|train_adv|evaluate|runtime)\.([a-z_]+)[`=:]", README
+    ):
         if section not in ("data",) or key not in ("html",):
             assert key in params[section], f"{section}.{key}"
 

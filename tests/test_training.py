@@ -30,8 +30,8 @@ from stages.core.training import (
 from tests.conftest import tiny_classifier, toy_store
 
 EPS = 8 / 255
-STILL = Augment(flip=False, rotate90=False, scale=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-BUSY = Augment(flip=True, rotate90=True, scale=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
+STILL = Augment(flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+BUSY = Augment(flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
 P = Training(
     epochs=3,
     batch_size=16,
@@ -245,6 +245,14 @@ def test_augmentation_keeps_range_and_identity():
     assert changed.shape == x.shape
     assert 0 <= changed.min() <= changed.max() <= 1
     assert torch.equal(changed, augment(x, BUSY, draws))
+
+
+def test_a_shift_without_zoom_keeps_every_pixel_sharp():
+    x = torch.rand(32, 3, 20, 20)
+    shifted = augment(x, dataclasses.replace(STILL, shift=0.2), torch.rand(32, 8))
+    assert not torch.allclose(shifted, x, atol=1e-3)
+    values = torch.cdist(shifted[0].reshape(3, -1).T, x[0].reshape(3, -1).T).amin(1)
+    assert values.max() < 1e-3, "every pixel is one of the original's"
 
 
 def test_flips_and_turns_move_pixels_without_mixing_them():

@@ -22,13 +22,15 @@ def augment(x: Tensor, p: Augment, draws: Tensor) -> Tensor:
     """
     flip, turn, zoom, dx, dy, brightness, contrast, saturation = draws.to(x.device).unbind(1)  # (B,) each
     angle = (turn * 4).floor() * (math.pi / 2) * p.rotate90
-    size = 1 + p.scale * (2 * zoom - 1)
+    size = 1 + p.zoom * (2 * zoom - 1)
+    # Whole pixels: without zoom nothing is interpolated, and the network trains on pictures as sharp as it is tested on.
+    shifts = [(p.shift * side * (2 * d - 1)).round() * 2 / side for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))]
     mirror = torch.where((flip < 0.5) & torch.tensor(p.flip, device=x.device), -1.0, 1.0)
     cos, sin = angle.cos().round(decimals=6) * size, angle.sin().round(decimals=6) * size
     theta = torch.stack(
         [
-            torch.stack([cos * mirror, -sin, p.scale * (2 * dx - 1)], 1),
-            torch.stack([sin * mirror, cos, p.scale * (2 * dy - 1)], 1),
+            torch.stack([cos * mirror, -sin, shifts[0]], 1),
+            torch.stack([sin * mirror, cos, shifts[1]], 1),
         ],
         1,
     )  # (B, 2, 3)

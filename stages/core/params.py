@@ -164,7 +164,8 @@ class Augment:
 
     flip: bool = flag()
     rotate90: bool = flag()
-    scale: float = real(0, 0.5)
+    shift: float = real(0, 0.5)
+    zoom: float = real(0, 0.5)
     brightness: float = real(0, 1)
     contrast: float = real(0, 1)
     saturation: float = real(0, 1)
