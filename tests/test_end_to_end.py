@@ -134,7 +134,7 @@ def test_an_experiment_with_another_eps_keeps_the_clean_model(clone):
     diff = run("dvc", "plots", "diff", "HEAD", "small-eps", "-o", "out", cwd=clone)
     assert "index.html" in diff
     html = (clone / "out/index.html").read_text()
-    for chart in ("training_clean.csv", "training_adv.csv", "robustness.csv", "confusion.csv"):
+    for chart in ("Clean training", "Adversarial training", "Accuracy under attack", "What is taken for what"):
         assert chart in html
     run("git", "checkout", "-q", ".", cwd=clone)
     run("git", "clean", "-qfd", cwd=clone)

@@ -48,9 +48,9 @@ def results() -> str:
     change = metrics["difference"]
     gain, low, high = (percent(change[f"robust_accuracy_worst{end}"]) for end in ("", "_low", "_high"))
     lines.append("")
-    train, budget = data["splits"]["train"]["images"], params["attack"]["eps"]
+    groups, train, budget = metrics["groups"], data["splits"]["train"]["images"], params["attack"]["eps"]
     lines.append(
-        f"Default run on the bundled **synthetic** sample: n = {metrics['n']} test images of {metrics['groups']} drawn patients, "
+        f"Default run on the bundled **synthetic** sample: n = {metrics['n']} test images of {groups} drawn patients, "
         f"none of whom is in the {train} training images; ±{budget}; seed {params['seed']}; 95 % intervals. "
         f"Adversarial training changes worst-case accuracy by {gain} points ({low} to {high})."
     )

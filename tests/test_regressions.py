@@ -150,7 +150,8 @@ def test_7_a_broken_file_is_rejected_once_with_its_reason(preprocessed):
     store = open_store(preprocessed / "data/processed")
     assert len(store.images) == 48
     x, y = Split.of(store, "train").batch(np.arange(8), torch.device("cpu"))
-    assert x.shape == (8, 3, 64, 64)
+    assert x.shape[:2] == (8, 3)
+    assert x.isfinite().all()
     assert len(y) == 8
 
 
