@@ -68,11 +68,10 @@ def test_pictures_and_files_are_there():
 
 def test_every_parameter_named_exists():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for section, key in re.findall(
-        r"\b(data|model|attack|train_clean|attack_eval|train_adv|evaluate|runtime)\.([a-z_]+)[`=:]", README
-    ):
-        if section not in ("data",) or key not in ("html",):
-            assert key in params[section], f"{section}.{key}"
+    named = re.findall(rf"(?<![/\w])({'|'.join(params)})\.(\w+)", README)
+    assert named
+    for section, key in named:
+        assert key in params[section], f"{section}.{key}"
 
 
 def test_commands_stand_between_their_marks():
