@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from lightning_fabric import Fabric
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.core import attacks, ensemble, models, tracking
 from stages.core.batches import Split
 from stages.core.checkpoints import die_with_parent
-from stages.core.devices import make_fabric
+from stages.core.devices import crafting, make_fabric
 from stages.core.errors import run
 from stages.core.params import load_params
 from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples, write_predictions
@@ -33,10 +33,12 @@ def main(name: str) -> pd.DataFrame:
     model = models.load(MODELS / f"{name}.safetensors", store.classes, store.images.shape[1])
     fabric = make_fabric(p.runtime)
     model = model.to(fabric.device)
+    twin = models.folded(model)
 
-    table = ensemble.attack_split(fabric, model, store, test, p.attack, p.attack_eval, p.seed)
+    table = ensemble.attack_split(fabric, model, twin, store, test, p.attack, p.attack_eval, p.seed)
     write_predictions(table, PREDICTIONS / name)
-    write_example_images(fabric, model, store, typical_cases(table, p.attack_eval.examples), p, PREDICTIONS / name / "examples")
+    cases = typical_cases(table, p.attack_eval.examples)
+    write_example_images(fabric, model, twin, store, cases, p, PREDICTIONS / name / "examples")
     tracking.log_stage(f"attack_eval@{name}", p)
     return table
 
@@ -53,7 +55,7 @@ def typical_cases(table: pd.DataFrame, count: int) -> list[str]:
 
 
 def write_example_images(
-    fabric: Fabric, model: models.Classifier, store: Store, paths: list[str], p: object, folder: Path
+    fabric: Fabric, model: nn.Module, twin: nn.Module, store: Store, paths: list[str], p: object, folder: Path
 ) -> None:
     """PGD at attack.eps on these images: PNGs of 8 bits, and what the model says of exactly those PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,8 @@ def write_example_images(
     if len(rows):
         x, y = Split(store.images, store.labels, rows).batch(np.arange(len(rows)), fabric.device)
         attack, _ = attacks.attacks_at_budget(p.attack_eval)["pgd"]
-        with fabric.autocast():
-            x_adv = attack(model, x, y, p.attack.eps, attacks.image_noise(p.seed, rows, x.shape[1:], x))
+        with crafting(fabric):
+            x_adv = attack(twin, x, y, p.attack.eps, attacks.image_noise(p.seed, rows, x.shape[1:], x))
         x_adv = x_adv.mul(255).round().div(255)  # what a picture file can hold
         before, after = ensemble.score(model, x).softmax(1), ensemble.score(model, x_adv).softmax(1)
         for i, path in enumerate(paths):

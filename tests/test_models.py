@@ -29,6 +29,18 @@ def test_logits_are_float32_under_autocast():
         assert resnet18().eval()(torch.rand(1, 3, 32, 32)).dtype == torch.float32
 
 
+def test_the_folded_copy_is_the_same_function_without_batchnorm():
+    model = resnet18()
+    model(torch.rand(16, 3, 32, 32))  # running statistics that aren't the initial ones
+    twin, x = models.folded(model), torch.rand(4, 3, 32, 32, requires_grad=True)
+    assert model.training
+    assert not twin.training
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in twin.modules())
+    assert torch.allclose(twin(x), model.eval()(x), atol=1e-4)
+    gradients = [torch.autograd.grad(m(x)[:, 0].sum(), x)[0] for m in (twin, model)]
+    assert torch.allclose(*gradients, atol=1e-4)
+
+
 def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path):
     model = resnet18().eval()
     save(tmp_path / "a.safetensors", model)

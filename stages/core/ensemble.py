@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from stages.core.attacks import Attack, Noise, attacks_at_budget, curve_attack, image_noise, verify
 from stages.core.batches import Split
+from stages.core.devices import crafting
 from stages.core.params import Attack as ThreatModel
 from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode, lead
@@ -26,9 +27,18 @@ def score(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def attack_split(
-    fabric: Fabric, model: nn.Module, store: Store, split: Split, threat: ThreatModel, p: AttackEval, seed: int
+    fabric: Fabric,
+    model: nn.Module,
+    twin: nn.Module,
+    store: Store,
+    split: Split,
+    threat: ThreatModel,
+    p: AttackEval,
+    seed: int,
 ) -> pd.DataFrame:
     """One row per image, attack and budget; the columns are those of predictions.py.
+
+    Attacks are crafted on ``twin``, the same function as ``model`` (models.folded), and scored on ``model``.
 
     The curve climbs its budgets: an image broken within a smaller budget is broken within the larger one, by the same x_adv.
     Raises BudgetError when an attack leaves its budget.
@@ -41,14 +51,14 @@ def attack_split(
         x, y = split.batch(positions, fabric.device)
         noise = image_noise(seed, rows, x.shape[1:], x)
         images = store.manifest.iloc[rows][["path", "group", "label"]].reset_index(drop=True)
-        for name, eps, steps, x_adv, logits in attack_batch(fabric, model, x, y, noise, threat, p):
+        for name, eps, steps, x_adv, logits in attack_batch(fabric, model, twin, x, y, noise, threat, p):
             verify(x, x_adv, eps, name)
             tables.append(_rows(images, store.classes, name, eps, seed, steps, x_adv - x, y, logits))
     return pd.concat(tables, ignore_index=True)
 
 
 def attack_batch(
-    fabric: Fabric, model: nn.Module, x: Tensor, y: Tensor, noise: Noise, threat: ThreatModel, p: AttackEval
+    fabric: Fabric, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, noise: Noise, threat: ThreatModel, p: AttackEval
 ) -> Iterator[tuple[str, float, int, Tensor, Tensor]]:
     """(name, eps, steps, x_adv, logits of x_adv) of every attack and budget, the clean images first."""
     worst, logits = x, score(model, x)
@@ -57,15 +67,16 @@ def attack_batch(
     for eps in sorted({*threat.eps_grid, threat.eps}):
         for name, (attack, steps) in attacks_at_budget(p).items() if eps == threat.eps else ():
             if name != "pgd":
-                yield name, eps, steps, *_attack_survivors(fabric, model, x, y, noise, attack, eps, x, clean)
+                yield name, eps, steps, *_attack_survivors(fabric, model, twin, x, y, noise, attack, eps, x, clean)
         attack, steps = attacks_at_budget(p)["pgd"] if eps == threat.eps else curve_attack(p)
-        worst, logits = _attack_survivors(fabric, model, x, y, noise, attack, eps, worst, logits)
+        worst, logits = _attack_survivors(fabric, model, twin, x, y, noise, attack, eps, worst, logits)
         yield "pgd", eps, steps, worst, logits
 
 
 def _attack_survivors(
     fabric: Fabric,
     model: nn.Module,
+    twin: nn.Module,
     x: Tensor,
     y: Tensor,
     noise: Noise,
@@ -78,8 +89,8 @@ def _attack_survivors(
     todo = (lead(logits, y) <= 0).nonzero().squeeze(1)
     if not len(todo):
         return known, logits
-    with fabric.autocast():
-        x_adv = attack(model, x[todo], y[todo], eps, lambda distribution, draw: noise(distribution, draw)[todo])
+    with crafting(fabric):
+        x_adv = attack(twin, x[todo], y[todo], eps, lambda distribution, draw: noise(distribution, draw)[todo])
     scored = score(model, x_adv)
     better = lead(scored, y[todo]) > lead(logits[todo], y[todo])
     known, logits = known.clone(), logits.clone()

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from stages.core.augmentation import augment
 from stages.core.batches import Split
 from stages.core.checkpoints import Checkpoint
-from stages.core.models import Classifier
+from stages.core.devices import crafting
+from stages.core.models import Classifier, folded
 from stages.core.params import Training
 
 # (model, x, y, eps, noise) -> x_adv; see perturbations.py
@@ -102,7 +103,7 @@ def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size
     noise_source = torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()
-    with fabric.autocast():
+    with crafting(fabric):
         for start in range(0, len(v.split), batch_size):
             x, y = v.split.batch(np.arange(start, min(start + batch_size, len(v.split))), fabric.device)
             labels.append(y)
@@ -200,7 +201,7 @@ def fit(
             if perturb is not None and noise is not None:
                 budget = eps * eps_factor(done, p.epochs * steps, eps_ramp)
                 dirty = slice(math.floor(clean_share * len(x)), None)
-                with fabric.autocast():
+                with crafting(fabric):
                     x[dirty] = perturb(inner, x[dirty], y[dirty], budget, noise[mine][dirty].to(x))
             logits = wrapped(x)
             loss = F.cross_entropy(logits, y, weight=loss_weights, label_smoothing=p.label_smoothing, reduction="none").mean()
@@ -228,7 +229,7 @@ def fit(
             "eps": eps * eps_factor((epoch + 1) * steps, p.epochs * steps, eps_ramp) if perturb else 0.0,
             "train_loss": total_loss / seen,
             "train_accuracy": correct / seen,
-            **judge(fabric, judged, validation, seed, p.batch_size * 2),
+            **judge(fabric, folded(judged), validation, seed, p.batch_size * 2),
         }
         history.append(row)
         if (score := validation.score(row)) > tuple(best["score"]):
