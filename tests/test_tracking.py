@@ -16,6 +16,7 @@ import pytest
 
 from stages.core import results, tracking
 from stages.core.params import load_params
+from stages.core.runs import EXPERIMENT, tracking_uri
 
 HERE = Path(__file__).resolve().parents[1]
 STAGES = ("preprocess", "train_clean", "attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate")
@@ -124,7 +125,7 @@ def everything(uri):
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    found = client.search_experiments(filter_string=f"name = '{tracking.EXPERIMENT}'")
+    found = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
     runs = [client.get_run(r.info.run_id) for e in found for r in client.search_runs([e.experiment_id])]
     race = {r.info.run_id for r in runs if r.info.run_name == "race"}
     runs = [r for r in runs if not race & {r.info.run_id, r.data.tags.get("mlflow.parentRunId")}]
@@ -164,7 +165,7 @@ def test_two_processes_create_one_database_and_one_parent(first_use):
     folder, errors = first_use
     assert not [e for e in errors if "is not logged" in e]
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert sorted(r.info.run_name for r in client.search_runs([experiment.experiment_id])) == [
         "preprocess",
         "race",
@@ -339,7 +340,7 @@ def test_nothing_is_logged_when_it_is_off(project, monkeypatch, why):
 )
 def test_the_database_lies_in_the_main_repository(monkeypatch, given, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
-    assert tracking._tracking_uri(Path("/main")) == uri
+    assert tracking_uri(Path("/main")) == uri
 
 
 def test_an_experiment_in_a_temporary_copy_lands_in_the_main_repository(project, first_use, monkeypatch, tmp_path_factory):
