@@ -9,7 +9,6 @@ from stages.core import attacks
 from stages.core.attacks import BudgetError, image_noise, verify
 from stages.core.batches import Split
 from stages.core.ensemble import attack_split
-from stages.core.models import folded
 from stages.core.params import Attack, AttackEval
 from stages.core.perturbations import lead, pgd
 from stages.core.predictions import check
@@ -71,7 +70,7 @@ def test_batch_size_does_not_matter(trained, fabric):
         attack_split(
             fabric,
             model,
-            folded(model),
+            model,
             store,
             Split.of(store, "test"),
             Attack("linf", EPS, (EPS / 2, EPS)),
@@ -88,9 +87,7 @@ def test_batch_size_does_not_matter(trained, fabric):
 def test_table_keeps_the_contract_and_the_curve_falls(trained, fabric):
     store, model = trained
     grid = (2 / 255, 8 / 255, 32 / 255, 96 / 255)
-    table = check(
-        attack_split(fabric, model, folded(model), store, Split.of(store, "test"), Attack("linf", 16 / 255, grid), PARAMS, 0)
-    )
+    table = check(attack_split(fabric, model, model, store, Split.of(store, "test"), Attack("linf", 16 / 255, grid), PARAMS, 0))
     pgd_rows = table[table["attack"] == "pgd"].assign(right=lambda t: t["label"] == t["prediction"])
     curve = pgd_rows.groupby("eps")["right"].mean()
     assert len(curve) == 5  # attack.eps is attacked, in the grid or not
