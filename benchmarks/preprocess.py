@@ -137,7 +137,7 @@ def measure_stage(folder: Path, count: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         grid.save(file, quality=80)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"] |= {"source": "raw", "image_size": SIZE, "label_fixes": "none", "groups": "none"}
+    params["data"] |= {"source": "raw", "image_size": SIZE, "label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
     params["runtime"]["tracking"] = False
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "measure.py").write_text(MEASURE)

@@ -1,6 +1,6 @@
 """Photographs -> checked, grouped, split and resized to one uint8 store.
 
-Reads the folder or table `data.source`, `data.label_fixes`, and in the source folder `data.exclude` and `data.groups`.
+Reads the folder `data.source`, in it `data.table`, `data.exclude` and `data.groups`, and beside it `data.label_fixes`.
 Writes data/processed/{images.npy,manifest.csv,rejected.csv}, metrics/data.json and plots/{rejected,duplicates,crops}.png.
 Keeps decoded pictures in .cache/preprocess, which may be deleted at any time.
 """

@@ -40,5 +40,5 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 
 def data(source: Path, **changes) -> Data:
     """The project's own `data` section, for another source and without what belongs to the sample."""
-    plain = {"label_fixes": "none", "exclude": "none", "groups": "none", "group_pattern": "none"}
+    plain = {"label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
     return dataclasses.replace(load_all(ROOT / "params.yaml").data, source=str(source), **plain | changes)

@@ -17,7 +17,6 @@ SMALL = {
     "data.image_size": 32,
     "data.groups": "none",
     "data.max_rejected": 0.2,
-    "data.label_fixes": "none",
     "model.arch": "resnet18",
     "train_clean.epochs": 2,
     "train_clean.val_steps": 2,
@@ -120,6 +119,20 @@ def test_a_second_repro_has_nothing_to_do_and_a_forced_one_changes_no_byte(clone
     before = (clone / "dvc.lock").read_bytes()
     assert len(executed(run("dvc", "repro", "-f", cwd=clone))) == 6
     assert (clone / "dvc.lock").read_bytes() == before
+
+
+@pytest.mark.parametrize("table", ["data/label_fixes.csv", "data/few/exclude.csv"])
+def test_an_edited_table_reruns_preprocess(clone, table):
+    file = clone / table
+    before = file.read_bytes() if file.exists() else None
+    with file.open("a") as stream:
+        stream.write("Type_1/0.jpg,Type_2\n")
+    assert table.removesuffix("/exclude.csv") in run("dvc", "status", "preprocess", cwd=clone)
+    if before is None:
+        file.unlink()
+    else:
+        file.write_bytes(before)
+    assert "up to date" in run("dvc", "status", "preprocess", cwd=clone)
 
 
 def test_an_experiment_with_another_eps_keeps_the_clean_model(clone):

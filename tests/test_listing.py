@@ -89,10 +89,18 @@ def test_official_test_needs_its_solution(tmp_path):
 def test_table(tmp_path):
     table = b"path,label,group,split\na/1.jpg,x,p1,train\nb/1.jpg,y,p1,\nb/2.jpg,y,p2,test\ngone.jpg,y,,\n"
     write(tmp_path, {"a/1.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b"", "b/3.jpg": b"", "all.csv": table})
-    listing = list_photographs(data(tmp_path / "all.csv"))
+    listing = list_photographs(data(tmp_path, table="all.csv"))
     found = [(one.path, one.label, one.patient, one.split) for one in listing.photographs]
     assert found == [("a/1.jpg", "x", "p1", "train"), ("b/1.jpg", "y", "p1", ""), ("b/2.jpg", "y", "p2", "test")]
     assert listing.rejected == {"gone.jpg": "missing: named in all.csv"}
+
+
+@pytest.mark.parametrize("key", ["table", "exclude", "groups"])
+@pytest.mark.parametrize("outside", ["../t.csv", "/t.csv"])
+def test_tables_lie_where_dvc_watches_them(tmp_path, key, outside):
+    write(tmp_path, {"t.csv": b"path,label,patient\na/1.jpg,a,p\n", "source/a/1.jpg": b"", "source/b/1.jpg": b""})
+    with pytest.raises(SourceError, match=rf"data\.{key}: expected a CSV file in the source folder .*source, got {outside}"):
+        list_photographs(data(tmp_path / "source", **{key: outside}))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +119,13 @@ def test_table(tmp_path):
 def test_bad_tables(tmp_path, table, message):
     write(tmp_path, {"a.jpg": b"", "t.csv": table.encode()})
     with pytest.raises(SourceError, match=message):
-        list_photographs(data(tmp_path / "t.csv"))
+        list_photographs(data(tmp_path, table="t.csv"))
 
 
 def test_sources_that_are_none(tmp_path):
     write(tmp_path, {"file.txt": b"", "empty/x": b"", "one/a/1.jpg": b"", "one/a/2.jpg": b""})
     for source, message in {
-        "missing": "expected a folder with a folder per class, or a .csv table, got nothing there",
+        "missing": "expected a folder of photographs, got nothing there",
         "file.txt": "got a file",
         "empty": "expected photographs of at least two classes, got 0 photographs of 0 classes",
         "one": r"got 2 photographs of 1 class \(a\)",
@@ -202,7 +210,7 @@ def test_kaggle_tree(tmp_path, monkeypatch, folders, invented):
         tmp_path,
         {name: b"" for name in ("solution_stg1_release.csv", "fixed_labels_v2.csv", "removed_files.csv", "test_stg2.7z")},
     )
-    listing = list_photographs(data(tmp_path, label_fixes=str(ROOT / "data/label_fixes.csv")))
+    listing = list_photographs(data(tmp_path))
     assert len(listing.photographs) == 8215
     assert (listing.official_test, listing.other_files, listing.rejected) == (512, 4, {})
     train = Counter(one.label for one in listing.photographs if one.path.startswith("train/"))

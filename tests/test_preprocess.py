@@ -26,7 +26,8 @@ SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
 def set_params(project: Path, **changes) -> None:
     """The project's own parameters at 16 pixels, for the pictures in raw/, without what belongs to the sample."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"] |= {"source": "raw", "image_size": 16, "label_fixes": "none", "exclude": "none", "groups": "none"} | changes
+    fixes = str(ROOT / "data/label_fixes.csv")
+    params["data"] |= {"source": "raw", "image_size": 16, "label_fixes": fixes, "groups": "none"} | changes
     params["runtime"] |= {"workers": 1, "tracking": False}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 
@@ -122,7 +123,7 @@ def test_official_test_keeps_its_patients_out_of_training(project):
 def test_cervix_crop_and_table_source(project):
     rows = "".join(f"{path.relative_to('raw')},{path.parent.name}\n" for path in sorted(Path("raw").rglob("[0-9]*.jpg")))
     Path("raw/some.csv").write_text("path,label\n" + rows)
-    set_params(project, source="raw/some.csv", crop="cervix")
+    set_params(project, table="some.csv", crop="cervix")
     metrics = preprocess.main()
     assert metrics["images"] == 48
     assert sum(metrics["crops"].values()) == 48
@@ -161,7 +162,7 @@ def test_a_mistake_is_one_line_and_a_failure(project):
     done = run_stage()
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: data.source: nowhere: expected a folder with a folder per class, or a .csv table, got nothing there"
+        "error: data.source: nowhere: expected a folder of photographs, got nothing there"
     ]
 
 
@@ -222,7 +223,7 @@ def test_whole_kaggle_tree(tmp_path, monkeypatch):
     for number, name in enumerate(names):
         good = encoded(picture(number, 48, 40), quality=80)
         write(Path("raw"), {name: bad.get(name, good[: int(cut.get(name, 1) * len(good))])})
-    set_params(tmp_path, label_fixes=str(ROOT / "data/label_fixes.csv"))
+    set_params(tmp_path)
     metrics = preprocess.main()
     assert metrics["files"] == len(names)
     assert metrics["rejected"]["reasons"] == {"empty": 3, "truncated": 3}

@@ -124,7 +124,7 @@ def preprocessed(tmp_path, monkeypatch):
         ("source: data/sample  ", f"source: {tmp_path}/pictures "),
         ("groups: patients.csv", "groups: none "),
         ("group_pattern: none", r"group_pattern: p(\d+)_ "),
-        ("label_fixes: data/label_fixes.csv", "label_fixes: none "),
+        ("label_fixes: data", f"label_fixes: {Path('data').resolve()}"),
         ("tracking: true", "tracking: false"),
     ):
         assert old in text, old

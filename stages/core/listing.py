@@ -1,7 +1,7 @@
 """Which photographs there are, what their labels are, and which files are none: the source, walked or read from a table.
 
-Nothing here opens a photograph. Every file under the source ends up in exactly one of `Listing.photographs`,
-`Listing.rejected` or the count `Listing.other_files`.
+Nothing here opens a photograph. Every file under the source, or every one that the table names, ends up in exactly one of
+`Listing.photographs`, `Listing.rejected` or the count `Listing.other_files`.
 """
 
 import csv
@@ -56,26 +56,33 @@ def list_photographs(data: Data) -> Listing:
     Raises SourceError when the source is missing, holds no photographs or one class only, or a table is malformed.
     """
     source = Path(data.source)
-    if source.is_dir():
-        listing = _from_folders(source, official=data.test == "official")
-    elif source.suffix.lower() == ".csv" and source.is_file():
-        if data.test == "official":
-            raise SourceError(f"data.test: expected split for a table (its column split may name the test), got {data.test}")
-        listing = _from_table(source)
-    else:
+    if not source.is_dir():
         got = "a file" if source.exists() else "nothing there"
-        raise SourceError(f"data.source: {source}: expected a folder with a folder per class, or a .csv table, got {got}")
-    base = source if source.is_dir() else source.parent
-    listing.synthetic = (base / SYNTHETIC).exists()
-    _exclude(listing, base, data.exclude)
-    _fix_labels(listing, data.label_fixes)
-    _name_patients(listing, base, data.groups, data.group_pattern)
+        raise SourceError(f"data.source: {source}: expected a folder of photographs, got {got}")
+    # Tables in the source are watched by DVC with the source.
+    table, exclude, groups = (_table_in(source, data, key) for key in ("table", "exclude", "groups"))
+    if table and data.test == "official":
+        raise SourceError(f"data.test: expected split with a table (its column split may name the test), got {data.test}")
+    listing = _from_table(source, table) if table else _from_folders(source, official=data.test == "official")
+    listing.synthetic = (source / SYNTHETIC).exists()
+    _exclude(listing, exclude)
+    _fix_labels(listing, Path(data.label_fixes))
+    _name_patients(listing, groups, data.group_pattern)
     listing.photographs.sort(key=lambda one: one.path)
     classes = {one.label for one in listing.photographs}
     if len(classes) < 2:
         found = f"{len(listing.photographs)} photographs of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
         raise SourceError(f"data.source: {source}: expected photographs of at least two classes, got {found}")
     return listing
+
+
+def _table_in(source: Path, data: Data, key: str) -> Path | None:
+    name = getattr(data, key)
+    if name == "none":
+        return None
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise SourceError(f"data.{key}: expected a CSV file in the source folder {source}, got {name}")
+    return source / name
 
 
 def _from_folders(source: Path, official: bool) -> Listing:
@@ -162,10 +169,9 @@ def _add_official_test(listing: Listing, source: Path, tests: list[Listed], solu
         listing.rejected[f"{TEST_FOLDER}/{name}"] = f"missing: named in {SOLUTION}"
 
 
-def _from_table(table: Path) -> Listing:
-    """A .csv with the columns path, label and perhaps group and split; paths are relative to its folder."""
-    folder = table.parent
-    root, listing = folder.resolve(), Listing([], {})
+def _from_table(source: Path, table: Path) -> Listing:
+    """A CSV with the columns path, label and perhaps group and split; paths are relative to the source."""
+    root, listing = source.resolve(), Listing([], {})
     seen = set()
     for number, row in _read_table(table, "path", "label"):
         path = _checked_path(row["path"], table, number)
@@ -176,7 +182,7 @@ def _from_table(table: Path) -> Listing:
                 f"got {path!r}, {row['label']!r}, {split!r}"
             )
         seen.add(path)
-        file = folder / path
+        file = source / path
         if not file.exists() and not file.is_symlink():
             listing.rejected[path] = f"missing: named in {table.name}"
         elif reason := _unsafe(file, root):
@@ -186,22 +192,20 @@ def _from_table(table: Path) -> Listing:
     return listing
 
 
-def _exclude(listing: Listing, base: Path, table: str) -> None:
-    if table == "none":
+def _exclude(listing: Listing, table: Path | None) -> None:
+    if not table:
         return
-    unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(base / table, "path")}
+    unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(table, "path")}
     kept = [one for one in listing.photographs if one.path not in unwanted]
     applied = len(listing.photographs) - len(kept)
     listing.excluded = {"applied": applied, "not_found": len(unwanted) - applied}
-    listing.rejected |= {one.path: f"excluded: by {Path(table).name}" for one in listing.photographs if one.path in unwanted}
+    listing.rejected |= {one.path: f"excluded: by {table.name}" for one in listing.photographs if one.path in unwanted}
     listing.photographs = kept
 
 
-def _fix_labels(listing: Listing, table: str) -> None:
-    if table == "none":
-        return
+def _fix_labels(listing: Listing, table: Path) -> None:
     fixes = {}
-    for number, row in _read_table(Path(table), "path", "label"):
+    for number, row in _read_table(table, "path", "label"):
         fixes[_checked_path(row["path"], table, number)] = row["label"].strip()
     classes = {one.label for one in listing.photographs}
     for index, one in enumerate(listing.photographs):
@@ -215,11 +219,11 @@ def _fix_labels(listing: Listing, table: str) -> None:
     listing.label_fixes["not_found"] = len(fixes) - listing.label_fixes["applied"]
 
 
-def _name_patients(listing: Listing, base: Path, table: str, pattern: str) -> None:
+def _name_patients(listing: Listing, table: Path | None, pattern: str) -> None:
     """A table path,patient comes first; the pattern speaks where the table is silent."""
     patients = {}
-    if table != "none":
-        for number, row in _read_table(base / table, "path", "patient"):
+    if table:
+        for number, row in _read_table(table, "path", "patient"):
             patients[_checked_path(row["path"], table, number)] = row["patient"].strip()
     try:
         expression = None if pattern == "none" else re.compile(pattern)
@@ -236,8 +240,8 @@ def _name_patients(listing: Listing, base: Path, table: str, pattern: str) -> No
         listing.photographs[index] = replace(one, patient=patient)
     # A table or pattern made for other photographs would leave every patient unknown without a word.
     count = len(listing.photographs)
-    if count and table != "none" and not in_table:
-        raise SourceError(f"data.groups: {base / table}: expected paths of the source's photographs, got none of {count}")
+    if count and table and not in_table:
+        raise SourceError(f"data.groups: {table}: expected paths of the source's photographs, got none of {count}")
     if count and expression and not in_pattern:
         raise SourceError(f"data.group_pattern: expected a match in the photographs' paths, got none in {count}: {pattern!r}")
 
@@ -260,7 +264,7 @@ def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
         raise SourceError(f"{file}: expected a CSV table, got an error: {error}") from None
 
 
-def _checked_path(text: str, table: Path | str, number: int) -> str:
+def _checked_path(text: str, table: Path, number: int) -> str:
     path = PurePosixPath(text.strip())
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise SourceError(f"{table}: line {number}: expected a path below the source, got {text!r}")

@@ -125,6 +125,7 @@ class Data:
     """``data``: which photographs, how they are cut to size, and how they are split."""
 
     source: str = text()
+    table: str = text()
     image_size: int = integer(16, 4096)
     crop: str = choice("none", "square", "cervix")
     test: str = choice("split", "official")
