@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.core.listing import SourceError, list_photographs
-from tests.photograph_files import ROOT, data, write
+from tests.photograph_files import data, write
 
 COUNTS = {"train": (250, 781, 450), "additional": (1191, 3567, 1976)}  # of the challenge's three types
 

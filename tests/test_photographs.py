@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages.core.file_limits import why_too_costly
 from stages.core.photographs import MAX_PIXELS, UPRIGHT, BadPhotographError, read_photograph, upright
 from tests.photograph_files import encoded, picture
 
@@ -139,6 +140,40 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+PROGRESSIVE = encoded(picture(0), progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+PLAIN, PNG = encoded(picture(0)), encoded(picture(0), "PNG")
+COSTLY = {
+    "many scans": (PROGRESSIVE[:-2] + 5000 * LAST_SCAN + PROGRESSIVE[-2:], "more than 100 scans"),
+    "no end of scans": (PROGRESSIVE[:-2] + 5000 * LAST_SCAN, "more than 100 scans"),
+    "many comments": (PLAIN[:2] + 2**21 * b"\xff\xfe\x00\x02" + PLAIN[2:], "more than 4 MiB before the first scan"),
+    "fill bytes": (PLAIN[:2] + 2**23 * b"\xff" + PLAIN[2:], "more than 4 MiB before the first scan"),
+    "nothing but fill bytes": (PLAIN[:2] + 2**23 * b"\xff", "more than 4 MiB before the first scan"),
+    "many chunks": (
+        PNG[:33] + 2**17 * (b"\0\0\0\0exAm" + zlib.crc32(b"exAm").to_bytes(4, "big")) + PNG[33:],
+        "more than 65536 parts",
+    ),
+    "steps": (
+        b"BM" + struct.pack("<III", 54, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 99, 99, 1, 8, 1, 0, 0, 0, 0, 0) + bytes(2**20),
+        "run-length encoded BMP",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", COSTLY)
+def test_files_made_to_take_for_ever_are_refused_undecoded(file, monkeypatch):
+    monkeypatch.setattr(Image, "open", None)
+    content, wanted = COSTLY[file]
+    assert reason(content) == f"too costly: {wanted}"
+
+
+def test_what_cameras_write_is_within_the_limits():
+    video = np.random.default_rng(0).integers(0, 256, 2**20, np.uint8).tobytes() + 200 * b"\xff\xda\0\2"
+    for content in (PROGRESSIVE, PLAIN, PLAIN + video, encoded(picture(0), exif=b"Exif\0\0" + 200 * b"\xff\xda\xff\xd9")):
+        np.testing.assert_array_equal(pixels(content), pixels(PROGRESSIVE if content is PROGRESSIVE else PLAIN))
+    assert why_too_costly(PROGRESSIVE[:-2] + 90 * LAST_SCAN) == ""
+
+
 def test_second_picture_of_a_phone_is_ignored():
     content = encoded(picture(0), "MPO", save_all=True, append_images=[picture(1)])
     photograph = read_photograph(content, 32, "none", 1)
@@ -195,7 +230,7 @@ def test_damaged_files_give_a_photograph_or_a_reason(content, changes, kept, usa
         photograph = read_photograph(bytes(damaged), 32, crop, usable_part)
     except BadPhotographError as error:
         kind, _, detail = str(error).partition(": ")
-        assert kind in ("empty", "not an image", "unreadable", "too large", "too small", "animated", "truncated")
+        assert kind in ("empty", "too costly", "not an image", "unreadable", "too large", "too small", "animated", "truncated")
         assert detail
     else:
         assert photograph.pixels.shape == (32, 32, 3)

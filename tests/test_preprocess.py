@@ -161,9 +161,7 @@ def test_a_mistake_is_one_line_and_a_failure(project):
     set_params(project, source="nowhere")
     done = run_stage()
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "error: data.source: nowhere: expected a folder of photographs, got nothing there"
-    ]
+    assert done.stderr.splitlines() == ["error: data.source: nowhere: expected a folder of photographs, got nothing there"]
 
 
 @pytest.mark.slow

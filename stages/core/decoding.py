@@ -22,13 +22,13 @@ import PIL
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from stages.core import crops, photographs
+from stages.core import crops, file_limits, photographs
 from stages.core.crops import Region
 from stages.core.listing import Listed
 from stages.core.params import Data
 from stages.core.photographs import THUMBNAIL, BadPhotographError, Photograph, read_photograph
 
-MAX_BYTES = 256 * 2**20  # a larger file is refused unread
+MAX_BYTES = 128 * 2**20  # a larger file is refused unread
 CACHE_BYTES = 4 * 2**30  # what was used longest ago goes first
 CHUNK = 8  # files that a worker takes at once
 
@@ -45,7 +45,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Changes with the parameters, the code and the decoder."""
-        code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops))
+        code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops, file_limits))
         text = json.dumps([asdict(self), PIL.__version__, np.__version__])
         return hashlib.sha256(text.encode() + code).hexdigest()[:16]
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from stages.core.crops import Region, find_region
+from stages.core.file_limits import why_too_costly
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # each decoder more is one more that hostile bytes can reach
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself warns of a decompression bomb
@@ -93,6 +94,8 @@ def _decode(content: bytes, least: float, usable_part: float) -> tuple[Image.Ima
     """The pixels, the size before any reduction, format and mode, EXIF orientation (1..8)."""
     if not content:
         raise BadPhotographError("empty: 0 bytes")
+    if costly := why_too_costly(content):
+        raise BadPhotographError(f"too costly: {costly}")
     # Pillow answers broken files with nearly every kind of exception, and decoders of other people's bytes are the one place
     # where each of them means the same: this file is no photograph.
     try:
