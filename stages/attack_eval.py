@@ -4,19 +4,20 @@ Reads data/processed, data/models/<model>.safetensors.  Writes data/predictions/
 image, attack and budget, and examples/, a few images before and after. Only here does a model see the test split.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from lightning_fabric import Fabric
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.core import attacks, ensemble, models, tracking
 from stages.core.batches import Split
-from stages.core.checkpoints import die_with_parent
-from stages.core.devices import crafting, make_fabric
+from stages.core.checkpoints import Checkpoint, Journal, die_with_parent, work_key
+from stages.core.devices import make_fabric
+from stages.core.ensemble import Target
 from stages.core.errors import run
 from stages.core.params import load_params
 from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples, write_predictions
@@ -30,15 +31,22 @@ def main(name: str) -> pd.DataFrame:
     die_with_parent()
     store = open_store(STORE)
     test = Split.of(store, "test")
-    model = models.load(MODELS / f"{name}.safetensors", store.classes, store.images.shape[1])
+    file = MODELS / f"{name}.safetensors"
+    model = models.load(file, store.classes, store.images.shape[1])
     fabric = make_fabric(p.runtime)
     model = model.to(fabric.device)
     twin = models.folded(model)
 
-    table = ensemble.attack_split(fabric, model, twin, store, test, p.attack, p.attack_eval, p.seed)
-    write_predictions(table, PREDICTIONS / name)
-    cases = typical_cases(table, p.attack_eval.examples)
-    write_example_images(fabric, model, twin, store, cases, p, PREDICTIONS / name / "examples")
+    target = Target(fabric, model, twin, test, p.attack.norm, p.attack_eval.batch_size, p.seed)
+    subset = np.flatnonzero(np.isin(test.rows, test.stratified(p.attack_eval.subset, p.seed).rows))
+
+    work = work_key((p.seed, p.attack, p.attack_eval), [STORE / "images.npy", STORE / "manifest.csv", file])
+    with Checkpoint(f"attack_eval_{name}", work).held(fabric) as checkpoint:
+        journal = Journal(checkpoint, writes=fabric.is_global_zero)
+        table = ensemble.attack_split(target, store, p.attack, p.attack_eval, subset, journal)
+        write_predictions(table, PREDICTIONS / name)
+        cases = typical_cases(table, p.attack_eval.examples)
+        write_example_images(target, store, cases, p, PREDICTIONS / name / "examples")
     tracking.log_stage(f"attack_eval@{name}", p)
     return table
 
@@ -54,20 +62,17 @@ def typical_cases(table: pd.DataFrame, count: int) -> list[str]:
     return rounds[:count]
 
 
-def write_example_images(
-    fabric: Fabric, model: nn.Module, twin: nn.Module, store: Store, paths: list[str], p: object, folder: Path
-) -> None:
+def write_example_images(target: Target, store: Store, paths: list[str], p: object, folder: Path) -> None:
     """PGD at attack.eps on these images: PNGs of 8 bits, and what the model says of exactly those PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.array([store.manifest.index[store.manifest["path"] == path][0] for path in paths], dtype=int)
     records = []
     if len(rows):
-        x, y = Split(store.images, store.labels, rows).batch(np.arange(len(rows)), fabric.device)
-        attack, _ = attacks.attacks_at_budget(p.attack_eval)["pgd"]
-        with crafting(fabric):
-            x_adv = attack(twin, x, y, p.attack.eps, attacks.image_noise(p.seed, rows, x.shape[1:], x))
-        x_adv = x_adv.mul(255).round().div(255)  # what a picture file can hold
-        before, after = ensemble.score(model, x).softmax(1), ensemble.score(model, x_adv).softmax(1)
+        shown = dataclasses.replace(target, split=Split(store.images, store.labels, rows), batch_size=len(rows))
+        ((_, x, y, noise),) = shown.batches(np.arange(len(rows)))
+        attack, _ = attacks.attacks_at_budget(p.attack_eval, p.attack.norm)["pgd"]
+        x_adv = attacks.eight_bits(x, shown.craft(attack, x, y, p.attack.eps, noise, "pgd"))  # what a picture file can hold
+        before, after = ensemble.score(target.model, x).softmax(1), ensemble.score(target.model, x_adv).softmax(1)
         for i, path in enumerate(paths):
             files = {"original": f"{i}_original.png", "adversarial": f"{i}_adversarial.png"}
             for file, image in zip(files.values(), (x[i], x_adv[i]), strict=True):

@@ -7,7 +7,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from stages.core.batches import Split
+from stages.core.checkpoints import Journal
+from stages.core.ensemble import Target, attack_split
 from stages.core.models import Classifier
+from stages.core.params import Attack, AttackEval
 from stages.core.store import Store
 
 
@@ -90,3 +94,20 @@ def toy_store(images: int = 96, size: int = 32, seed: int = 0, classes: tuple[st
         }
     )
     return Store(pixels.astype(np.uint8), manifest, classes, labels.astype(np.int64))
+
+
+def attack_table(
+    fabric: Fabric,
+    model: nn.Module,
+    store: Store,
+    threat: Attack,
+    p: AttackEval,
+    *,
+    twin: nn.Module | None = None,
+    journal: Journal | None = None,
+) -> pd.DataFrame:
+    """predictions.csv of a model on the test split, as the stage makes it."""
+    split = Split.of(store, "test")
+    target = Target(fabric, model, twin or model, split, threat.norm, p.batch_size, seed=0)
+    subset = np.flatnonzero(np.isin(split.rows, split.stratified(p.subset, 0).rows))
+    return attack_split(target, store, threat, p, subset, journal or Journal())

@@ -33,7 +33,9 @@ def rows(labels, logits, *, attack="none", eps=0.0, classes=CLASSES, groups=None
     others = np.where(np.eye(k, dtype=bool)[labels], -np.inf, logits)
     paths = [f"{classes[y]}/{i:04d}.jpg" for i, y in enumerate(labels)]
     table = pd.DataFrame({"path": paths, "group": paths if groups is None else groups})
-    table = table.assign(label=[classes[y] for y in labels], attack=attack, eps=eps, seed=0, steps=20 * (attack != "none"))
+    table = table.assign(
+        label=[classes[y] for y in labels], attack=attack, found_by=attack, eps=eps, seed=0, steps=20 * (attack != "none")
+    )
     table["prediction"] = [classes[i] for i in logits.argmax(axis=1)]
     table["confidence"], table["margin"] = p.max(axis=1), logits[np.arange(n), labels] - others.max(axis=1)
     table["linf"], table["l2"] = eps, eps * 60.0
@@ -57,6 +59,7 @@ def make_table(model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=C
     parts = [answer("none", 0.0, 0.0)]
     parts += [answer(attack, EPS, slope * EPS * strength) for attack, strength in STRENGTH.items()]
     parts += [answer("pgd", eps, slope * eps) for eps in GRID[:-1]]
+    parts.append(answer("aa-k3", EPS, 1.1 * slope * EPS).iloc[::3])  # on some of the images
     return pd.concat(parts, ignore_index=True)
 
 

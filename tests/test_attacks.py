@@ -1,5 +1,7 @@
 """The evaluation attacks: budget, order of strength, independence of the batch, agreement with foolbox."""
 
+import dataclasses
+
 import foolbox
 import numpy as np
 import pytest
@@ -8,14 +10,25 @@ import torch
 from stages.core import attacks
 from stages.core.attacks import BudgetError, image_noise, verify
 from stages.core.batches import Split
-from stages.core.ensemble import attack_split
 from stages.core.params import Attack, AttackEval
 from stages.core.perturbations import lead, pgd
 from stages.core.predictions import check
-from tests.conftest import SmallNet, toy_store
+from tests.conftest import SmallNet, attack_table, toy_store
 
 EPS = 8 / 255
-PARAMS = AttackEval(batch_size=7, noise_draws=3, bim_steps=5, pgd_steps=5, pgd_restarts=2, curve_steps=5, examples=2)
+PARAMS = AttackEval(
+    batch_size=7,
+    noise_draws=3,
+    bim_steps=5,
+    pgd_steps=5,
+    pgd_restarts=2,
+    curve_steps=5,
+    subset=12,
+    aa_steps=10,
+    aa_queries=30,
+    examples=2,
+)
+L2 = 1.0  # a budget that breaks some of the toy pictures and not all
 
 
 @pytest.fixture
@@ -35,13 +48,17 @@ def noise_for(x, seed=0):
     return image_noise(seed, np.arange(len(x)), x.shape[1:], x)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2)])
 @pytest.mark.parametrize("name", attacks.attacks_at_budget(PARAMS))
-def test_every_attack_keeps_its_budget_and_never_helps_the_model(name, trained):
+def test_every_attack_keeps_its_budget_and_never_helps_the_model(name, norm, eps, trained):
     store, model = trained
     x, y = Split.of(store, "test").batch(np.arange(24), torch.device("cpu"))
-    attack, _ = attacks.attacks_at_budget(PARAMS)[name]
-    x_adv = attack(model, x, y, EPS, noise_for(x))
-    verify(x, x_adv, EPS)
+    attack, _ = attacks.attacks_at_budget(PARAMS, norm)[name]
+    x_adv = attack(model, x, y, eps, noise_for(x))
+    verify(x, x_adv, eps, name, norm)
+    eight = attacks.eight_bits(x, x_adv)
+    verify(x, eight, eps, name, norm)
+    assert torch.allclose(eight * 255, (eight * 255).round(), atol=1e-4)
     assert (lead(model(x_adv), y) >= lead(model(x), y) - 1e-6).all()
 
 
@@ -64,19 +81,14 @@ def test_more_restarts_are_never_weaker(trained):
         assert (broken[1] <= broken[2]).all()
 
 
-def test_batch_size_does_not_matter(trained, fabric):
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2)])
+def test_batch_size_does_not_matter(norm, eps, trained, fabric):
     store, model = trained
+    threat = Attack(norm, eps, (eps / 2, eps))
     tables = [
-        attack_split(
-            fabric,
-            model,
-            model,
-            store,
-            Split.of(store, "test"),
-            Attack("linf", EPS, (EPS / 2, EPS)),
-            PARAMS.__class__(**{**vars(PARAMS), "batch_size": b}),
-            0,
-        ).sort_values(["path", "attack", "eps"], ignore_index=True)
+        attack_table(fabric, model, store, threat, dataclasses.replace(PARAMS, batch_size=b)).sort_values(
+            ["path", "attack", "eps"], ignore_index=True
+        )
         for b in (1, 5, 24)
     ]
     for other in tables[1:]:
@@ -87,13 +99,20 @@ def test_batch_size_does_not_matter(trained, fabric):
 def test_table_keeps_the_contract_and_the_curve_falls(trained, fabric):
     store, model = trained
     grid = (2 / 255, 8 / 255, 32 / 255, 96 / 255)
-    table = check(attack_split(fabric, model, model, store, Split.of(store, "test"), Attack("linf", 16 / 255, grid), PARAMS, 0))
+    table = check(attack_table(fabric, model, store, Attack("linf", 16 / 255, grid), PARAMS))
     pgd_rows = table[table["attack"] == "pgd"].assign(right=lambda t: t["label"] == t["prediction"])
     curve = pgd_rows.groupby("eps")["right"].mean()
     assert len(curve) == 5  # attack.eps is attacked, in the grid or not
     assert (np.diff(curve) <= 0).all()
     assert curve.iloc[-1] < 0.1, "a budget of 96/255 must break nearly everything"
-    assert set(table[table["eps"] == 16 / 255]["attack"]) == {"uniform_noise", "gaussian_noise", "fgsm", "bim", "pgd"}
+    assert set(table[table["eps"] == 16 / 255]["attack"]) == {
+        "uniform_noise",
+        "gaussian_noise",
+        "fgsm",
+        "bim",
+        "pgd",
+        "aa-k3",
+    }
     assert (table["linf"] <= table["eps"] + 1e-6).all()
 
 
@@ -122,6 +141,14 @@ def test_verifier_refuses(broken, message):
     verify(x, (x + 0.04).clamp(0, 1), 0.04)
     with pytest.raises(BudgetError, match=message):
         verify(x, broken(x), 0.04)
+
+
+def test_l2_budget_is_verified_in_l2():
+    x = torch.full((2, 3, 4, 4), 0.5)
+    moved = x + 0.1 / 48**0.5  # length 0.1
+    verify(x, moved, 0.1001, norm="l2")
+    with pytest.raises(BudgetError, match=r"images moved in l2 by at most eps = 0\.09, got 0\."):
+        verify(x, moved, 0.09, norm="l2")
 
 
 @pytest.mark.parametrize("steps", [1, 10])

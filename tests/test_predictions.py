@@ -23,7 +23,7 @@ def small_table(classes=("1", "NA", "3")) -> pd.DataFrame:
     for path, label in (("a/1.jpg", classes[0]), ('b/"ä, 2".jpg', classes[1])):
         for attack, eps, steps in (("none", 0.0, 0), ("fgsm", 8 / 255, 1)):
             numbers = {"eps": eps, "seed": 0, "steps": steps, "confidence": 0.6, "margin": -1.23456789, "linf": eps, "l2": eps}
-            text = {"path": path, "group": path, "label": label, "attack": attack, "prediction": classes[2]}
+            text = {"path": path, "group": path, "label": label, "attack": attack, "found_by": attack, "prediction": classes[2]}
             rows.append(text | numbers | dict(zip([f"p_{c}" for c in classes], (0.1, 0.3, 0.6), strict=True)))
     return pd.DataFrame(rows)[[*COLUMNS, *(f"p_{c}" for c in classes)]]
 
@@ -60,6 +60,14 @@ def test_round_trip_keeps_text_and_six_digits(tmp_path):
 def test_broken_table_is_refused(change, message):
     with pytest.raises(PredictionsError, match=message):
         check(change(small_table()))
+
+
+def test_a_dear_attack_may_cover_some_images_but_the_same_ones_at_each_budget():
+    table = small_table()
+    some = table.iloc[[1]].assign(attack="aa-k3")
+    check(pd.concat([table, some]))
+    with pytest.raises(PredictionsError, match=r"aa-k3 at eps 0\.0313725: expected all 2 images, got 1"):
+        check(pd.concat([table, some, table.iloc[[1, 3]].assign(attack="aa-k3", eps=0.1)]))
 
 
 def test_missing_or_empty_file_is_named(tmp_path):

@@ -17,12 +17,11 @@ from stages import preprocess
 from stages.core import attacks, models
 from stages.core.attacks import image_noise
 from stages.core.batches import Split
-from stages.core.ensemble import attack_split
 from stages.core.models import folded
 from stages.core.params import Attack, load_all
 from stages.core.store import open_store
 from stages.core.training import Validation, judge
-from tests.conftest import tiny_classifier, toy_store
+from tests.conftest import attack_table, tiny_classifier, toy_store
 
 EPS = 8 / 255
 PARAMS = load_all("params.yaml").attack_eval
@@ -103,7 +102,7 @@ def test_5_a_perfect_classifier_scores_one(fabric, batch_size):
     row = judge(fabric, Perfect(), validation(Split.of(store, "val")), 0, batch_size)
     assert row["val_clean_accuracy"] == row["val_balanced_accuracy"] == row["val_robust_accuracy"] == 1
     p = dataclasses.replace(PARAMS, batch_size=batch_size)
-    table = attack_split(fabric, Perfect(), Perfect(), store, Split.of(store, "test"), Attack("linf", 1e-4, (1e-4,)), p, 0)
+    table = attack_table(fabric, Perfect(), store, Attack("linf", 1e-4, (1e-4,)), p)
     assert (table["label"] == table["prediction"]).all()
 
 
@@ -159,8 +158,8 @@ def test_7_a_broken_file_is_rejected_once_with_its_reason(preprocessed):
 def test_8_seeded_per_class_several_budgets_and_checked_by_pgd(fabric):
     """No seed, no per-class result, one eps, and FGSM training that no PGD ever checked."""
     store, model = toy_store(size=16), tiny_classifier().eval()
-    split, threat = Split.of(store, "test"), Attack("linf", EPS, (EPS / 2, EPS))
-    first, second = (attack_split(fabric, model, folded(model), store, split, threat, PARAMS, 0) for _ in range(2))
+    threat = Attack("linf", EPS, (EPS / 2, EPS))
+    first, second = (attack_table(fabric, model, store, threat, PARAMS, twin=folded(model)) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     assert set(first["label"]) == set(store.classes)
     assert first["eps"].nunique() == 3

@@ -1,8 +1,9 @@
 """The attacks that the models are measured under, and the verifier that doesn't trust them.
 
-An attack is ``attack(model, x, y, eps, noise) -> x_adv``, x and x_adv (B, 3, H, W) in [0, 1], eps in pixel units, the model
-returning logits. ``noise(distribution, draw)`` gives (B, 3, H, W) random numbers that belong to the images, not to the batch:
-so neither batch size nor order changes a result. An image that the model gets wrong without an attack is left as it is.
+An attack is ``attack(model, x, y, eps, noise) -> x_adv``, x and x_adv (B, 3, H, W) in [0, 1], eps in pixel units of the norm
+that it was made for (``linf`` | ``l2``), the model returning logits. ``noise(distribution, draw)`` gives (B, 3, H, W) random
+numbers that belong to the images, not to the batch: so neither batch size nor order changes a result. An image that the model
+gets wrong without an attack is left as it is.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.core import perturbations
 from stages.core.params import AttackEval
-from stages.core.perturbations import attack_mode, lead
+from stages.core.perturbations import attack_mode, in_ball, lead, length
 
 Noise = Callable[[str, int], Tensor]
 Attack = Callable[[nn.Module, Tensor, Tensor, float, Noise], Tensor]
@@ -63,57 +64,79 @@ def worst_of(model: nn.Module, x: Tensor, y: Tensor, tries: Iterable[Callable[[T
     return best
 
 
-def uniform_noise(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int) -> Tensor:
-    """The worst of several draws of uniform noise in [-eps, eps]: a baseline, never evidence of robustness."""
-    tries = (lambda t, d=d: (x[t] + eps * noise("uniform", d)[t]).clamp(0, 1) for d in range(draws))
+def uniform_noise(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int, norm: str = "linf"
+) -> Tensor:
+    """The worst of several draws of uniform noise in [-eps, eps], for l2 of length eps: a baseline, never evidence."""
+    tries = (lambda t, d=d: (x[t] + eps * in_ball(noise("uniform", d)[t], norm)).clamp(0, 1) for d in range(draws))
     return worst_of(model, x, y, tries)
 
 
-def gaussian_noise(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int) -> Tensor:
-    """The worst of several draws of Gaussian noise of standard deviation eps / 2, cut off at ± eps: a baseline."""
-    tries = (lambda t, d=d: (x[t] + eps * (noise("gaussian", d)[t] / 2).clamp(-1, 1)).clamp(0, 1) for d in range(draws))
+def gaussian_noise(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, draws: int, norm: str = "linf"
+) -> Tensor:
+    """The worst of several draws of Gaussian noise of deviation eps / 2, cut off at ± eps, for l2 of length eps: a baseline."""
+    tries = (lambda t, d=d: (x[t] + eps * in_ball(noise("gaussian", d)[t] / 2, norm)).clamp(0, 1) for d in range(draws))
     return worst_of(model, x, y, tries)
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, norm: str = "linf") -> Tensor:
     """One step of size eps (arXiv:1412.6572)."""
-    return worst_of(model, x, y, [lambda t: perturbations.fgsm(model, x[t], y[t], eps)])
+    return worst_of(model, x, y, [lambda t: perturbations.fgsm(model, x[t], y[t], eps, norm=norm)])
 
 
-def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, steps: int, restarts: int) -> Tensor:
+def pgd(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, steps: int, restarts: int, norm: str = "linf"
+) -> Tensor:
     """PGD, random starts, step 2.5 eps / steps (arXiv:1706.06083); restarts=0 is BIM: one run, from x itself (1607.02533)."""
 
     def run(todo: Tensor, start: Tensor | None) -> Tensor:
-        return perturbations.pgd(model, x[todo], y[todo], eps, start, alpha=2.5 * eps / steps, steps=steps, stop_lead=STOP_LEAD)
+        alpha = 2.5 * eps / steps
+        return perturbations.pgd(model, x[todo], y[todo], eps, start, alpha=alpha, steps=steps, norm=norm, stop_lead=STOP_LEAD)
 
     if not restarts:
         return worst_of(model, x, y, [lambda t: run(t, None)])
     return worst_of(model, x, y, (lambda t, d=d: run(t, noise("uniform", d)[t]) for d in range(restarts)))
 
 
-def attacks_at_budget(p: AttackEval) -> dict[str, tuple[Attack, int]]:
-    """The attacks run at ``attack.eps``, with their steps, by name, from cheap to dear."""
+def attacks_at_budget(p: AttackEval, norm: str = "linf") -> dict[str, tuple[Attack, int]]:
+    """The attacks run on every image at ``attack.eps``, with their steps, by name, from cheap to dear."""
     return {
-        "uniform_noise": (partial(uniform_noise, draws=p.noise_draws), 0),
-        "gaussian_noise": (partial(gaussian_noise, draws=p.noise_draws), 0),
-        "fgsm": (fgsm, 1),
-        "bim": (partial(pgd, steps=p.bim_steps, restarts=0), p.bim_steps),
-        "pgd": (partial(pgd, steps=p.pgd_steps, restarts=p.pgd_restarts), p.pgd_steps),
+        "uniform_noise": (partial(uniform_noise, draws=p.noise_draws, norm=norm), 0),
+        "gaussian_noise": (partial(gaussian_noise, draws=p.noise_draws, norm=norm), 0),
+        "fgsm": (partial(fgsm, norm=norm), 1),
+        "bim": (partial(pgd, steps=p.bim_steps, restarts=0, norm=norm), p.bim_steps),
+        "pgd": (partial(pgd, steps=p.pgd_steps, restarts=p.pgd_restarts, norm=norm), p.pgd_steps),
     }
 
 
-def curve_attack(p: AttackEval) -> tuple[Attack, int]:
+def curve_attack(p: AttackEval, norm: str = "linf") -> tuple[Attack, int]:
     """PGD for the other budgets of the curve, with its steps."""
-    return partial(pgd, steps=p.curve_steps, restarts=1), p.curve_steps
+    return partial(pgd, steps=p.curve_steps, restarts=1, norm=norm), p.curve_steps
 
 
-def verify(x: Tensor, x_adv: Tensor, eps: float, name: str = "attack") -> None:
-    """Raise BudgetError unless x_adv has x's shape, is finite, lies in [0, 1] and within eps of x (linf, plus 1e-6)."""
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """How far each image is from its original: (B, 3, H, W) twice -> (B,)."""
+    delta = x_adv - x
+    return delta.abs().flatten(1).amax(1) if norm == "linf" else length(delta).flatten()
+
+
+def eight_bits(x: Tensor, x_adv: Tensor) -> Tensor:
+    """x_adv as a picture file can hold it; changes are rounded towards x, itself of 8 bits, so that the budget still holds."""
+    levels = (x_adv - x) * 255
+    whole = (levels.abs() + 1e-3).floor() * levels.sign()  # 1e-3: eight levels in float32 may be 7.99999
+    return (x * 255 + whole).round().clamp(0, 255) / 255
+
+
+def verify(x: Tensor, x_adv: Tensor, eps: float, name: str = "attack", norm: str = "linf") -> None:
+    """Raise BudgetError unless x_adv has x's shape, is finite, lies in [0, 1] and within eps of x (plus 1e-6)."""
     if x_adv.shape != x.shape or x_adv.dtype != torch.float32:
         raise BudgetError(f"{name}: expected float32 {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
     if not torch.isfinite(x_adv).all():
         raise BudgetError(f"{name}: expected finite pixels, got {int((~torch.isfinite(x_adv)).sum())} that are not")
     if x_adv.min() < 0 or x_adv.max() > 1:
         raise BudgetError(f"{name}: expected pixels in [0, 1], got [{x_adv.min():g}, {x_adv.max():g}]")
-    if (moved := (x_adv - x).abs().max().item()) > eps + 1e-6:
-        raise BudgetError(f"{name}: expected pixels moved by at most eps = {eps:g}, got {moved:g}")
+    allowed = 1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps  # a sum over all pixels rounds more than one pixel
+    if (moved := distance(x_adv, x, norm).max().item()) > eps + allowed:
+        what = "pixels moved" if norm == "linf" else "images moved in l2"
+        raise BudgetError(f"{name}: expected {what} by at most eps = {eps:g}, got {moved:g}")

@@ -30,6 +30,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def stratified(self, count: int, seed: int) -> "Split":
+        """At most ``count`` of the pictures, every class by its share but at least one; the same ones for the same seed."""
+        if count >= len(self):
+            return self
+        rng, labels = np.random.default_rng(seed), self.labels[self.rows]
+        # Pictures in random order within their class; the k-th of n in a class stands at (k + 1/2) / n of the queue.
+        place = np.empty(len(self))
+        for name in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == name))
+            place[members] = (np.arange(len(members)) + 0.5) / len(members)
+            place[members[0]] = 0  # at least one
+        return Split(self.images, self.labels, np.sort(self.rows[np.argsort(place, kind="stable")[:count]]))
+
     def batch(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """x (B, 3, H, W) float32 in [0, 1], channels last in memory, and y (B,), of the split's pictures at these positions."""
         rows = self.rows[positions]

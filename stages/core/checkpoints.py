@@ -1,4 +1,4 @@
-"""Training states that survive a kill: kept outside DVC's outs, which are deleted before a stage runs."""
+"""States that survive a kill: kept outside DVC's outs, which are deleted before a stage runs."""
 
 import ctypes
 import hashlib
@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def die_with_parent() -> None:
 
 
 class BusyError(InputError):
-    """Another process trains the same thing."""
+    """Another process does the same work."""
 
 
 class Checkpoint:
@@ -48,9 +48,9 @@ class Checkpoint:
 
     @contextmanager
     def held(self, fabric: Fabric) -> Iterator["Checkpoint"]:
-        """Keep every other trainer off the same work; delete the states when the work is done.
+        """Keep every other process off the same work; delete the states when the work is done.
 
-        Raises BusyError when another trainer holds it already.
+        Raises BusyError when another process holds it already.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.with_suffix(".lock"))
@@ -59,7 +59,7 @@ class Checkpoint:
                 lock.acquire(timeout=0)
             except Timeout:
                 raise BusyError(
-                    f"{self.folder}: expected to be the only trainer of this work, got another that is running"
+                    f"{self.folder}: expected to be the only process at this work, got another that is running"
                 ) from None
         try:
             yield self
@@ -83,10 +83,26 @@ class Checkpoint:
             os.replace(temporary, self.file)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
             temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"{self.file}: expected to save the training state, got: {error}; the state before it is kept"
-            ) from error
+            raise OSError(f"{self.file}: expected to save the state, got: {error}; the state before it is kept") from error
 
     def load(self) -> dict[str, Any] | None:
         """The last state, or None when there is none."""
         return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.exists() else None
+
+
+class Journal:
+    """Named pieces of one work, each done once: after a kill, what was finished is read back, not done again.
+
+    Without a checkpoint it remembers for this process only. A piece gives tensors, numbers, texts, lists and dicts of them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None, *, writes: bool = True) -> None:
+        self._checkpoint, self._writes = checkpoint, writes
+        self._finished: dict[str, Any] = (checkpoint.load() if checkpoint else None) or {}
+
+    def __call__(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in self._finished:
+            self._finished[name] = work()
+            if self._checkpoint and self._writes:
+                self._checkpoint.save(self._finished)
+        return self._finished[name]

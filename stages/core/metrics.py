@@ -45,6 +45,15 @@ def right(rows: pd.DataFrame) -> np.ndarray:
     return (rows["label"] == rows["prediction"]).to_numpy()
 
 
+def right_of(table: pd.DataFrame, attack: str, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool twice, images sorted by path: still right under the attack, and whether it was run on the image at all."""
+    rows = answers(table, attack, eps)
+    among = answers(table)["path"].isin(rows["path"]).to_numpy()
+    hits = np.zeros(len(among), bool)
+    hits[among] = right(rows)
+    return hits, among
+
+
 def budgets(table: pd.DataFrame) -> list[float]:
     """Every eps that some attack was run at, ascending, without 0."""
     return sorted(set(table.loc[table["attack"] != CLEAN, "eps"]))
@@ -196,11 +205,15 @@ def model_metrics(table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
         np.mean([*recalls(worst).values()]),
         intervals.balanced(worst_right, labels),
     )
-    attacked = {attack: right(answers(table, attack, setting.eps)) for attack in attacks}
-    result["robust_accuracy"] = {attack: float(hits.mean()) for attack, hits in attacked.items()}
+    attacked = {attack: right_of(table, attack, setting.eps) for attack in attacks}
+    result["robust_accuracy"] = {attack: float(hits[among].mean()) for attack, (hits, among) in attacked.items()}
+    result["attacked_images"] = {attack: int(among.sum()) for attack, (_, among) in attacked.items()}
     if clean_right.any():
-        flipped = {attack: float((~hits)[clean_right].mean()) for attack, hits in attacked.items()}
-        result["attack_success_rate"] = flipped
+        result["attack_success_rate"] = {
+            attack: float((~hits)[clean_right & among].mean())
+            for attack, (hits, among) in attacked.items()
+            if (clean_right & among).any()
+        }
         _put(
             result,
             "attack_success_rate_worst",
@@ -250,13 +263,17 @@ def baselines(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def robustness_table(model: str, table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """model,eps,attack,accuracy,low,high: each attack at each of its budgets, and ``worst`` from eps 0 on."""
-    cases = [(0.0, CLEAN, answers(table)), (0.0, WORST, answers(table))]
+    """model,eps,attack,accuracy,low,high,count: each attack at each of its budgets, and ``worst`` from eps 0 on."""
+    whole = np.ones(len(answers(table)), bool)
+    cases = [(0.0, CLEAN, right(answers(table)), whole), (0.0, WORST, right(answers(table)), whole)]
     for eps in budgets(table):
-        cases += [(eps, attack, answers(table, attack, eps)) for attack in attacks_at(table, eps)]
-        cases.append((eps, WORST, worst_answers(table, eps)))
-    rows = [(model, eps, attack, right(case).mean(), *setting.intervals.share(right(case))) for eps, attack, case in cases]
-    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high"])
+        cases += [(eps, attack, *right_of(table, attack, eps)) for attack in attacks_at(table, eps)]
+        cases.append((eps, WORST, right(worst_answers(table, eps)), whole))
+    rows = [
+        (model, eps, attack, hits[among].mean(), *setting.intervals.share(hits, among), int(among.sum()))
+        for eps, attack, hits, among in cases
+    ]
+    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
 
 
 def _clean_and_worst(table: pd.DataFrame, setting: Setting) -> list[tuple[str, pd.DataFrame]]:

@@ -18,6 +18,7 @@ import yaml
 
 from stages.core.errors import InputError
 
+LARGEST_LINF = 0.5  # a pixel of 0.5 can then be anything: no image is left
 PIXELS = "(pixel units: write 8/255, not 8)"
 
 
@@ -154,9 +155,9 @@ class Model:
 class Attack:
     """``attack``: the threat model, shared by attack, adversarial training and evaluation."""
 
-    norm: str = choice("linf")
-    eps: float = real(0, 0.5, above=True, unit=PIXELS)
-    eps_grid: tuple[float, ...] = reals(0, 0.5, PIXELS)
+    norm: str = choice("linf", "l2")
+    eps: float = real(0, 100, above=True, unit=PIXELS)
+    eps_grid: tuple[float, ...] = reals(0, 100, PIXELS)
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,9 @@ class AttackEval:
     pgd_steps: int = integer(1)
     pgd_restarts: int = integer(1)
     curve_steps: int = integer(1)
+    subset: int = integer(2)
+    aa_steps: int = integer(2)
+    aa_queries: int = integer(1)
     examples: int = integer(1, 16)
 
 
@@ -294,6 +298,10 @@ def load_all(file: Path | str = "params.yaml") -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{file}: expected YAML, got an error: {error}") from None
     params: Params = _build(Params, raw, "", file)
+    if params.attack.norm == "linf":
+        for key, value in [("eps", params.attack.eps), *(("eps_grid", eps) for eps in params.attack.eps_grid)]:
+            if value > LARGEST_LINF:
+                raise ParamsError(f"{file}: attack.{key}: expected a number in (0, {LARGEST_LINF:g}] {PIXELS}, got {value:g}")
     if params.data.val_fraction + params.data.test_fraction > 0.8:
         raise ParamsError(
             f"{file}: data.val_fraction + data.test_fraction: expected at most 0.8, "

@@ -1,7 +1,8 @@
-"""Gradient perturbations inside an linf ball: the steps that training and attacks share.
+"""Gradient perturbations inside a ball: the steps that training and attacks share.
 
 One contract: ``f(model, x, y, eps, ...) -> x_adv`` with x, x_adv (B, 3, H, W) float32 in [0, 1], y (B,) class indices, eps in
-the same pixel units, and a model that returns logits (B, K). The model is left as it was. Randomness comes in as ``noise``,
+the same pixel units (linf: of every pixel value; l2: Euclidean length of the change of the whole image), and a model that
+returns logits (B, K). The model is left as it was. Randomness comes in as ``noise``,
 uniform in [-1, 1] and shaped like x, never from a global generator: the same inputs give the same x_adv.
 """
 
@@ -36,9 +37,27 @@ def attack_mode(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The nearest point that is an image and within eps of x."""
-    return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
+def length(delta: Tensor) -> Tensor:
+    """Euclidean length of each image's change: (B, 3, H, W) -> (B, 1, 1, 1)."""
+    return delta.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
+    """A point that is an image and within eps of x: the nearest one for linf; for l2 scaled back to the ball, then clipped."""
+    if norm == "linf":
+        return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
+    delta = x_adv - x
+    return (x + delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1)).clamp(0, 1)
+
+
+def ascent(gradient: Tensor, norm: str) -> Tensor:
+    """The direction of length 1 in which the linearised loss grows fastest: the sign for linf, the gradient itself for l2."""
+    return gradient.sign() if norm == "linf" else gradient / length(gradient).clamp_min(1e-12)
+
+
+def in_ball(noise: Tensor, norm: str) -> Tensor:
+    """Noise (B, 3, H, W) cut off at ±1 for linf, scaled to length 1 for l2."""
+    return noise.clamp(-1, 1) if norm == "linf" else noise / length(noise).clamp_min(1e-12)
 
 
 def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,11 +73,11 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     return logits.detach(), loss.detach(), gradient
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor | None = None) -> Tensor:
-    """One step of size eps along the gradient's sign (Goodfellow et al., arXiv:1412.6572); ``noise`` is not used."""
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor | None = None, *, norm: str = "linf") -> Tensor:
+    """One step of size eps, for linf along the gradient's sign (Goodfellow et al., arXiv:1412.6572); ``noise`` is not used."""
     with attack_mode(model):
         _, _, gradient = loss_and_gradient(model, x, y)
-    return project(x + eps * gradient.sign(), x, eps)
+    return project(x + eps * ascent(gradient, norm), x, eps, norm)
 
 
 def fgsm_rs(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.25) -> Tensor:
@@ -89,6 +108,7 @@ def pgd(
     *,
     alpha: float,
     steps: int,
+    norm: str = "linf",
     stop_lead: float | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise: BIM (1607.02533).
@@ -98,7 +118,7 @@ def pgd(
     """
     best, best_lead = x.clone(), x.new_full((len(x),), -torch.inf)
     todo = torch.arange(len(x), device=x.device)
-    point = x if noise is None else project(x + eps * noise, x, eps)
+    point = x if noise is None else project(x + eps * in_ball(noise, norm), x, eps, norm)
     with attack_mode(model):
         for step in range(steps + 1):
             if step < steps:
@@ -116,7 +136,7 @@ def pgd(
                 todo, point, gradient = todo[going], point[going], gradient[going]
                 if not len(todo):
                     break
-            point = project(point + alpha * gradient.sign(), x[todo], eps)
+            point = project(point + alpha * ascent(gradient, norm), x[todo], eps, norm)
     return best
 
 

@@ -1,7 +1,8 @@
 """The tables between attack_eval, which runs a model, and evaluate, which never does: one row per image, attack and budget.
 
 ``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
-and budget that was run. ``examples/examples.csv``: the few images that are shown, with the names of their PNG files.
+and budget that was run; a dear attack (``on_subset``) may have been run on some of the images, at each budget the same ones.
+``examples/examples.csv``: the few images that are shown, with the names of their PNG files.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ import pandas as pd
 from stages.core.errors import InputError
 
 CLEAN = "none"  # the name of the attack that isn't one
-TEXT = ("path", "group", "label", "attack", "prediction")
+TEXT = ("path", "group", "label", "attack", "found_by", "prediction")
 COLUMNS = (
     "path",  # the photograph, relative to the source folder
     "group",  # patient or set of near-identical photographs
     "label",  # class name
-    "attack",  # none | uniform_noise | gaussian_noise | fgsm | bim | pgd | ...
+    "attack",  # none | uniform_noise | gaussian_noise | fgsm | bim | pgd | aa-k3 | ...
+    "found_by",  # the attack whose picture this is: an attack keeps what a weaker one found before it; none: unchanged
     "eps",  # budget, pixel units in [0, 1]
     "seed",
     "steps",  # of the attack; 0 for none
@@ -50,6 +52,11 @@ class PredictionsError(InputError):
 def probability_columns(classes: Sequence[str]) -> list[str]:
     """The names of the probability columns, in the order of the classes."""
     return [f"p_{name}" for name in classes]
+
+
+def on_subset(attack: str) -> bool:
+    """Whether the attack may have been run on some of the images only."""
+    return attack.startswith("aa-k")
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
@@ -89,13 +96,13 @@ def check(table: pd.DataFrame, where: str = "predictions") -> pd.DataFrame:
         raise PredictionsError(
             f"{where}: expected one row per path, attack and eps, got two of {table.loc[double, 'path'].iloc[0]}"
         )
-    counts = table.groupby(["attack", "eps"])["path"].size()
-    images = table["path"].nunique()
-    for (attack, eps), count in counts.items():
-        if count != images:
-            raise PredictionsError(f"{where}: {attack} at eps {eps:g}: expected all {images} images, got {count}")
     if not clean.any():
         raise PredictionsError(f"{where}: attack: expected the rows of attack {CLEAN}, got none")
+    images = set(table["path"])
+    for (attack, eps), paths in table.groupby(["attack", "eps"])["path"]:
+        wanted = set(table.loc[table["attack"] == attack, "path"]) if on_subset(attack) else images
+        if len(paths) != len(wanted):
+            raise PredictionsError(f"{where}: {attack} at eps {eps:g}: expected all {len(wanted)} images, got {len(paths)}")
     if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):
         raise PredictionsError(f"{where}: expected one label and one group per path, got several")
     return table
