@@ -82,8 +82,8 @@ def make_optimizer(model: Classifier, p: Training) -> torch.optim.Optimizer:
             groups.setdefault((lr, p.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     settings = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
     if p.optimizer == "adamw":
-        return torch.optim.AdamW(settings)
-    return torch.optim.SGD(settings, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(settings, fused=True)
+    return torch.optim.SGD(settings, momentum=0.9, nesterov=True, fused=True)
 
 
 def epoch_order(split: Split, classes: int, p: Training, draws: torch.Generator) -> np.ndarray:
