@@ -66,7 +66,11 @@ def test_numbers_as_people_and_dvc_write_them(edited, written, value):
         ("train_clean.epochs", "ten", r"train_clean\.epochs: expected a whole number"),
         ("train_clean.augment.flip", "yes please", r"train_clean\.augment\.flip: expected true or false"),
         ("train_clean.augment", 3, r"train_clean\.augment: expected a mapping"),
-        ("train_adv.method", "pdg", r"train_adv\.method: expected one of fgsm, fgsm_rs, nfgsm, pgd, got 'pdg'"),
+        (
+            "train_adv.method",
+            "pdg",
+            r"train_adv\.method: expected one of fgsm, fgsm_rs, nfgsm, pgd, trades, mart, free, got 'pdg'",
+        ),
         ("model.arch", "", r"model\.arch: expected a non-empty text"),
         ("data.val_fraction", 0.5, r"data\.val_fraction \+ data\.test_fraction: expected at most"),
         ("seed", -1, r"seed: expected a whole number of at least 0, got -1"),

@@ -1,4 +1,4 @@
-"""Pictures of the store as tensors."""
+"""Pictures of the store as tensors, and in which order and with which weight they are trained on."""
 
 from dataclasses import dataclass
 
@@ -49,3 +49,18 @@ class Split:
         pixels = torch.from_numpy(self.images[rows]).to(device)  # (B, H, W, 3)
         x = pixels.permute(0, 3, 1, 2).float().div_(255)  # (B, 3, H, W); the permuted view is channels last
         return x, torch.from_numpy(self.labels[rows]).to(device)
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Weights (K,) of mean 1 over the pictures, the same total for every class."""
+    counts = np.bincount(labels, minlength=classes)
+    return len(labels) / (classes * np.maximum(counts, 1))
+
+
+def epoch_order(split: Split, classes: int, balance: str, draws: torch.Generator) -> np.ndarray:
+    """Positions of one epoch's pictures: a permutation; with ``balance`` "sampler" as many draws, every class equally often."""
+    if balance == "sampler":
+        labels = split.labels[split.rows]
+        weights = torch.from_numpy(class_weights(labels, classes)[labels])
+        return torch.multinomial(weights, len(split), replacement=True, generator=draws).numpy()
+    return torch.randperm(len(split), generator=draws).numpy()

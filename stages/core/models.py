@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models import resnet
 
+from stages.core.batchnorm import keep_statistics
 from stages.core.errors import InputError
 
 # Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
@@ -89,6 +90,7 @@ def folded(model: Classifier) -> Classifier:
     The same function up to rounding, and cheaper to differentiate.
     """
     twin = copy.deepcopy(model).eval()
+    keep_statistics(twin)
     twin.backbone = fuse(twin.backbone)
     return twin
 

@@ -206,9 +206,11 @@ class TrainClean(Training):
 class TrainAdv(Training):
     """``train_adv``: the optimisation against an attacker of budget ``attack.eps``."""
 
-    method: str = choice("fgsm", "fgsm_rs", "nfgsm", "pgd")
+    method: str = choice("fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "mart", "free")
     alpha_rel: float = real(0, 10, above=True)
     steps: int = integer(1)
+    beta: float = real(0, 100)
+    awp: float = real(0, 0.1)
     eps_ramp: float = real(0, 1)
     clean_share: float = real(0, 0.9)
 

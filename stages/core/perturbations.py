@@ -1,4 +1,4 @@
-"""Gradient perturbations inside a ball: the steps that training and attacks share.
+"""Gradient perturbations inside a ball: the steps that attacks, training and validation share.
 
 One contract: ``f(model, x, y, eps, ...) -> x_adv`` with x, x_adv (B, 3, H, W) float32 in [0, 1], y (B,) class indices, eps in
 the same pixel units (linf: of every pixel value; l2: Euclidean length of the change of the whole image), and a model that
@@ -6,15 +6,12 @@ returns logits (B, K). The model is left as it was. Randomness comes in as ``noi
 uniform in [-1, 1] and shaped like x, never from a global generator: the same inputs give the same x_adv.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from stages.core.params import TrainAdv
 
 
 @contextmanager
@@ -61,7 +58,7 @@ def in_ball(noise: Tensor, norm: str) -> Tensor:
 
 
 def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W).
+    """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W); y (B,) classes or (B, K) their probabilities.
 
     The gradient is taken on the input alone, and of the sum, so that an image's gradient doesn't depend on its batch.
     """
@@ -73,30 +70,11 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     return logits.detach(), loss.detach(), gradient
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor | None = None, *, norm: str = "linf") -> Tensor:
-    """One step of size eps, for linf along the gradient's sign (Goodfellow et al., arXiv:1412.6572); ``noise`` is not used."""
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf") -> Tensor:
+    """One step of size eps, for linf along the gradient's sign (Goodfellow et al., arXiv:1412.6572)."""
     with attack_mode(model):
         _, _, gradient = loss_and_gradient(model, x, y)
     return project(x + eps * ascent(gradient, norm), x, eps, norm)
-
-
-def fgsm_rs(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.25) -> Tensor:
-    """FGSM from a random start, step alpha_rel * eps (Wong et al., arXiv:2001.03994)."""
-    start = project(x + eps * noise, x, eps)
-    with attack_mode(model):
-        _, _, gradient = loss_and_gradient(model, start, y)
-    return project(start + alpha_rel * eps * gradient.sign(), x, eps)
-
-
-def nfgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.0) -> Tensor:
-    """N-FGSM: noise of twice the budget, one step, and no clipping to the ball (de Jorge et al., arXiv:2202.01181).
-
-    Leaving the ball (by up to 2 eps + alpha) is what prevents catastrophic overfitting: for training only, not an attack.
-    """
-    start = (x + 2 * eps * noise).clamp(0, 1)
-    with attack_mode(model):
-        _, _, gradient = loss_and_gradient(model, start, y)
-    return (start + alpha_rel * eps * gradient.sign()).clamp(0, 1)
 
 
 def pgd(
@@ -138,15 +116,6 @@ def pgd(
                     break
             point = project(point + alpha * ascent(gradient, norm), x[todo], eps, norm)
     return best
-
-
-def for_training(p: TrainAdv) -> Callable[[nn.Module, Tensor, Tensor, float, Tensor], Tensor]:
-    """The perturbation of ``train_adv.method``, as ``perturb(model, x, y, eps, noise)``."""
-    if p.method == "pgd":
-        return lambda model, x, y, eps, noise: pgd(model, x, y, eps, noise, alpha=p.alpha_rel * eps, steps=p.steps)
-    if p.method == "fgsm":
-        return fgsm
-    return partial({"fgsm_rs": fgsm_rs, "nfgsm": nfgsm}[p.method], alpha_rel=p.alpha_rel)
 
 
 def lead(logits: Tensor, y: Tensor) -> Tensor:

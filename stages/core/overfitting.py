@@ -1,0 +1,61 @@
+"""Two ways in which adversarial training goes wrong, watched every epoch on validation photographs.
+
+Catastrophic overfitting: trained against one step, a model learns to resist that step alone. FGSM then breaks little, PGD
+everything, and the loss has no common slope around a picture (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion,
+arXiv:2007.02617). Robust overfitting: robust accuracy falls again while the training loss still does (Rice et al.,
+arXiv:2002.11569); it costs nothing but time, because the best epoch is kept.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core.perturbations import attack_mode, loss_and_gradient, project
+from stages.core.validation import Row
+
+LARGEST_DROP, LARGEST_GAP = 0.20, 0.15  # of accuracy under PGD since the epoch before; of FGSM over PGD
+
+
+def measures(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> dict[str, Tensor]:
+    """Of each picture (B,): whether it withstands FGSM, and the cosine of the loss gradients at x and at a random point nearby.
+
+    Both need the gradient at x, so the two cost two gradients and an answer for each picture.
+    """
+    with attack_mode(model):
+        _, _, here = loss_and_gradient(model, x, y)
+        _, _, nearby = loss_and_gradient(model, project(x + eps * noise, x, eps), y)
+        with torch.no_grad():
+            answer = model(project(x + eps * here.sign(), x, eps)).argmax(1)
+    return {
+        "val_fgsm_accuracy": answer == y,
+        "val_gradient_cosine": F.cosine_similarity(here.flatten(1), nearby.flatten(1)),
+    }
+
+
+def watch(history: Sequence[Row], eps: float) -> Row:
+    """Columns for the last row: how far robust accuracy is below its best, and 1 if the model has overfitted catastrophically.
+
+    Validation attacks with the full budget ``eps`` in every epoch, so epochs compare. While training's own budget still grows
+    to it, a model is not yet trained for what it is attacked with: FGSM may then be far from PGD, and accuracy under either may
+    swing, without a collapse. So only epochs that ended with the full budget are called one.
+    """
+    row = history[-1]
+    return {
+        "robust_overfitting": max(r["val_robust_accuracy"] for r in history) - row["val_robust_accuracy"],
+        "catastrophic_overfitting": float(bool(alarm(history, eps))),
+    }
+
+
+def alarm(history: Sequence[Row], eps: float) -> str:
+    """What shows that the last epoch overfitted catastrophically, in words; empty if nothing does."""
+    full = [row for row in history[-2:] if row["eps"] >= eps]
+    if not full or full[-1] is not history[-1]:
+        return ""
+    fgsm, pgd = full[-1]["val_fgsm_accuracy"], full[-1]["val_robust_accuracy"]
+    if fgsm - pgd > LARGEST_GAP:
+        return f"catastrophic overfitting: {fgsm:.0%} withstand FGSM, {pgd:.0%} PGD"
+    if full[0]["val_robust_accuracy"] - pgd > LARGEST_DROP:
+        return f"catastrophic overfitting: {pgd:.0%} withstand PGD, {full[0]['val_robust_accuracy']:.0%} in the epoch before"
+    return ""
