@@ -20,7 +20,7 @@ from stages.core.batches import Split
 from stages.core.models import folded
 from stages.core.params import Attack, load_all
 from stages.core.store import open_store
-from stages.core.training import Validation, judge
+from stages.core.validation import Validation, judge
 from tests.conftest import attack_table, tiny_classifier, toy_store
 
 EPS = 8 / 255
@@ -72,8 +72,8 @@ def test_3_every_stage_starts_from_a_file_of_its_own(tmp_path):
     assert all(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def validation(split, attack=lambda model, x, y, eps, noise: x):
-    return Validation(split, attack, EPS, len(split), lambda row: (0.0,))
+def validation(split, measures=lambda *_: {}, eps=1e-4):
+    return Validation(split, eps, 2, len(split), lambda row: (0.0,), measures)
 
 
 def test_4_accuracy_is_measured_in_eval_mode_and_the_mode_comes_back(fabric):
@@ -82,12 +82,12 @@ def test_4_accuracy_is_measured_in_eval_mode_and_the_mode_comes_back(fabric):
 
     def spy(model, x, y, eps, noise):
         seen.append(any(module.training for module in model.modules()))
-        return x
+        return {}
 
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     split = Split.of(toy_store(size=16), "val")
-    first, second = (judge(fabric, model, validation(split, spy), 0, 8) for _ in range(2))
+    first, second = (judge(fabric, model, validation(split, spy, EPS), 0, 8) for _ in range(2))
     assert first == second
     assert seen
     assert not any(seen)

@@ -22,7 +22,7 @@ from stages.core.augmentation import augment
 from stages.core.batches import Split, class_weights, epoch_order
 from stages.core.checkpoints import Checkpoint
 from stages.core.devices import crafting
-from stages.core.models import Classifier
+from stages.core.models import Classifier, folded
 from stages.core.optimisation import Learner
 from stages.core.params import Training
 from stages.core.validation import Row, Validation, judge
@@ -209,7 +209,7 @@ def fit(
         }
         # All processes have the same weights: one judges, and tells the others.
         row |= fabric.broadcast(
-            judge(fabric, learner.judged, validation, seed, p.batch_size * 2) if fabric.is_global_zero else {}
+            judge(fabric, folded(learner.judged), validation, seed, p.batch_size * 2) if fabric.is_global_zero else {}
         )
         history.append(row | validation.watch([*history, row]))
         if (score := validation.score(row)) > tuple(best["score"]):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from stages.core.batches import Split
 from stages.core.devices import crafting
-from stages.core.models import Classifier, folded
-from stages.core.perturbations import pgd
+from stages.core.perturbations import attack_mode, pgd
 
 Row = dict[str, float]
 
@@ -38,27 +37,26 @@ class Validation:
     alarm: Callable[[Sequence[Row]], str] = lambda history: ""
 
 
-def judge(fabric: Fabric, model: Classifier, v: Validation, seed: int, batch_size: int) -> Row:
+def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size: int) -> Row:
     """Losses and accuracies on the validation pictures; attacked at the same budget and from the same noise every time."""
-    twin = folded(model)
     labels: list[Tensor] = []
     clean: list[Tensor] = []
     attacked: list[Tensor] = []
     measured: list[dict[str, Tensor]] = []
     noise_source = torch.Generator().manual_seed(seed)
-    with crafting(fabric):
+    with attack_mode(model), crafting(fabric):
         for start in range(0, len(v.split), batch_size):
             x, y = v.split.batch(np.arange(start, min(start + batch_size, len(v.split))), fabric.device)
             labels.append(y)
             with torch.no_grad():
-                clean.append(twin(x))
+                clean.append(model(x))
             if (few := v.images - start) > 0:
                 x, y = x[:few], y[:few]
                 noise = torch.rand(x.shape, generator=noise_source).mul_(2).sub_(1).to(x)
-                x_adv = pgd(twin, x, y, v.eps, noise, alpha=v.eps / 4, steps=v.steps, stop_lead=0)
+                x_adv = pgd(model, x, y, v.eps, noise, alpha=v.eps / 4, steps=v.steps, stop_lead=0)
                 with torch.no_grad():
-                    attacked.append(twin(x_adv))
-                measured.append(v.measures(twin, x, y, v.eps, noise))
+                    attacked.append(model(x_adv))
+                measured.append(v.measures(model, x, y, v.eps, noise))
     y, logits, logits_adv = torch.cat(labels), torch.cat(clean), torch.cat(attacked)
     y_adv = y[: len(logits_adv)]
     return {
