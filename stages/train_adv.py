@@ -18,10 +18,11 @@ STORE, START = Path("data/processed"), Path("data/models/clean.safetensors")
 
 
 def main() -> Row:
-    p = load_params("seed", "attack.eps", "train_adv", "runtime")
+    p = load_params("seed", "attack.norm", "attack.eps", "train_adv", "runtime")
     store = open_store(STORE)
     validation = Validation(
         Split.of(store, "val"),
+        p.attack.norm,
         p.attack.eps,
         p.train_adv.val_steps,
         p.train_adv.val_images,
@@ -36,7 +37,7 @@ def main() -> Row:
         store,
         models.load(START, store.classes, store.images.shape[1]),
         validation,
-        adversarial.of(p.train_adv, p.attack.eps),
+        adversarial.of(p.train_adv, p.attack.norm, p.attack.eps),
         inputs=[STORE / "images.npy", STORE / "manifest.csv", START],
         model_file=Path("data/models/adv.safetensors"),
         history_file=Path("plots/training_adv.csv"),

@@ -23,6 +23,7 @@ def main() -> Row:
     size = store.images.shape[1]
     validation = Validation(
         Split.of(store, "val"),
+        "linf",
         p.train_clean.val_eps,  # a budget of its own: a change of attack.eps must not retrain this model
         p.train_clean.val_steps,
         p.train_clean.val_images,

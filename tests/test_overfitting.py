@@ -38,7 +38,7 @@ def test_what_counts_as_a_collapse(history, says):
 def test_measures_of_a_linear_model_are_known(linear):
     x = torch.rand(32, 3, 4, 4) * 0.5 + 0.25
     y = linear(x).argmax(1)
-    found = measures(linear, x, y, EPS, torch.rand_like(x) * 2 - 1)
+    found = measures(linear, x, y, EPS, torch.rand_like(x) * 2 - 1, "linf")
     assert torch.allclose(found["val_gradient_cosine"], torch.ones(32), atol=1e-5), "the same slope everywhere"
     assert torch.equal(found["val_fgsm_accuracy"], linear(fgsm(linear, x, y, EPS)).argmax(1) == y)
 
@@ -46,7 +46,7 @@ def test_measures_of_a_linear_model_are_known(linear):
 def test_measures_of_a_network_are_what_they_say(small_net, pictures):
     x, y = pictures
     noise = torch.rand_like(x) * 2 - 1
-    found = measures(small_net, x, y, EPS, noise)
+    found = measures(small_net, x, y, EPS, noise, "linf")
     here, there = (loss_and_gradient(small_net, z, y)[2].flatten(1) for z in (x, (x + EPS * noise).clamp(0, 1)))
     assert torch.allclose(found["val_gradient_cosine"], (here * there).sum(1) / here.norm(dim=1) / there.norm(dim=1), atol=1e-5)
     assert torch.equal(found["val_fgsm_accuracy"], small_net(fgsm(small_net, x, y, EPS)).argmax(1) == y)

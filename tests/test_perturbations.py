@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.core import perturbations
-from stages.core.perturbations import attack_mode, fgsm, fgsm_rs, lead, loss_and_gradient, nfgsm, pgd, project
+from stages.core.perturbations import attack_mode, fgsm, lead, loss_and_gradient, pgd, project
 
 EPS = 8 / 255
 
@@ -22,8 +21,6 @@ def state_of(model):
 
 ALL = {
     "fgsm": lambda m, x, y: fgsm(m, x, y, EPS),
-    "fgsm_rs": lambda m, x, y: fgsm_rs(m, x, y, EPS, noise_like(x)),
-    "nfgsm": lambda m, x, y: nfgsm(m, x, y, EPS, noise_like(x)),
     "pgd": lambda m, x, y: pgd(m, x, y, EPS, noise_like(x), alpha=EPS / 4, steps=5),
     "pgd_stop": lambda m, x, y: pgd(m, x, y, EPS, noise_like(x), alpha=EPS / 4, steps=5, stop_lead=0),
 }
@@ -61,8 +58,7 @@ def test_budget_and_range(name, small_net, pictures):
     x, y = pictures
     x[:8] = (x[:8] > 0.5).float()  # pictures at the edge of the range
     moved = (ALL[name](small_net, x, y) - x).abs().max()
-    # N-FGSM leaves the ball on purpose: noise of 2 eps and a step of eps.
-    assert moved <= (3 if name == "nfgsm" else 1) * EPS + 1e-6
+    assert moved <= EPS + 1e-6
     assert 0 <= ALL[name](small_net, x, y).min() <= ALL[name](small_net, x, y).max() <= 1
 
 
@@ -146,16 +142,3 @@ def test_projection_is_the_nearest_allowed_point():
 def test_lead_is_positive_exactly_for_wrong_answers():
     logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     assert lead(logits, torch.tensor([0, 1])).tolist() == [-1.0, 2.0]
-
-
-def test_training_methods_are_the_functions_they_name(pictures, small_net):
-    x, y = pictures
-    noise = noise_like(x)
-
-    class P:
-        method, alpha_rel, steps = "nfgsm", 1.0, 1
-
-    assert torch.equal(perturbations.for_training(P)(small_net, x, y, EPS, noise), nfgsm(small_net, x, y, EPS, noise))
-    P.method, P.alpha_rel, P.steps = "pgd", 0.25, 3
-    wanted = pgd(small_net, x, y, EPS, noise, alpha=EPS / 4, steps=3)
-    assert torch.equal(perturbations.for_training(P)(small_net, x, y, EPS, noise), wanted)

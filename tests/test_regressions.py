@@ -73,14 +73,14 @@ def test_3_every_stage_starts_from_a_file_of_its_own(tmp_path):
 
 
 def validation(split, measures=lambda *_: {}, eps=1e-4):
-    return Validation(split, eps, 2, len(split), lambda row: (0.0,), measures)
+    return Validation(split, "linf", eps, 2, len(split), lambda row: (0.0,), measures)
 
 
 def test_4_accuracy_is_measured_in_eval_mode_and_the_mode_comes_back(fabric):
     """Adversarial accuracy was that of training batches, with dropout on and BatchNorm moving."""
     model, seen = tiny_classifier(), []
 
-    def spy(model, x, y, eps, noise):
+    def spy(model, x, y, eps, noise, norm):
         seen.append(any(module.training for module in model.modules()))
         return {}
 

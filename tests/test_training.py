@@ -10,7 +10,7 @@ from stages.core.training import Method, write_history
 from tests.conftest import toy_store
 from tests.toy_training import EPS, STILL, P, checkpoint_in, same, train
 
-NFGSM = adversarial.of(P, EPS)
+NFGSM = adversarial.of(P, "linf", EPS)
 
 
 class Killed(BaseException):

@@ -56,6 +56,7 @@ def train(fabric, folder, p=P, method=CLEAN, on_epoch=lambda row: None, seed=0, 
     model = tiny_classifier(store.classes)
     judged = Validation(
         Split.of(store, "val"),
+        "linf",
         EPS,
         p.val_steps,
         p.val_images,

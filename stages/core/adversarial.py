@@ -9,6 +9,7 @@ together where both are needed: BatchNorm then sees the mixture, as later in use
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +18,24 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stages.core.params import TrainAdv
-from stages.core.perturbations import attack_mode, fgsm, loss_and_gradient, project
+from stages.core.perturbations import ascent, attack_mode, fgsm, in_ball, loss_and_gradient, project
 from stages.core.training import Criterion, Method
 
 
-def of(p: TrainAdv, eps: float) -> Method:
-    """What ``train_adv`` asks for, within the budget ``eps``."""
+def of(p: TrainAdv, norm: str, eps: float) -> Method:
+    """What ``train_adv`` asks for, within the budget ``eps`` of ``norm``."""
     perturb: dict[str, Callable[..., Tensor]] = {
-        "fgsm": lambda model, x, y, eps, noise: fgsm(model, x, y, eps),
-        "fgsm_rs": partial(fgsm_rs, alpha_rel=p.alpha_rel),
-        "nfgsm": partial(nfgsm, alpha_rel=p.alpha_rel),
-        "pgd": partial(ascend, alpha_rel=p.alpha_rel, steps=p.steps),
-        "trades": partial(ascend_from_answer, alpha_rel=p.alpha_rel, steps=p.steps),
-        "mart": partial(ascend, alpha_rel=p.alpha_rel, steps=p.steps),
-        "free": partial(free, alpha_rel=p.alpha_rel),
+        "fgsm": lambda model, x, y, eps, noise, *, norm, alpha_rel: fgsm(model, x, y, eps, norm=norm),
+        "fgsm_rs": partial(ascend, steps=1),
+        "nfgsm": nfgsm,
+        "pgd": partial(ascend, steps=p.steps),
+        "trades": partial(ascend_from_answer, steps=p.steps),
+        "mart": partial(ascend, steps=p.steps),
+        "free": free,
     }
     losses = {"trades": partial(trades_losses, beta=p.beta), "mart": partial(mart_losses, beta=p.beta)}
     return Method(
-        perturb[p.method],
+        partial(perturb[p.method], norm=norm, alpha_rel=p.alpha_rel),
         eps=eps,
         eps_ramp=p.eps_ramp,
         clean_share=p.clean_share,
@@ -44,58 +45,66 @@ def of(p: TrainAdv, eps: float) -> Method:
     )
 
 
-def fgsm_rs(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.25) -> Tensor:
-    """FGSM from a random start, step alpha_rel * eps (Wong et al., arXiv:2001.03994)."""
-    return ascend(model, x, y, eps, noise, alpha_rel=alpha_rel, steps=1)
-
-
-def nfgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, alpha_rel: float = 1.0) -> Tensor:
+def nfgsm(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, norm: str = "linf", alpha_rel: float = 1.0
+) -> Tensor:
     """N-FGSM: noise of twice the budget, one step, and no clipping to the ball (de Jorge et al., arXiv:2202.01181).
 
-    Leaving the ball (by up to 2 eps + alpha) is what prevents catastrophic overfitting: for training only, not an attack.
+    Leaving the ball (by up to eps + alpha) is what prevents catastrophic overfitting: for training only, not an attack.
     """
-    start = (x + 2 * eps * noise).clamp(0, 1)
+    start = (x + 2 * eps * in_ball(noise, norm)).clamp(0, 1)
     with attack_mode(model):
         _, _, gradient = loss_and_gradient(model, start, y)
-    return (start + alpha_rel * eps * gradient.sign()).clamp(0, 1)
+    return (start + alpha_rel * eps * ascent(gradient, norm)).clamp(0, 1)
 
 
-def ascend(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, alpha_rel: float, steps: int) -> Tensor:
-    """The last of some steps of alpha_rel * eps up the cross-entropy, from a random start (Madry et al., arXiv:1706.06083).
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: Tensor,
+    *,
+    norm: str = "linf",
+    alpha_rel: float,
+    steps: int,
+) -> Tensor:
+    """The last of some steps of alpha_rel * eps up the cross-entropy, from a random start (PGD, arXiv:1706.06083).
 
-    y: classes (B,), or probabilities (B, K).
+    One step is FGSM-RS (Wong et al., arXiv:2001.03994, alpha_rel 1.25). y: classes (B,), or probabilities (B, K).
     """
-    point = project(x + eps * noise, x, eps)
+    point = project(x + eps * in_ball(noise, norm), x, eps, norm)
     with attack_mode(model):
         for _ in range(steps):
             _, _, gradient = loss_and_gradient(model, point, y)
-            point = project(point + alpha_rel * eps * gradient.sign(), x, eps)
+            point = project(point + alpha_rel * eps * ascent(gradient, norm), x, eps, norm)
     return point
 
 
-def ascend_from_answer(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, alpha_rel: float, steps: int
-) -> Tensor:
-    """PGD away from the model's own answer to x, which is asked for once (TRADES, Zhang et al., arXiv:1901.08573).
+def ascend_from_answer(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, **settings: Any) -> Tensor:
+    """``ascend`` away from the model's own answer to x, which is asked for once (TRADES, Zhang et al., arXiv:1901.08573).
 
     The cross-entropy against that answer differs from the divergence by a constant: the gradient is the same.
     """
     with attack_mode(model), torch.no_grad():
         answer = model(x).softmax(1)  # (B, K)
-    return ascend(model, x, answer, eps, noise, alpha_rel=alpha_rel, steps=steps)
+    return ascend(model, x, answer, eps, noise, **settings)
 
 
-def free(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, alpha_rel: float) -> Tensor:
+def free(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, norm: str = "linf", alpha_rel: float = 1.0
+) -> Tensor:
     """Free adversarial training (Shafahi et al., arXiv:1904.12843): the gradient that moves the weights moves the picture too.
 
     The perturbation is eps * ``noise``; the backward pass of the training step moves ``noise`` itself on, for the next replay
     of the batch. The paper goes on from the batch before; here every batch starts at random, as one step should (2001.03994).
     """
+    start = in_ball(noise, norm)
 
     def move_on(gradient: Tensor) -> None:
-        noise.add_(alpha_rel * gradient.sign()).clamp_(-1, 1)
+        noise.copy_(start + alpha_rel * ascent(gradient, norm))
 
-    x_adv = project(x + eps * noise, x, eps).requires_grad_(True)
+    x_adv = project(x + eps * start, x, eps, norm).requires_grad_(True)
     x_adv.register_hook(move_on)
     return x_adv
 

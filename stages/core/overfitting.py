@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.perturbations import attack_mode, loss_and_gradient, project
+from stages.core.perturbations import ascent, attack_mode, in_ball, loss_and_gradient, project
 from stages.core.validation import Row
 
 LARGEST_DROP, LARGEST_GAP = 0.20, 0.15  # of accuracy under PGD since the epoch before; of FGSM over PGD
 
 
-def measures(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> dict[str, Tensor]:
+def measures(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, norm: str) -> dict[str, Tensor]:
     """Of each picture (B,): whether it withstands FGSM, and the cosine of the loss gradients at x and at a random point nearby.
 
     Both need the gradient at x, so the two cost two gradients and an answer for each picture.
     """
     with attack_mode(model):
         _, _, here = loss_and_gradient(model, x, y)
-        _, _, nearby = loss_and_gradient(model, project(x + eps * noise, x, eps), y)
+        _, _, nearby = loss_and_gradient(model, project(x + eps * in_ball(noise, norm), x, eps, norm), y)
         with torch.no_grad():
-            answer = model(project(x + eps * here.sign(), x, eps)).argmax(1)
+            answer = model(project(x + eps * ascent(here, norm), x, eps, norm)).argmax(1)
     return {
         "val_fgsm_accuracy": answer == y,
         "val_gradient_cosine": F.cosine_similarity(here.flatten(1), nearby.flatten(1)),

@@ -19,20 +19,21 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Validation:
-    """Judge by PGD within ``eps``, ``steps`` steps of eps / 4, on the first ``images`` pictures of ``split``.
+    """Judge by PGD within ``eps`` of ``norm``, ``steps`` steps of eps / 4, on the first ``images`` pictures of ``split``.
 
     score: of a row; the weights with the largest (a tuple) are kept.
-    measures: (model, x, y, eps, noise) -> name -> (B,): further columns, whose means over the attacked pictures are shown.
+    measures: (model, x, y, eps, noise, norm) -> name -> (B,): further columns, by their means over the pictures.
     watch: of all rows up to now -> further columns of the last.
     alarm: of all rows up to now -> why training must stop; empty if it need not.
     """
 
     split: Split
+    norm: str
     eps: float
     steps: int
     images: int
     score: Callable[[Row], tuple[float, ...]]
-    measures: Callable[[nn.Module, Tensor, Tensor, float, Tensor], dict[str, Tensor]] = lambda *_: {}
+    measures: Callable[[nn.Module, Tensor, Tensor, float, Tensor, str], dict[str, Tensor]] = lambda *_: {}
     watch: Callable[[Sequence[Row]], Row] = lambda history: {}
     alarm: Callable[[Sequence[Row]], str] = lambda history: ""
 
@@ -53,10 +54,10 @@ def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size
             if (few := v.images - start) > 0:
                 x, y = x[:few], y[:few]
                 noise = torch.rand(x.shape, generator=noise_source).mul_(2).sub_(1).to(x)
-                x_adv = pgd(model, x, y, v.eps, noise, alpha=v.eps / 4, steps=v.steps, stop_lead=0)
+                x_adv = pgd(model, x, y, v.eps, noise, alpha=v.eps / 4, steps=v.steps, norm=v.norm, stop_lead=0)
                 with torch.no_grad():
                     attacked.append(model(x_adv))
-                measured.append(v.measures(model, x, y, v.eps, noise))
+                measured.append(v.measures(model, x, y, v.eps, noise, v.norm))
     y, logits, logits_adv = torch.cat(labels), torch.cat(clean), torch.cat(attacked)
     y_adv = y[: len(logits_adv)]
     return {
