@@ -13,12 +13,21 @@ from stages.core.ensemble import Target, attack_split
 from stages.core.models import Classifier
 from stages.core.params import Attack, AttackEval
 from stages.core.store import Store
+from tests.projects import make_project
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """A project in which the pipeline has run once; costs a minute. Its tests leave it as they found it, results committed."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    make_project(folder)
+    return folder
 
 
 @pytest.fixture
