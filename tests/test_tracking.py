@@ -68,7 +68,8 @@ def make_project(folder, name="a"):
         write(folder / f"data/predictions/{model}/predictions.csv", f"attack,eps,label,prediction\n{table}\n")
         write(folder / f"data/predictions/{model}/examples/0.png", f"{name} {model} png")
     scores = {
-        model: {"clean_accuracy": 0.75, "clean_accuracy_low": 0.7, "clean_accuracy_high": 0.8} for model in ("clean", "adv")
+        model: {"clean_accuracy": 0.75, "clean_accuracy_low": 0.7, "clean_accuracy_high": 0.8, "robust_accuracy_worst": 0.5}
+        for model in ("clean", "adv")
     }
     write(folder / "metrics/evaluate.json", json.dumps({**scores, "n": 2}))
     write(folder / "plots/robustness.csv", "model,eps,accuracy\nclean,0,1\n")
@@ -198,10 +199,13 @@ def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
             assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [results.md5(Path("data/processed/manifest.csv"))]
 
     assert children["preprocess"].data.metrics == {"data/images": 2, "data/train.CIN2_": 1}
-    assert {"data/images", "adv/clean_accuracy", "n"} <= parent.data.metrics.keys()
+    assert parent.data.metrics.keys() == {"data/images", "n"} | {
+        f"{model}/{name}" for model in ("clean", "adv") for name in ("clean_accuracy", "robust_accuracy_worst")
+    }
     assert parent.data.params["attack.norm"] == "linf"
     assert not [key for key in parent.data.params if key.startswith("runtime.")]
     assert "| clean_accuracy | 0.750 [0.700, 0.800] |" in parent.data.tags["mlflow.note.content"]
+    assert "| robust_accuracy_worst | 0.500 | 0.500 |" in parent.data.tags["mlflow.note.content"]
     assert children["evaluate"].data.tags["version.numpy"]
     assert children["evaluate"].data.tags["git.uncommitted"] == "none"
 

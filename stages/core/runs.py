@@ -24,6 +24,7 @@ from stages.core.provenance import code_tags
 from stages.core.results import Scores
 
 EXPERIMENT = "colposcopy-robustness"
+DATA_SCORES = ("data/images", "data/groups.total", "data/rejected.total")  # of the photographs, what a pipeline's run shows
 
 _started = time.time()
 
@@ -70,6 +71,14 @@ class Session:
         run = self.runs[stage] = Run(self.client.create_run(self.experiment, _ms(_started), tags, stage).info.run_id)
         self.watch(stage)
         return run
+
+    def begin_publication(self, model: str) -> str:
+        """Id of a new run for the publication of a model, below the run of the pipeline whose results it is judged by."""
+        content = results.content_of(results.written(results.LAST_STAGE))
+        judged = self.find({"stage": results.LAST_STAGE, "content": content})
+        parent = {"mlflow.parentRunId": judged[0].data.tags["mlflow.parentRunId"]} if judged else {}
+        tags = {"stage": f"publish@{model}", **parent, **self.code, **_source("stages/publish.py")}
+        return self.client.create_run(self.experiment, _ms(_started), tags, f"publish@{model}").info.run_id
 
     def watch(self, stage: str) -> None:
         """Show a stage as running, until it has logged its results or is abandoned."""
@@ -171,13 +180,16 @@ class Session:
         self.client.set_terminated(self.parent)
 
     def summarize(self) -> None:
-        """Give the parent run the metrics of all stages, the report and a note."""
+        """Give the parent run the main metrics of all stages, the report and a note."""
         from mlflow.entities import Metric
 
         files = {Path(path) for stage in results.stage_names() for path in results.entries(stage, "metrics")}
-        scores = {
+        every = {
             name: value for path in sorted(files) if path.is_file() for (name, _), value in results.scores_of(path).items()
         }
+        # Fewer charts and columns: the ends of the intervals are in the note, all numbers in the stages' own runs.
+        scores = {name: value for name, value in every.items() if not name.endswith(("_low", "_high"))}
+        scores = {name: value for name, value in scores.items() if not name.startswith("data/") or name in DATA_SCORES}
         parent = self.client.get_run(self.parent).data
         if not all(_same(parent.metrics.get(name, math.inf), value) for name, value in scores.items()):
             # MLflow shows the value of the highest step, so counting the evaluations makes the newest win whatever the clock.
@@ -187,7 +199,7 @@ class Session:
         for path in results.written(results.LAST_STAGE):
             if path.suffix == ".html":
                 self.client.log_artifact(self.parent, str(path))
-        for key, value in {**self.code, "mlflow.note.content": _note(scores, self.code)}.items():
+        for key, value in {**self.code, "mlflow.note.content": _note(every, self.code)}.items():
             self.client.set_tag(self.parent, key, value)
 
 
@@ -196,7 +208,7 @@ def _note(scores: Mapping[str, float], code: Mapping[str, str]) -> str:
 
     def cell(name: str) -> str:
         value, low, high = (scores.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
     headlines = ("clean_accuracy", "balanced_accuracy", "robust_accuracy_worst")
     table = [f"| {name} | {cell(f'clean/{name}')} | {cell(f'adv/{name}')} |" for name in headlines]
