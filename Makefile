@@ -1,0 +1,30 @@
+# Every target is one command, printed before it runs; `make` alone lists them.
+EPS = 2/255,4/255,8/255
+JOBS = 1
+MODEL = adv
+# Of the many columns those that name the experiment, what was changed, and the two headlines of each model.
+COLUMNS = Experiment|seed|(data|model|attack|train_clean|attack_eval|train_adv|evaluate)\.|(clean|adv)\.(clean_accuracy|robust_accuracy_worst)$$
+
+help:    ## these lines
+	@grep -E '^[a-z]+: .*##' Makefile | sed 's/: *##/\t/'
+repro:   ## bring everything up to date
+	dvc repro
+test:    ## the tests of some minutes; the others: python -m pytest -m slow
+	python -m pytest -m "not slow"
+ui:      ## MLflow at http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
+report:  ## open the report in the browser
+	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
+sweep:   ## one experiment per budget, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
+	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
+exps:    ## all experiments, their changed parameters and their headlines
+	dvc exp show --only-changed --drop '(?!$(COLUMNS))'
+bench:   ## time, memory and exactness of reading photographs
+	python benchmarks/preprocess.py
+serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
+	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
+clean:   ## delete what can be made again at once; keeps results, runs and unfinished trainings
+	rm -rf .cache .hypothesis .pytest_cache .ruff_cache dvc_plots
+
+.DEFAULT_GOAL = help
+.PHONY: help repro test ui report sweep exps bench serve clean
