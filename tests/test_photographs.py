@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.mixture import GaussianMixture
 
+from stages.core.crops import _two_gaussians
 from stages.core.file_limits import why_too_costly
 from stages.core.photographs import MAX_PIXELS, UPRIGHT, BadPhotographError, read_photograph, upright
 from tests.photograph_files import encoded, picture
@@ -86,6 +88,19 @@ def test_crops():
     assert read_photograph(content, 32, "square", 1).region.left == 0.25
     assert (pixels(content, crop="square")[:, 1:-1] == (0, 0, 255)).all()
     assert (pixels(content, crop="none")[:, 0] == (255, 0, 0)).all()
+
+
+def test_two_clouds_are_told_apart_as_by_a_mixture_model():
+    rng = np.random.default_rng(0)
+    near, far = rng.normal((1, 2), (0.4, 0.6), (900, 2)), rng.normal((2.5, 0), (0.7, 0.3), (600, 2))
+    x, y = points = np.concatenate([near, far]).T
+    share, nearer = _two_gaussians(x, y, x < np.median(x))
+    assert nearer
+    assert ((share > 0.5) == (np.arange(1500) < 900)).mean() > 0.97
+    mixture = GaussianMixture(2, means_init=[(1, 2), (2.5, 0)], tol=1e-6, max_iter=200).fit(points.T)
+    assert abs(share - mixture.predict_proba(points.T)[:, 0]).max() < 0.02
+    same = np.ones(50)
+    assert np.isfinite(_two_gaussians(same, same, same > 0)[0]).all(), "without any spread, too"
 
 
 def test_reduced_decoding_equals_full_decoding():

@@ -1,19 +1,16 @@
 """Which part of a photograph is kept: all of it, the central square, or the square around the cervix."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 GRID = 40  # pixels: the shorter side of the preview in which the cervix is looked for
 MARGIN = 0.1  # added to each side of the found region, as a share of its extent
 SMALLEST, LARGEST = 0.08, 0.9  # share of the frame that a believable region covers
 MOST_OBLONG = 2.5  # longer side / shorter side of a believable region
-STEPS, STEADY = 30, 1e-3  # of the mixture's fit; added to its variances
+STEPS, STEADY = 30, 1e-3  # of the mixture's fit, from middle and rim of the frame; added to its variances
 FILLED = 0.45  # share of its bounding box that a believable region fills
 
 
@@ -65,23 +62,9 @@ def _cervix(picture: Image.Image) -> tuple[float, float, float, float] | None:
     rows, columns = redness.shape
     y, x = np.mgrid[:rows, :columns]
     distance = np.hypot((x - (columns - 1) / 2) / columns, (y - (rows - 1) / 2) / rows)
-    features = np.stack([distance.ravel() / distance.std(), redness.ravel() / (redness.std() + 1e-9)], axis=1)
-    # Started from the middle and the rim of the frame, so that the fit needs no random numbers (and no slow k-means).
-    middle = distance.ravel() < np.median(distance)
-    halves = [features[middle], features[~middle]]
-    mixture = GaussianMixture(
-        2,
-        weights_init=[0.5, 0.5],
-        means_init=[half.mean(axis=0) for half in halves],
-        precisions_init=[np.linalg.inv(np.cov(half.T) + STEADY * np.eye(2)) for half in halves],
-        reg_covar=STEADY,
-        max_iter=STEPS,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough; what isn't is caught by the checks below
-        mixture.fit(features)
-    inner = int(np.argmin(mixture.means_[:, 0]))
-    inside = (mixture.predict(features) == inner).reshape(redness.shape)
+    x, y = ((one - one.mean()).ravel() / (one.std() + 1e-9) for one in (distance, redness))
+    share, nearer = _two_gaussians(x, y, distance.ravel() < np.median(distance))
+    inside = ((share > 0.5) == nearer).reshape(redness.shape)
     inside = ndimage.binary_fill_holes(ndimage.binary_opening(inside, iterations=2))
     labels, count = ndimage.label(inside)
     if count == 0:
@@ -98,3 +81,29 @@ def _cervix(picture: Image.Image) -> tuple[float, float, float, float] | None:
         return None
     across, down = picture.width / columns, picture.height / rows
     return horizontal.start * across, vertical.start * down, horizontal.stop * across, vertical.stop * down
+
+
+def _two_gaussians(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Fit two Gaussians to points of the plane: how much each point belongs to the first, 0..1; is its mean x the smaller?
+
+    Expectation maximisation (Dempster, Laird and Rubin 1977) from a first guess, start: bool (N,), without random numbers. The
+    logarithm of a Gaussian is a sum of six terms in x and y, so that a step is two products with the table of terms.
+    """
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])  # (6, N)
+    share = start.astype(float)
+    for _ in range(STEPS):
+        share = share.clip(1e-6, 1 - 1e-6)  # neither vanishes
+        sums = terms @ np.stack([share, 1 - share], axis=1)  # (6, 2)
+        log_odds = (_log_gaussian(*sums[:, 0]) - _log_gaussian(*sums[:, 1])) @ terms
+        share = (1 + np.tanh(log_odds / 2)) / 2
+    return share, bool(sums[1, 0] / sums[0, 0] <= sums[1, 1] / sums[0, 1])
+
+
+def _log_gaussian(n: float, x: float, y: float, xx: float, xy: float, yy: float) -> np.ndarray:
+    """Factors (6,) of the terms in log(weight x density), but for a constant, from the weighted sums of the terms."""
+    x, y = x / n, y / n
+    a, b, c = xx / n - x * x + STEADY, xy / n - x * y, yy / n - y * y + STEADY  # variance of x, covariance, variance of y
+    determinant = a * c - b * b
+    a, b, c = c / determinant, -b / determinant, a / determinant  # the inverse
+    constant = np.log(n) - np.log(determinant) / 2 - (a * x * x + 2 * b * x * y + c * y * y) / 2
+    return np.array([constant, a * x + b * y, b * x + c * y, -a / 2, -b, -c / 2])

@@ -11,6 +11,7 @@ MAX_SCANS = 100  # passes over all pixels of a JPEG; progressive ones have about
 MAX_HEADER = 4 * 2**20  # bytes of a JPEG before its first scan: metadata, profiles, previews
 MAX_CHUNKS = 2**16  # parts of a PNG; libpng writes one per 8 KiB
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # no fill byte, stuffed zero or restart, none of which begins a part
+SEQUENTIAL = (0xC0, 0xC1)  # markers of a frame whose coefficients come whole, not in refinements
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 ALONE = (0x01, 0xD8)  # markers without a length behind them
 RUN_LENGTH_BMP = (1, 2)  # kinds of compression that Pillow undoes step by step
@@ -29,16 +30,22 @@ def why_too_costly(content: bytes) -> str:
 
 def _jpeg(content: bytes) -> str:
     """Follows the markers of the first picture; what comes behind it, such as a phone's video, isn't looked at."""
-    scans, position = 0, 2
+    scans, position, components = 0, 2, None
     while found := MARKER.search(content, position):
-        kind, position = content[found.start() + 1], found.end()
+        kind, start = content[found.start() + 1], found.end()
+        position = start
         if not scans and position > MAX_HEADER:
             break
         if kind == END_OF_IMAGE:
             return ""
         if kind not in ALONE:
             position += int.from_bytes(content[position : position + 2], "big")
-        scans += kind == START_OF_SCAN
+        if kind in SEQUENTIAL:
+            components = content[start + 7 : start + 8]
+        elif kind == START_OF_SCAN:
+            if content[start + 2 : start + 3] == components:
+                return ""  # all there is in one scan: the decoder takes no second one, and most photographs are done here
+            scans += 1
         if scans > MAX_SCANS:
             return f"more than {MAX_SCANS} scans"
     return "" if scans or len(content) <= MAX_HEADER else f"more than {MAX_HEADER // 2**20} MiB before the first scan"
