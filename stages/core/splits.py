@@ -8,7 +8,6 @@ from fractions import Fraction
 
 import numpy as np
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
 
 from stages.core.errors import InputError
 from stages.core.store import SPLITS, natural_order
@@ -64,6 +63,9 @@ def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
 
 def _draw(split: np.ndarray, name: str, fraction: float, labels: np.ndarray, groups: np.ndarray, seed: int) -> None:
     """Move about this fraction of the training rows to another split: whole groups, and as even by class as groups allow."""
+    # Here, because each worker of preprocess imports this file with its main module and would carry 50 MiB for nothing.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     rows = np.flatnonzero(split == TRAIN)
     classes, codes = np.unique(labels[rows].astype(str), return_inverse=True)
     wanted = Fraction(fraction).limit_denominator(MAX_FOLDS).denominator

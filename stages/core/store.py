@@ -10,15 +10,19 @@ folder with a manifest holds the images that belong to it.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from stages.core.errors import InputError
 
 IMAGES, MANIFEST = "images.npy", "manifest.csv"
 COLUMNS = ("path", "label", "group", "split", "sha256")  # every manifest has these; more may follow
 SPLITS = ("train", "val", "test")
+
+
+if TYPE_CHECKING:  # 65 MiB that the workers of preprocess, who need the names above only, do without
+    import pandas as pd
 
 
 class StoreError(InputError):
@@ -34,7 +38,7 @@ class Store:
     """
 
     images: np.ndarray
-    manifest: pd.DataFrame
+    manifest: "pd.DataFrame"
     classes: tuple[str, ...]
     labels: np.ndarray
 
@@ -63,6 +67,8 @@ def open_store(folder: Path | str) -> Store:
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise StoreError(f"{folder / IMAGES}: expected a NumPy array, got {error}") from None
+    import pandas as pd
+
     # Class names such as "1" or "NA" are names, not numbers or gaps.
     manifest = pd.read_csv(folder / MANIFEST, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False)
     missing = [name for name in COLUMNS if name not in manifest]
