@@ -19,6 +19,7 @@ from stages.core.store import SPLITS, Store, open_store
 
 PROCESSED, PREDICTIONS, REPORT = Path("data/processed"), Path("data/predictions"), Path("data/report.html")
 METRICS, PLOTS = Path("metrics"), Path("plots")
+SHEETS = ("rejected", "duplicates", "crops")  # drawn by preprocess
 PICTURES_PER_CLASS = 6
 LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
@@ -64,6 +65,7 @@ def main() -> dict[str, Any]:
     drawn = {
         "classes": figures.classes(class_pictures(store)),
         "counts": figures.counts(counts),
+        "overview": figures.overview(store.manifest, counts.index),
         "training": figures.training(training) if training else None,
         "robustness": figures.robustness(tables["robustness"], metrics["majority_rate"], p.attack.eps),
     }
@@ -71,6 +73,8 @@ def main() -> dict[str, Any]:
         folder = PREDICTIONS / model / "examples"
         drawn[f"examples_{model}"] = figures.examples(read_examples(folder), folder)
     drawn = {name: png for name, png in drawn.items() if png}
+
+    sheets = {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS}
 
     write_json(METRICS / "evaluate.json", metrics)
     for name, table in tables.items():
@@ -87,7 +91,7 @@ def main() -> dict[str, Any]:
         per_class=tables["per_class"],
         training=training,
         attacks=attacks_run(predictions),
-        figures=drawn | {"reliability": figures.reliability(tables["reliability"])},
+        figures=drawn | sheets | {"reliability": figures.reliability(tables["reliability"])},
         settings=settings(p),
         confidence=p.evaluate.confidence,
         suspicious_accuracy=p.evaluate.suspicious_accuracy,

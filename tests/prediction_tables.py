@@ -18,6 +18,9 @@ DATA = {
     "duplicates": {"copies": 2, "near": 9},
     "groups": {"images_with_known_patient": 100, "total": 90},
     "nearest_in_train": {"test": {"alike_share": 0.014}, "test_if_drawn_by_picture": {"alike_share": 0.62}},
+    "crops": {"square": 120},
+    "shorter_side": {"smallest": 90, "median": 112.0, "largest": 112},
+    "stain_guess": {"acetic acid or none": 100, "Lugol's iodine": 20},
     "synthetic": True,
 }
 # model -> mean and spread of the clean margin, loss of margin per eps
@@ -111,13 +114,16 @@ def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthet
     ).sort_values("path")
     processed = root / "data/processed"
     processed.mkdir(parents=True)
-    manifest.assign(sha256="0" * 64, width=800, height=600).to_csv(processed / "manifest.csv", index=False)
+    originals = manifest.assign(sha256="0" * 64, width=800, height=600, stain_guess="green filter")
+    originals.to_csv(processed / "manifest.csv", index=False)
     np.save(processed / "images.npy", np.stack([picture(rng, size) for _ in range(len(manifest))]))
     rejected = pd.DataFrame({"path": ["Type_1/broken <b>.jpg"], "reason": ["truncated file (81 % of its rows)"]})
     rejected.to_csv(processed / "rejected.csv", index=False)
     (root / "metrics").mkdir()
     (root / "metrics/data.json").write_text(json.dumps(DATA | {"synthetic": synthetic}))
     (root / "plots").mkdir()
+    for sheet in ("rejected", "duplicates", "crops"):
+        Image.new("RGB", (8, 8)).save(root / f"plots/{sheet}.png")
     for model, peak, robust in (("clean", 0.78, 0.02), ("adv", 0.66, 0.45)):
         if model in models:
             write_predictions(make_table(model, n, **options), root / f"data/predictions/{model}")

@@ -18,7 +18,7 @@ from stages.core.predictions import PredictionsError
 from tests.prediction_tables import CLASSES, make_project
 
 ROOT = Path(__file__).parent.parent
-PNGS = {"classes", "counts", "training", "robustness", "examples_clean", "examples_adv"}
+PNGS = {"classes", "overview", "counts", "training", "robustness", "examples_clean", "examples_adv"}
 CSVS = {"robustness", "confusion", "per_class", "reliability"}
 
 
@@ -52,7 +52,9 @@ def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
     first = written(folder)
     assert finite_and_sorted(first["evaluate.json"].decode()) == result
     assert {"clean", "adv", "difference", "n", "groups", "eps", "majority_rate", "prior_log_loss"} == set(result)
-    assert set(first) == {f"{n}.png" for n in PNGS} | {f"{n}.csv" for n in CSVS | {"training_clean", "training_adv"}} | {
+    assert set(first) == {f"{n}.png" for n in PNGS | set(evaluate.SHEETS)} | {
+        f"{n}.csv" for n in CSVS | {"training_clean", "training_adv"}
+    } | {
         "evaluate.json",
         "report.html",
     }

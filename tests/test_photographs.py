@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from stages.core.crops import _two_gaussians
 from stages.core.file_limits import why_too_costly
 from stages.core.photographs import MAX_PIXELS, UPRIGHT, BadPhotographError, read_photograph, upright
+from stages.core.stains import ACETIC, GREEN, IODINE, guess_stain
 from tests.photograph_files import encoded, picture
 
 
@@ -88,6 +89,20 @@ def test_crops():
     assert read_photograph(content, 32, "square", 1).region.left == 0.25
     assert (pixels(content, crop="square")[:, 1:-1] == (0, 0, 255)).all()
     assert (pixels(content, crop="none")[:, 0] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("colour", "stain"),
+    [
+        ((200, 120, 120), ACETIC),
+        ((190, 150, 140), ACETIC),
+        ((140, 80, 30), IODINE),
+        ((60, 120, 90), GREEN),
+        ((0, 0, 0), ACETIC),
+    ],
+)
+def test_stains_are_guessed_by_colour(colour, stain):
+    assert guess_stain(np.full((4, 4, 3), colour, np.uint8)) == stain
 
 
 def test_two_clouds_are_told_apart_as_by_a_mixture_model():

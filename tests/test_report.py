@@ -14,6 +14,8 @@ from stages.core import report as page
 from stages.core.predictions import classes_of
 from tests.prediction_tables import DATA, EPS, GRID, make_table, make_training
 
+PICTURES = ("classes", "overview", "crops", "duplicates", "rejected", "training", "robustness")
+PICTURES += ("examples_clean", "examples_adv", "reliability")
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -73,14 +75,14 @@ class Page(HTMLParser):
 
 
 def test_page_is_well_formed_and_self_contained():
-    pictures = {name: b"png" for name in ("classes", "training", "robustness", "examples_clean", "examples_adv", "reliability")}
+    pictures = {name: b"png" for name in PICTURES}
     html = page.render(make_report(pictures=pictures))
     read = Page(html)
     assert not read.named("script")
     assert not read.named("link")
     assert "http" not in html
     images = read.named("img")
-    assert len(images) == 6
+    assert len(images) == len(PICTURES)
     assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 30 for image in images)
     levels = [int(tag[1]) for tag, _ in read.tags if tag in ("h1", "h2", "h3")]
     assert levels.count(1) == 1

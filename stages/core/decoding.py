@@ -22,7 +22,7 @@ import PIL
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from stages.core import crops, file_limits, photographs
+from stages.core import crops, file_limits, photographs, stains
 from stages.core.crops import Region
 from stages.core.listing import Listed
 from stages.core.params import Data
@@ -45,7 +45,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Changes with the parameters, the code and the decoder."""
-        code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops, file_limits))
+        code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops, file_limits, stains))
         text = json.dumps([asdict(self), PIL.__version__, np.__version__])
         return hashlib.sha256(text.encode() + code).hexdigest()[:16]
 
@@ -88,8 +88,8 @@ def decode_all(listed: list[Listed], data: Data, spool: BinaryIO, map_: Map, cac
     return Decoded(sound, rejected, hashes, facts, thumbnails[: len(sound)])
 
 
-def _facts(photograph: Photograph) -> tuple[int, int, str, Region]:
-    return photograph.width, photograph.height, photograph.mode, photograph.region
+def _facts(photograph: Photograph) -> tuple[int, int, str, str, Region]:
+    return photograph.width, photograph.height, photograph.mode, photograph.stain, photograph.region
 
 
 def decode_file(file: Path, recipe: Recipe, cache: Path) -> tuple[str, Photograph | str]:
@@ -116,8 +116,8 @@ def _load(entry: Path, size: int) -> Photograph | None:
     """What the cache knows; a damaged entry (the zip format carries checksums) counts as none."""
     try:
         with np.load(io.BytesIO(entry.read_bytes()), allow_pickle=False) as stored:
-            width, height, mode, region = json.loads(str(stored["facts"]))
-            photograph = Photograph(stored["pixels"], stored["thumbnail"], width, height, mode, Region(**region))
+            *facts, region = json.loads(str(stored["facts"]))
+            photograph = Photograph(stored["pixels"], stored["thumbnail"], *facts, Region(**region))
         os.utime(entry)  # used now: the last to be pruned
     except FileNotFoundError:
         return None
@@ -128,11 +128,11 @@ def _load(entry: Path, size: int) -> Photograph | None:
 
 def _save(entry: Path, photograph: Photograph) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    width, height, mode, region = _facts(photograph)
+    *facts, region = _facts(photograph)
     part = entry.with_name(f"{entry.name}.{os.getpid()}")
     with part.open("wb") as stream:
-        facts = json.dumps([width, height, mode, asdict(region)])
-        np.savez(stream, pixels=photograph.pixels, thumbnail=photograph.thumbnail, facts=facts)
+        text = json.dumps([*facts, asdict(region)])
+        np.savez(stream, pixels=photograph.pixels, thumbnail=photograph.thumbnail, facts=text)
     part.replace(entry)  # whole or not at all
 
 

@@ -18,11 +18,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from stages.core.stains import STAINS
+
 MODEL_NAMES = {"clean": "clean training", "adv": "adversarial training"}
 COLOURS = {"clean": "#0072B2", "adv": "#D55E00"}
 LINES = {"clean": "-", "adv": "--"}
 MARKERS = "os^DvPX*<>"
 GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
+STAIN_COLOURS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
 LIMIT = 100_000  # bytes of a PNG
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -116,6 +119,30 @@ def counts(table: pd.DataFrame) -> bytes:
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("photographs")
     figure.legend(loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def overview(manifest: pd.DataFrame, names: Sequence[str]) -> bytes:
+    """Sizes of the originals, and per class the stain guessed by colour. manifest: with label, width, height, stain_guess."""
+    figure, axes = _figure(7.2, 3.0, 1, 2)
+    sizes, stains = axes[0]
+    found = manifest.groupby(["width", "height"]).size()
+    width, height = (found.index.get_level_values(level) for level in ("width", "height"))
+    sizes.scatter(width, height, 15 + 150 * found / found.max(), color=COLOURS["clean"], alpha=0.5, linewidths=0)
+    largest = 1.1 * max(width.max(), height.max())
+    sizes.set(
+        title="Size", xlim=(0, largest), ylim=(0, largest), aspect="equal", xlabel="width, pixels", ylabel="height, pixels"
+    )
+    counts = pd.crosstab(manifest["label"], manifest["stain_guess"]).reindex(list(names), fill_value=0)
+    left = np.zeros(len(counts))
+    for stain in (name for name in STAINS if name in counts):
+        stains.barh([_short(name) for name in counts.index], counts[stain], left=left, color=STAIN_COLOURS[stain], label=stain)
+        left += counts[stain].to_numpy()
+    stains.invert_yaxis()
+    stains.grid(axis="y", visible=False)
+    stains.set(title="Stain, guessed by colour", xlabel="photographs")
+    figure.legend(*stains.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return _png(figure)
 
 

@@ -100,6 +100,7 @@ def summarize(
         "splits": {name: _split(decoded, groups, splits, classes, name) for name in SPLITS},
         "crops": dict(Counter(decoded.facts[row].region.kind for row in rows)),
         "modes": dict(Counter(decoded.facts[row].mode for row in rows)),
+        "stain_guess": dict(Counter(decoded.facts[row].stain for row in rows)),
         "shorter_side": {
             "smallest": int(sizes.min()),
             "median": float(np.median(sizes.min(1))),

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from stages.core.crops import Region, find_region
 from stages.core.file_limits import why_too_costly
+from stages.core.stains import guess_stain
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # each decoder more is one more that hostile bytes can reach
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself warns of a decompression bomb
@@ -42,7 +43,8 @@ class Photograph:
     """A photograph cut to size.
 
     pixels: uint8 (size, size, 3), RGB; thumbnail: uint8 (64, 64), grey, the whole picture stretched to a square;
-    width, height: of the upright original; mode: what the file held, such as JPEG RGB; region: what was cut out.
+    width, height: of the upright original; mode: what the file held, such as JPEG RGB; stain: a guess by colour; region: what
+    was cut out.
     """
 
     pixels: np.ndarray
@@ -50,6 +52,7 @@ class Photograph:
     width: int
     height: int
     mode: str
+    stain: str
     region: Region
 
 
@@ -67,7 +70,7 @@ def read_photograph(content: bytes, size: int, crop: str, usable_part: float) ->
     pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
     # Reducing by whole numbers first costs nothing in accuracy here and is several times faster.
     thumbnail = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return Photograph(pixels, np.asarray(thumbnail), *original, mode, region)
+    return Photograph(pixels, np.asarray(thumbnail), *original, mode, guess_stain(pixels), region)
 
 
 def upright(content: bytes, least: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str]:

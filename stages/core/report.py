@@ -240,6 +240,15 @@ def _curve_in_words(report: Report) -> str:
     return "; ".join(told)
 
 
+def _sizes_in_words(report: Report) -> str:
+    side = report.data["shorter_side"]
+    return f", shorter side {side['smallest']} to {side['largest']}, median {side['median']:.0f} pixels"
+
+
+def _counts_in_words(report: Report, key: str) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(report.data[key].items(), key=lambda item: -item[1]))
+
+
 def _training_in_words(report: Report) -> list[str]:
     told = []
     for model, curve in report.training.items():
@@ -278,6 +287,9 @@ def render(report: Report) -> str:
         confusions=_confusions(report),
         per_class=_per_class(report),
         curve=_curve_in_words(report),
+        sizes=_sizes_in_words(report),
+        stains=_counts_in_words(report, "stain_guess"),
+        crops=_counts_in_words(report, "crops"),
         training=_training_in_words(report),
         images={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in report.figures.items()},
         figure=figure,

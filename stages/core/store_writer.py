@@ -58,13 +58,13 @@ def write_store(
         stream.flush()
         os.fsync(stream.fileno())  # before the manifest vouches for it
     part.replace(folder / IMAGES)
-    original = ("width", "height", "mode", "disputed", "crop", "left", "top", "right", "bottom")
+    original = ("width", "height", "mode", "stain_guess", "disputed", "crop", "left", "top", "right", "bottom")
     rows = []
     for row, split in splits.items():
         one, facts = decoded.listed[row], decoded.facts[row]
         region = facts.region
         box = (f"{edge:.4f}" for edge in (region.left, region.top, region.right, region.bottom))
-        described = (facts.width, facts.height, facts.mode, int(row in disputed), region.kind, *box)
+        described = (facts.width, facts.height, facts.mode, facts.stain, int(row in disputed), region.kind, *box)
         rows.append((one.path, one.label, groups[row], split, decoded.hashes[row], *described))
     _write_csv(folder / MANIFEST, (*COLUMNS, *original), rows)
 

@@ -1,0 +1,19 @@
+"""What was put on the cervix, or before the lens, guessed from the mean colour alone: for an overview, never for training."""
+
+import colorsys
+
+import numpy as np
+
+ACETIC, IODINE, GREEN = STAINS = ("acetic acid or none", "Lugol's iodine", "green filter")
+BROWN = 15  # degrees of hue, from which tissue isn't pink: 297 photographs with acetic acid (AnnoCerv) lie between -25 and 7
+YELLOW = 60  # where green begins to outweigh red
+CYAN = 180
+STRONG = 0.5  # saturation of the brown that iodine gives; a yellow lamp gives less
+
+
+def guess_stain(pixels: np.ndarray) -> str:
+    """One of STAINS. pixels: uint8 (H, W, 3), RGB."""
+    hue, saturation, _ = colorsys.rgb_to_hsv(*pixels.reshape(-1, 3).mean(axis=0))
+    if YELLOW <= 360 * hue < CYAN:
+        return GREEN
+    return IODINE if BROWN <= 360 * hue < YELLOW and saturation >= STRONG else ACETIC
