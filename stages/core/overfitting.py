@@ -37,9 +37,7 @@ def measures(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, 
 def watch(history: Sequence[Row], eps: float) -> Row:
     """Columns for the last row: how far robust accuracy is below its best, and 1 if the model has overfitted catastrophically.
 
-    Validation attacks with the full budget ``eps`` in every epoch, so epochs compare. While training's own budget still grows
-    to it, a model is not yet trained for what it is attacked with: FGSM may then be far from PGD, and accuracy under either may
-    swing, without a collapse. So only epochs that ended with the full budget are called one.
+    Validation attacks with the full budget ``eps`` in every epoch, so epochs compare.
     """
     row = history[-1]
     return {
@@ -49,13 +47,17 @@ def watch(history: Sequence[Row], eps: float) -> Row:
 
 
 def alarm(history: Sequence[Row], eps: float) -> str:
-    """What shows that the last epoch overfitted catastrophically, in words; empty if nothing does."""
-    full = [row for row in history[-2:] if row["eps"] >= eps]
-    if not full or full[-1] is not history[-1]:
+    """What shows that the last epoch overfitted catastrophically, in words; empty if nothing does.
+
+    Two epochs are compared that both ended with training's full budget: while it still grows, the model is attacked with more
+    than it was trained for, and accuracies may swing without a collapse. FGSM far ahead of PGD counts when PGD gains nothing:
+    a model that is still learning to resist at all shows the gap too.
+    """
+    if len(history) < 2 or any(row["eps"] < eps for row in history[-2:]):
         return ""
-    fgsm, pgd = full[-1]["val_fgsm_accuracy"], full[-1]["val_robust_accuracy"]
-    if fgsm - pgd > LARGEST_GAP:
+    before, pgd, fgsm = history[-2]["val_robust_accuracy"], history[-1]["val_robust_accuracy"], history[-1]["val_fgsm_accuracy"]
+    if fgsm - pgd > LARGEST_GAP and pgd <= before:
         return f"catastrophic overfitting: {fgsm:.0%} withstand FGSM, {pgd:.0%} PGD"
-    if full[0]["val_robust_accuracy"] - pgd > LARGEST_DROP:
-        return f"catastrophic overfitting: {pgd:.0%} withstand PGD, {full[0]['val_robust_accuracy']:.0%} in the epoch before"
+    if before - pgd > LARGEST_DROP:
+        return f"catastrophic overfitting: {pgd:.0%} withstand PGD, {before:.0%} in the epoch before"
     return ""

@@ -78,7 +78,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """This process's share of a batch of ``size``; the first ``clean`` pictures of it stay as they are."""
 
     x: Tensor
@@ -88,7 +88,9 @@ class _Batch:
     size: int
 
 
-def _draw(fabric: Fabric, train: Split, positions: np.ndarray, p: Training, method: Method, draws: torch.Generator) -> _Batch:
+def draw_batch(
+    fabric: Fabric, train: Split, positions: np.ndarray, p: Training, method: Method, draws: torch.Generator
+) -> Batch:
     """Random numbers are drawn for the whole batch, then shared out: how many processes there are changes no picture."""
     size, mine = len(positions), slice(fabric.global_rank, None, fabric.world_size)
     changes = torch.rand(size, 8, generator=draws, device=fabric.device)
@@ -97,10 +99,10 @@ def _draw(fabric: Fabric, train: Split, positions: np.ndarray, p: Training, meth
     shape = (size, *x.shape[1:]) if method.perturb else (size, 0)
     noise = torch.rand(shape, generator=draws, device=fabric.device).mul_(2).sub_(1)
     clean = len(range(math.floor(method.clean_share * size))[mine])
-    return _Batch(x, y, noise[mine], clean, size)
+    return Batch(x, y, noise[mine], clean, size)
 
 
-def _perturbed(fabric: Fabric, model: nn.Module, batch: _Batch, method: Method, eps: float) -> Tensor:
+def perturbed(fabric: Fabric, model: nn.Module, batch: Batch, method: Method, eps: float) -> Tensor:
     if method.perturb is None:
         return batch.x
     some = slice(batch.clean, None)
@@ -109,7 +111,7 @@ def _perturbed(fabric: Fabric, model: nn.Module, batch: _Batch, method: Method, 
     return torch.cat([batch.x[: batch.clean], x_adv])
 
 
-def _train_epoch(
+def train_epoch(
     fabric: Fabric, learner: Learner, train: Split, p: Training, method: Method, seed: int, epoch: int, last: Row
 ) -> Row:
     """One epoch of steps; ``last`` is the row before, for the progress bar.
@@ -121,7 +123,7 @@ def _train_epoch(
     weight_of = torch.tensor(weights, dtype=torch.float32, device=fabric.device)
     criterion = partial(F.cross_entropy, reduction="none", label_smoothing=p.label_smoothing)
 
-    def mean_loss(model: nn.Module, batch: _Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_loss(model: nn.Module, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         losses, logits = method.losses(model, batch.x, x_adv, batch.y, criterion)
         # Gradients are averaged over processes, whose shares may differ by a picture.
         return (losses * weight_of[batch.y]).sum() * (fabric.world_size / batch.size), logits
@@ -140,9 +142,9 @@ def _train_epoch(
         for step in range(steps):
             if step % method.replays == 0:
                 first = step // method.replays * p.batch_size
-                batch = _draw(fabric, train, order[first : first + p.batch_size], p, method, draws)
+                batch = draw_batch(fabric, train, order[first : first + p.batch_size], p, method, draws)
             eps = method.budget(epoch * steps + step, p.epochs * steps)
-            x_adv = _perturbed(fabric, learner.inner, batch, method, eps)
+            x_adv = perturbed(fabric, learner.inner, batch, method, eps)
             loss_of = partial(mean_loss, batch=batch, x_adv=x_adv)
             with method.moved_weights(fabric, learner.inner, lambda model, loss_of=loss_of: loss_of(model)[0]):
                 loss, logits = loss_of(learner.model)
@@ -205,7 +207,7 @@ def fit(
             "epoch": epoch + 1,
             "lr": learner.lr,
             "eps": method.budget((epoch + 1) * steps, p.epochs * steps),
-            **_train_epoch(fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}),
+            **train_epoch(fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}),
         }
         # All processes have the same weights: one judges, and tells the others.
         row |= fabric.broadcast(

@@ -1,0 +1,151 @@
+"""The methods of adversarial training compared: clean and worst-case robust accuracy, and time beside a clean epoch's.
+
+    python benchmarks/methods.py [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5] [--weights data/models/clean.safetensors]
+    python benchmarks/methods.py --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
+
+Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights, trained first unless given, and
+follows train_adv in params.yaml but for its own settings below. Accuracy is on **validation** photographs, which also chose
+the epoch: it compares methods and is no estimate for new patients. Worst case: every attack of core.ensemble at attack.eps,
+per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the same settings.
+"""
+
+import argparse
+import copy
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stages.core import adversarial, models  # noqa: E402
+from stages.core.batches import Split  # noqa: E402
+from stages.core.checkpoints import Checkpoint, Journal  # noqa: E402
+from stages.core.devices import make_fabric  # noqa: E402
+from stages.core.ensemble import Target, attack_split  # noqa: E402
+from stages.core.optimisation import Learner  # noqa: E402
+from stages.core.params import Attack, Params, load_all  # noqa: E402
+from stages.core.predictions import CLEAN  # noqa: E402
+from stages.core.store import Store, open_store  # noqa: E402
+from stages.core.training import Method, Result, fit, train_epoch  # noqa: E402
+from stages.core.validation import Validation  # noqa: E402
+
+METHODS = {
+    "fgsm": {"method": "fgsm"},
+    "fgsm_rs": {"method": "fgsm_rs", "alpha_rel": 1.25},
+    "nfgsm": {"method": "nfgsm", "alpha_rel": 1.0},
+    "nfgsm+awp": {"method": "nfgsm", "alpha_rel": 1.0, "awp": 0.01},
+    "free": {"method": "free", "alpha_rel": 1.0, "steps": 4},
+    "pgd": {"method": "pgd", "alpha_rel": 0.25, "steps": 10},
+    "trades": {"method": "trades", "alpha_rel": 0.25, "steps": 10, "beta": 6.0},
+    "mart": {"method": "mart", "alpha_rel": 0.25, "steps": 10, "beta": 5.0},
+}
+
+
+def shrunk(store: Store, size: int) -> Store:
+    """The same photographs at another size."""
+    if size == store.images.shape[1]:
+        return store
+    x = torch.from_numpy(np.asarray(store.images)).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+    small = F.interpolate(x, (size, size), mode="area").round().byte().permute(0, 2, 3, 1)
+    return dataclasses.replace(store, images=small.numpy())
+
+
+def train(fabric, model, store: Store, p, eps: float, method: Method, seed: int, robust: bool) -> Result:
+    """``fit`` as the stages call it; the model comes back with the chosen weights."""
+
+    def score(row: dict[str, float]) -> tuple[float, ...]:
+        return (row["val_robust_accuracy"], -row["val_robust_loss"]) if robust else (-row["val_loss"],)
+
+    validation = Validation(Split.of(store, "val"), "linf", eps, p.val_steps, p.val_images, score)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint = Checkpoint("benchmark", "methods")
+        checkpoint.folder, checkpoint.file = Path(name), Path(name) / "last.pt"
+        result = fit(fabric, model, Split.of(store, "train"), validation, p, method=method, seed=seed, checkpoint=checkpoint)
+    model.load_state_dict(result.state)
+    return result
+
+
+def seconds_of_an_epoch(fabric, model, store: Store, p, method: Method) -> float:
+    """Of the steps alone, at the full budget, on a copy of the weights; the better of two."""
+    learner = Learner(fabric, copy.deepcopy(model), p, 10**6)
+    steps, best = dataclasses.replace(method, eps_ramp=0.0), float("inf")
+    for epoch in range(2):
+        start = time.perf_counter()
+        train_epoch(fabric, learner, Split.of(store, "train"), p, steps, 0, epoch, {})
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def accuracies(fabric, model, store: Store, params: Params, seed: int) -> tuple[float, float]:
+    """Clean, and right under every attack, on the validation photographs."""
+    split = Split.of(store, "val")
+    model = model.to(fabric.device).eval()
+    target = Target(fabric, model, models.folded(model), split, "linf", params.attack_eval.batch_size, seed)
+    threat = Attack("linf", params.attack.eps, (params.attack.eps,))
+    table = attack_split(target, store, threat, params.attack_eval, np.arange(len(split)), Journal())
+    right = table.assign(right=table["prediction"] == table["label"])
+    return right[right["attack"] == CLEAN]["right"].mean(), right.groupby("path")["right"].all().mean()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each")
+    parser.add_argument("--epochs", type=int, help="of adversarial training; train_adv.epochs if not given")
+    parser.add_argument("--arch", help="model.arch if not given")
+    parser.add_argument("--size", type=int, help="pixels; the store's if not given")
+    parser.add_argument("--weights", type=Path, help="clean model to start from; trained here if not given")
+    arguments = parser.parse_args()
+    params = load_all(ROOT / "params.yaml")
+    store = open_store(ROOT / "data/processed")
+    store = shrunk(store, arguments.size or store.images.shape[1])
+    fabric = make_fabric(params.runtime)
+    base = params.train_adv if not arguments.epochs else dataclasses.replace(params.train_adv, epochs=arguments.epochs)
+    eps, size = params.attack.eps, store.images.shape[1]
+
+    rows = []
+    for seed in range(arguments.seeds):
+        if arguments.weights:
+            clean = models.load(arguments.weights, store.classes, size)
+        else:
+            clean = models.build(arguments.arch or params.model.arch, store.classes, size, params.model.weights, "none", seed)
+            train(fabric, clean, store, params.train_clean, eps, Method(), seed, robust=False)
+        rows.append(("clean", seed, *accuracies(fabric, clean, store, params, seed), 1.0))
+        unit = seconds_of_an_epoch(fabric, clean, store, base, Method())
+        for name in arguments.methods:
+            p = dataclasses.replace(base, **METHODS[name])
+            method = adversarial.of(p, "linf", eps)
+            taken = seconds_of_an_epoch(fabric, clean, store, p, method)
+            model = copy.deepcopy(clean)
+            train(fabric, model, store, p, eps, method, seed, robust=True)
+            rows.append((name, seed, *accuracies(fabric, model, store, params, seed), taken / unit))
+            print(f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs")
+
+    table = pd.DataFrame(rows, columns=["method", "seed", "clean", "worst case", "time"])
+    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(Split.of(store, "val"))
+    print(
+        f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; {clean.arch}, {size} pixels,"
+    )
+    print(f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation photographs;")
+    print("mean (least-most) in %; time in clean epochs\n\n| method | clean | worst case | time |\n|---|---|---|---|")
+    for name, group in table.groupby("method", sort=False):
+        cells = [
+            f"{100 * group[c].mean():.1f} ({100 * group[c].min():.1f}-{100 * group[c].max():.1f})"
+            for c in ("clean", "worst case")
+        ]
+        print(f"| {name} | {' | '.join(cells)} | {group['time'].mean():.2f} |")
+
+
+if __name__ == "__main__":
+    main()
