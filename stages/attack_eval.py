@@ -1,29 +1,41 @@
 """Attack one model with every attack and budget.  Run: python -m stages.attack_eval <clean|adv>
 
-Reads data/processed, data/models/<model>.safetensors.  Writes data/predictions/<model>/: predictions.csv, one row per test
-image, attack and budget, and examples/, a few images before and after. Only here does a model see the test split.
+Reads data/processed, data/models/<model>.safetensors, for adv also clean.safetensors.  Writes data/predictions/<model>/, whose
+files predictions.py describes. Only here does a model see the test split. After a kill it goes on where it was.
 """
 
 import dataclasses
+import itertools
+import json
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
 from stages.core import attacks, ensemble, models, tracking
+from stages.core.attacks import Noise
 from stages.core.batches import Split
 from stages.core.checkpoints import Checkpoint, Journal, die_with_parent, work_key
+from stages.core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from stages.core.devices import make_fabric
 from stages.core.ensemble import Target
 from stages.core.errors import run
-from stages.core.params import load_params
-from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples, write_predictions
+from stages.core.minimum_eps import bisect, bracket, largest
+from stages.core.params import AttackEval, load_params
+from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples, write_predictions, write_table, write_transfer
+from stages.core.probes import probe
 from stages.core.store import Store, open_store
 
 STORE, MODELS, PREDICTIONS = Path("data/processed"), Path("data/models"), Path("data/predictions")
+DIAGNOSED = 64
 
 
 def main(name: str) -> pd.DataFrame:
@@ -32,23 +44,90 @@ def main(name: str) -> pd.DataFrame:
     store = open_store(STORE)
     test = Split.of(store, "test")
     file = MODELS / f"{name}.safetensors"
-    model = models.load(file, store.classes, store.images.shape[1])
     fabric = make_fabric(p.runtime)
-    model = model.to(fabric.device)
-    twin = models.folded(model)
+    target = made_ready(file, store, test, p, fabric)
 
-    target = Target(fabric, model, twin, test, p.attack.norm, p.attack_eval.batch_size, p.seed)
     subset = np.flatnonzero(np.isin(test.rows, test.stratified(p.attack_eval.subset, p.seed).rows))
 
-    work = work_key((p.seed, p.attack, p.attack_eval), [STORE / "images.npy", STORE / "manifest.csv", file])
+    inputs = [STORE / "images.npy", STORE / "manifest.csv", file, MODELS / "clean.safetensors"]
+    work = work_key((p.seed, p.attack, p.attack_eval), inputs)
     with Checkpoint(f"attack_eval_{name}", work).held(fabric) as checkpoint:
         journal = Journal(checkpoint, writes=fabric.is_global_zero)
         table = ensemble.attack_split(target, store, p.attack, p.attack_eval, subset, journal)
-        write_predictions(table, PREDICTIONS / name)
-        cases = typical_cases(table, p.attack_eval.examples)
-        write_example_images(target, store, cases, p, PREDICTIONS / name / "examples")
+        smallest = smallest_budgets(target, store, subset, table, p.attack_eval, journal)
+        corrupted = corrupted_answers(target, store, subset, journal)
+        findings = journal("diagnostics", lambda: {"findings": diagnose(target, subset, p)})["findings"]
+        if name == "adv":  # the clean model is attacked before this one exists
+            other = made_ready(MODELS / "clean.safetensors", store, test, p, fabric)
+            moved = {
+                to: ensemble.transfer(source, aim, store, p.attack.eps, p.attack_eval.pgd_steps, subset).assign(target=to)
+                for to, source, aim in (("clean", target, other), ("adv", other, target))
+            }
+
+        folder = PREDICTIONS / name
+        write_predictions(table, folder)
+        write_table("minimum_eps", smallest, folder)
+        write_table("corruptions", corrupted, folder)
+        if name == "adv":
+            write_transfer(pd.concat(moved.values(), ignore_index=True), folder)
+        (folder / "diagnostics.json").write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8", newline="\n")
+        write_example_images(target, store, typical_cases(table, p.attack_eval.examples), p, folder / "examples")
     tracking.log_stage(f"attack_eval@{name}", p)
     return table
+
+
+def made_ready(file: Path, store: Store, test: Split, p: Any, fabric: Fabric) -> Target:
+    """The model of a file, to be attacked on the test split. Raises ModelError when it was made for something else."""
+    model = models.load(file, store.classes, store.images.shape[1]).to(fabric.device)
+    return Target(fabric, model, models.folded(model), test, p.attack.norm, p.attack_eval.batch_size, p.seed)
+
+
+def smallest_budgets(
+    target: Target, store: Store, subset: np.ndarray, table: pd.DataFrame, p: AttackEval, journal: Journal
+) -> pd.DataFrame:
+    """minimum_eps.csv: starts from what the table says of an image already."""
+    known = {path: rows for path, rows in table.groupby("path")}
+    parts = []
+    for part, x, y, noise in target.batches(subset):
+        images = store.manifest.iloc[target.split.rows[part]][["path", "label"]].reset_index(drop=True)
+        low, high = torch.tensor([bracket(known[path], target.norm) for path in images["path"]]).to(x).unbind(1)
+        limit = largest(target.norm, x)
+
+        def find(x: Tensor = x, y: Tensor = y, noise: Noise = noise, low: Tensor = low, high: Tensor = high) -> dict[str, Any]:
+            with torch.autocast(x.device.type, enabled=False):  # it ends at the boundary, where bfloat16 sees nothing
+                how = {"rounds": p.min_eps_rounds, "steps": p.curve_steps, "norm": target.norm}
+                found = bisect(target.twin, x, y, noise, low, high, score=partial(ensemble.score, target.model), **how)
+            return {"eps": found.cpu()}
+
+        eps = journal(f"minimum eps {part[0]}", find)["eps"].numpy()
+        found = np.isfinite(eps)
+        parts.append(images.assign(eps=np.where(found, eps, limit), found=found.astype(int)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def corrupted_answers(target: Target, store: Store, subset: np.ndarray, journal: Journal) -> pd.DataFrame:
+    """corruptions.csv."""
+    parts = []
+    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
+
+        def answer(name: str = name, severity: int = severity) -> dict[str, Any]:
+            pictures = (corrupt(name, severity, x, noise) for _, x, _, noise in target.batches(subset))
+            return {"logits": torch.cat([ensemble.score(target.model, x).cpu() for x in pictures])}
+
+        probability = journal(f"{name} {severity}", answer)["logits"].softmax(1).numpy()
+        images = store.manifest.iloc[target.split.rows[subset]][["path", "label"]].reset_index(drop=True)
+        answers = np.array(store.classes)[probability.argmax(1)]
+        parts.append(
+            images.assign(corruption=name, severity=severity, prediction=answers, confidence=probability.max(1).astype(float))
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def diagnose(target: Target, subset: np.ndarray, p: Any) -> list[dict[str, Any]]:
+    """The diagnostics that need the model, on at most DIAGNOSED images of the subset."""
+    part = Split(target.split.images, target.split.labels, target.split.rows[subset]).stratified(DIAGNOSED, p.seed)
+    positions = np.flatnonzero(np.isin(target.split.rows, part.rows))
+    return [asdict(finding) for finding in probe(target, positions, p.attack.eps, p.attack_eval)]
 
 
 def typical_cases(table: pd.DataFrame, count: int) -> list[str]:

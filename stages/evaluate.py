@@ -11,9 +11,18 @@ import pandas as pd
 
 from stages.core import figures, tracking
 from stages.core import metrics as m
-from stages.core.errors import run
+from stages.core.diagnostics import Finding, failed, from_tables, listed
+from stages.core.errors import InputError, run
 from stages.core.params import load_params
-from stages.core.predictions import CLEAN, PredictionsError, classes_of, read_examples, read_predictions
+from stages.core.predictions import (
+    CLEAN,
+    PredictionsError,
+    classes_of,
+    read_examples,
+    read_predictions,
+    read_table,
+    read_transfer,
+)
 from stages.core.report import Report, render, terminal
 from stages.core.store import SPLITS, Store, open_store
 
@@ -26,12 +35,17 @@ LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
 def main() -> dict[str, Any]:
     """Run the stage in the current folder; return what it writes to metrics/evaluate.json."""
-    p = load_params("seed", "attack", "evaluate")
+    p = load_params("seed", "attack", "attack_eval.strict", "evaluate")
     store = open_store(PROCESSED)
     predictions = {
         model: read_predictions(PREDICTIONS / model)
         for model in figures.MODEL_NAMES
         if (PREDICTIONS / model / "predictions.csv").exists()
+    }
+    # Pictures made for the other model are within the budget too: they count in the worst case.
+    predictions = {
+        model: pd.concat([table, read_transfer(PREDICTIONS / "adv", model)], ignore_index=True)
+        for model, table in predictions.items()
     }
     if not predictions:
         raise PredictionsError(f"{PREDICTIONS}: expected predictions of {' or '.join(figures.MODEL_NAMES)}, got none")
@@ -47,9 +61,22 @@ def main() -> dict[str, Any]:
     metrics: dict[str, Any] = {"eps": p.attack.eps, "n": len(images), "groups": int(images["group"].nunique())}
     metrics |= m.baselines(images)
     metrics |= {model: m.model_metrics(table, setting) for model, table in predictions.items()}
+    for model in predictions:
+        metrics[model] |= m.smallest_budgets(read_table("minimum_eps", PREDICTIONS / model))
+        metrics[model] |= m.corrupted(read_table("corruptions", PREDICTIONS / model))
     if len(predictions) == 2:
         metrics["difference"] = m.difference(*predictions.values(), setting)
     metrics = rounded(metrics)
+
+    diagnostics = {
+        model: by_number(
+            [
+                *(Finding(**found) for found in json.loads((PREDICTIONS / model / "diagnostics.json").read_text("utf-8"))),
+                *from_tables(model, table, p.attack.eps, training.get(model), metrics["majority_rate"]),
+            ]
+        )
+        for model, table in predictions.items()
+    }
 
     tables = {
         "robustness": m.robustness_table,
@@ -77,6 +104,7 @@ def main() -> dict[str, Any]:
     sheets = {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS}
 
     write_json(METRICS / "evaluate.json", metrics)
+    write_json(METRICS / "diagnostics.json", rounded(diagnostics))
     for name, table in tables.items():
         table.to_csv(PLOTS / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     for name, png in drawn.items():
@@ -95,12 +123,25 @@ def main() -> dict[str, Any]:
         settings=settings(p),
         confidence=p.evaluate.confidence,
         suspicious_accuracy=p.evaluate.suspicious_accuracy,
-        diagnostics={},
+        diagnostics={
+            f"{id} {found['name']}, {figures.MODEL_NAMES[model]}, n = {found['n']}": found
+            for model, findings in rounded(diagnostics).items()
+            for id, found in findings.items()
+        },
     )
     REPORT.write_text(render(page), encoding="utf-8", newline="\n")
     print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %"))
+    print(listed(diagnostics))
     tracking.log_stage("evaluate", p)
+    # Last, so that everything is written and the dear stages stay in the cache; DVC then records no result.
+    if p.attack_eval.strict and (bad := failed(diagnostics)):
+        raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(bad)}")
     return metrics
+
+
+def by_number(findings: list[Finding]) -> dict[str, dict[str, Any]]:
+    """D1, D2, ..., D27 -> as metrics/diagnostics.json keeps it."""
+    return {found.id: found.record() for found in sorted(findings, key=lambda found: int(found.id[1:]))}
 
 
 def class_pictures(store: Store) -> dict[str, np.ndarray]:

@@ -1,13 +1,23 @@
 """Tables of predictions with plausible numbers, made without any model, and a whole project folder around them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages.core.predictions import COLUMNS, EXAMPLE_COLUMNS, write_examples, write_predictions
+from stages.core.diagnostics import judge
+from stages.core.predictions import (
+    COLUMNS,
+    EXAMPLE_COLUMNS,
+    TABLES,
+    write_examples,
+    write_predictions,
+    write_table,
+    write_transfer,
+)
 
 CLASSES = ("Type_1", "Type_2", "Type_3")
 EPS = 8 / 255
@@ -64,6 +74,20 @@ def make_table(model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=C
     parts += [answer("pgd", eps, slope * eps) for eps in GRID[:-1]]
     parts.append(answer("aa-k3", EPS, 1.1 * slope * EPS).iloc[::3])  # on some of the images
     return pd.concat(parts, ignore_index=True)
+
+
+def make_extras(folder: Path, table: pd.DataFrame) -> None:
+    """What attack_eval writes beside predictions.csv, on a third of the images."""
+    clean = table[table["attack"] == "none"].iloc[::3]
+    wrong = (clean["label"] != clean["prediction"]).to_numpy()
+    eps = np.where(wrong, 0.0, np.linspace(1, 64, len(clean)) / 255)
+    smallest = clean[["path", "label"]].assign(eps=eps, found=(np.arange(len(clean)) % 7 != 6) | wrong)
+    write_table("minimum_eps", smallest.astype({"found": int}), folder)
+    columns = list(TABLES["corruptions"])
+    cases = [clean.assign(corruption=name, severity=k)[columns] for name in ("blur", "glare") for k in (1, 2, 3)]
+    write_table("corruptions", pd.concat(cases), folder)
+    found = [judge("D2", 0.0, 16, fail=0), judge("D5", 0.05, 16, warn=0.01, fail=0.1), judge("D12", float("nan"), 0, fail=0.05)]
+    (folder / "diagnostics.json").write_text(json.dumps([asdict(one) for one in found]))
 
 
 def make_training(epochs=12, peak=0.75, robust=0.1) -> pd.DataFrame:
@@ -126,7 +150,12 @@ def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthet
         Image.new("RGB", (8, 8)).save(root / f"plots/{sheet}.png")
     for model, peak, robust in (("clean", 0.78, 0.02), ("adv", 0.66, 0.45)):
         if model in models:
-            write_predictions(make_table(model, n, **options), root / f"data/predictions/{model}")
+            folder, table = root / f"data/predictions/{model}", make_table(model, n, **options)
+            write_predictions(table, folder)
+            make_extras(folder, table)
+            if model == "adv":
+                some = table[(table["attack"] == "pgd") & (table["eps"] == EPS)].iloc[::3].assign(attack="transfer")
+                write_transfer(pd.concat([some.assign(target=name) for name in models]), folder)
             make_examples(root / f"data/predictions/{model}/examples", classes, size)
             make_training(peak=peak, robust=robust).to_csv(root / f"plots/training_{model}.csv", index=False)
     return root

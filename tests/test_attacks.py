@@ -4,12 +4,15 @@ import dataclasses
 
 import foolbox
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from stages.core import attacks
+from stages.core import attacks, ensemble
 from stages.core.attacks import BudgetError, image_noise, verify
 from stages.core.batches import Split
+from stages.core.checkpoints import Checkpoint, Journal
+from stages.core.ensemble import Target
 from stages.core.params import Attack, AttackEval
 from stages.core.perturbations import lead, pgd
 from stages.core.predictions import check
@@ -26,6 +29,8 @@ PARAMS = AttackEval(
     subset=12,
     aa_steps=10,
     aa_queries=30,
+    min_eps_rounds=3,
+    strict=False,
     examples=2,
 )
 L2 = 1.0  # a budget that breaks some of the toy pictures and not all
@@ -114,6 +119,61 @@ def test_table_keeps_the_contract_and_the_curve_falls(trained, fabric):
         "aa-k3",
     }
     assert (table["linf"] <= table["eps"] + 1e-6).all()
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+def test_a_killed_attack_goes_on_where_it_was_with_the_same_table(trained, fabric, tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    store, model = trained
+    threat = Attack("linf", EPS, (EPS / 2, EPS))
+    expected = attack_table(fabric, model, store, threat, PARAMS)
+    checkpoint = Checkpoint("attack_eval_clean", "key")
+    calls = []
+
+    def stop_after(count):
+        original = ensemble.attack_survivors
+
+        def counted(*args):
+            if len(calls) == count:
+                raise Killed
+            calls.append(args[2])  # the attack's name
+            return original(*args)
+
+        monkeypatch.setattr(ensemble, "attack_survivors", counted)
+        return original
+
+    for limit in (3, 8, 99):
+        original = stop_after(limit)
+        try:
+            with checkpoint.held(fabric):
+                table = attack_table(fabric, model, store, threat, PARAMS, journal=Journal(checkpoint))
+                assert checkpoint.file.exists()
+        except Killed:
+            assert limit < 99
+        monkeypatch.setattr(ensemble, "attack_survivors", original)
+    pd.testing.assert_frame_equal(table, expected, check_exact=True)
+    assert calls.count("pgd") == 2, "once for each budget: nothing that was finished is done again"
+    assert len(calls) == 11
+    assert not checkpoint.file.exists(), "nothing is left behind"
+
+
+def test_transfer_keeps_the_budget_and_needs_a_second_model(trained, fabric):
+    store, model = trained
+    torch.manual_seed(3)
+    split = Split.of(store, "test")
+    source = Target(fabric, SmallNet().eval(), SmallNet().eval(), split, "linf", 7, 0)
+    target = dataclasses.replace(source, model=model, twin=model)
+    positions = np.arange(0, 24, 3)
+    own = ensemble.transfer(target, target, store, 0.1, 10, positions)
+    other = ensemble.transfer(source, target, store, 0.1, 10, positions)
+    assert list(own["path"]) == list(other["path"]) == list(store.manifest["path"].iloc[split.rows[positions]])
+    for table in (own, other):
+        assert (table["linf"] <= 0.1 + 1e-6).all()
+        assert set(table["attack"]) == {"transfer"}
+    assert (own["label"] == own["prediction"]).sum() < (other["label"] == other["prediction"]).sum()
 
 
 def test_noise_belongs_to_the_image():

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from stages import evaluate
+from stages.core.diagnostics import judge
+from stages.core.errors import InputError
 from stages.core.predictions import PredictionsError
 from tests.prediction_tables import CLASSES, make_project
 
@@ -33,7 +35,12 @@ def project(folder: Path, monkeypatch, **options) -> Path:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    files = [*folder.glob("plots/*"), folder / "metrics/evaluate.json", folder / "data/report.html"]
+    files = [
+        *folder.glob("plots/*"),
+        *folder.glob("metrics/[!d]*"),
+        folder / "metrics/diagnostics.json",
+        folder / "data/report.html",
+    ]
     return {file.name: file.read_bytes() for file in sorted(files)}
 
 
@@ -56,6 +63,7 @@ def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
         f"{n}.csv" for n in CSVS | {"training_clean", "training_adv"}
     } | {
         "evaluate.json",
+        "diagnostics.json",
         "report.html",
     }
     for name in PNGS:
@@ -178,3 +186,31 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
         of_rev = cells[cells["rev"] == rev].set_index(keys)["count"]
         assert of_rev.sort_index().astype(str).equals(table.set_index(keys)["count"].sort_index().astype(str))
         assert len(of_rev) == 4 * len(CLASSES) ** 2
+
+
+def test_strict_ends_with_an_error_after_everything_is_written(tmp_path, monkeypatch, capsys):
+    folder = project(tmp_path / "p", monkeypatch, size=32)
+    evaluate.main()
+    found = finite_and_sorted((folder / "metrics/diagnostics.json").read_text())
+    assert set(found) == {"clean", "adv"}
+    assert {"D2", "D5", "D8", "D9", "D11", "D17", "D27"} <= set(found["adv"])
+    assert found["adv"]["D5"] == {
+        "verdict": "WARN",
+        "value": 0.05,
+        "threshold": "> 0.01 WARN, > 0.1 FAIL",
+        "n": 16,
+        "name": "pictures without a gradient",
+    }
+    assert found["adv"]["D12"]["verdict"] == "not enough to say"
+    assert "[WARN] D5 pictures without a gradient: 0.05 (n = 16)" in capsys.readouterr().out
+
+    file = folder / "data/predictions/adv/diagnostics.json"
+    file.write_text(json.dumps([vars(judge("D2", 1.0, 16, fail=0))]))
+    evaluate.main()  # a FAIL is said, and the stage ends well unless it is to be strict
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("strict: false", "strict: true"))
+    report = folder / "data/report.html"
+    report.unlink()
+    with pytest.raises(InputError, match=r"attack_eval\.strict: expected no diagnostic that says FAIL, got adv D2"):
+        evaluate.main()
+    assert report.exists()

@@ -118,8 +118,6 @@ def test_worst_case_is_per_image_over_attacks_and_smaller_budgets():
     assert result["clean_correct"] == 3
     assert result["attack_success_rate"] == {"uniform_noise": 0.0, "fgsm": pytest.approx(1 / 3), "pgd": 0.0}
     assert result["attack_success_rate_worst"] == pytest.approx(2 / 3)
-    assert list(m.minimum_eps(table)) == [0.0, EPS, EPS / 2, np.inf]
-    assert result["median_min_eps"] == EPS
     assert result["expected_robustness"] == pytest.approx((0.5 + 0.25) / 2)
 
 
@@ -187,7 +185,25 @@ def test_perfect_model_reads_as_one():
     for name in ("clean_accuracy", "balanced_accuracy", "macro_f1", "auc", "robust_accuracy_worst"):
         assert result[name] == 1.0
     assert result["attack_success_rate_worst"] == 0.0
-    assert "median_min_eps" not in result  # never broken: no budget to name
+
+
+def test_median_smallest_budget_is_of_the_right_ones_and_one_that_was_found():
+    table = pd.DataFrame({"path": list("abcd"), "label": "x", "eps": [0.0, 0.01, 0.02, 0.25], "found": [1, 1, 1, 0]})
+    assert m.smallest_budgets(table) == {"min_eps_images": 3, "median_min_eps": 0.02}
+    assert m.smallest_budgets(table.assign(found=[1, 1, 0, 0])) == {"min_eps_images": 3}  # more than half withstood all
+    assert m.smallest_budgets(table.iloc[:1]) == {"min_eps_images": 0}
+
+
+def test_an_attack_on_some_images_is_measured_on_those():
+    table = make_table("clean", 60)
+    some = m.answers(table, "aa-k3", EPS)
+    result = m.model_metrics(table, setting(table))
+    assert result["attacked_images"]["aa-k3"] == len(some) == 20
+    assert result["attacked_images"]["pgd"] == 60
+    assert result["robust_accuracy"]["aa-k3"] == pytest.approx(m.right(some).mean())
+    curve = m.robustness_table("clean", table, setting(table)).set_index("attack")
+    assert curve.loc["aa-k3", "count"] == 20
+    assert curve.loc["aa-k3", "low"] <= curve.loc["aa-k3", "accuracy"] <= curve.loc["aa-k3", "high"]
 
 
 def test_missing_budget_is_named():

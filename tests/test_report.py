@@ -25,6 +25,8 @@ def make_report(models=("clean", "adv"), *, data=None, tables=None, pictures=Non
     setting = m.Setting(EPS, GRID, m.Intervals(images["group"], 0.95, 200, 0))
     metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | m.baselines(images)
     metrics |= {model: m.model_metrics(table, setting) for model, table in tables.items()}
+    for model, table in tables.items():
+        metrics[model] |= {"min_eps_images": len(m.answers(table)), "median_min_eps": EPS / 3}
     if len(tables) == 2:
         metrics["difference"] = m.difference(*tables.values(), setting)
     test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.core import autoattack
+from stages.core import autoattack, perturbations
 from stages.core.attacks import Attack, Noise, attacks_at_budget, curve_attack, image_noise, verify
 from stages.core.batches import Split
 from stages.core.checkpoints import Journal
@@ -21,7 +21,7 @@ from stages.core.devices import crafting
 from stages.core.params import Attack as ThreatModel
 from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode, lead
-from stages.core.predictions import CLEAN, probability_columns
+from stages.core.predictions import CLEAN, TRANSFER, probability_columns
 from stages.core.store import Store
 
 
@@ -149,6 +149,17 @@ def _plan(threat: ThreatModel, p: AttackEval) -> list[tuple[str, float, int, Att
         named = attacks_at_budget(p, threat.norm) if eps == threat.eps else {"pgd": curve_attack(p, threat.norm)}
         plan += [(name, eps, steps, attack) for name, (attack, steps) in named.items()]
     return plan
+
+
+def transfer(source: Target, target: Target, store: Store, eps: float, steps: int, positions: np.ndarray) -> pd.DataFrame:
+    """Rows as in predictions.csv: ``target`` under pictures that PGD made for ``source``, with all its steps."""
+
+    def attack(_: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        start, alpha = noise("uniform", 0), 2.5 * eps / steps
+        return perturbations.pgd(source.twin, x, y, eps, start, alpha=alpha, steps=steps, norm=source.norm)
+
+    outcome = attack_survivors(target, unattacked(target), TRANSFER, attack, eps, positions)
+    return _rows(store, target, positions, TRANSFER, eps, steps, outcome)
 
 
 def worst_within(done: dict[tuple[str, float], Outcome], eps: float, labels: Tensor) -> Outcome:

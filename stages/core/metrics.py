@@ -168,12 +168,19 @@ def expected_calibration_error(rows: pd.DataFrame) -> float:
     return float((bins["count"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / len(rows))
 
 
-def minimum_eps(table: pd.DataFrame) -> np.ndarray:
-    """(n,) the smallest budget tried at which the answer is wrong, an upper bound of the true one; 0: as it is; inf: never."""
-    smallest = np.full(table["path"].nunique(), np.inf)
-    for eps in [*reversed(budgets(table)), 0.0]:
-        smallest[~right(worst_answers(table, eps))] = eps
-    return smallest
+def smallest_budgets(table: pd.DataFrame) -> dict[str, Any]:
+    """Of the images that are right as they are: half of them are changed within ``median_min_eps`` (the lower middle one)."""
+    rows = table[(table["eps"] > 0) | (table["found"] == 0)].sort_values(["eps", "found"])
+    result: dict[str, Any] = {"min_eps_images": len(rows)}
+    if len(rows) and rows["found"].iloc[(len(rows) - 1) // 2]:
+        result["median_min_eps"] = float(rows["eps"].iloc[(len(rows) - 1) // 2])
+    return result
+
+
+def corrupted(table: pd.DataFrame) -> dict[str, Any]:
+    """Share still right under each common defect, mean over its severities."""
+    shares = pd.Series(right(table)).groupby(table["corruption"].to_numpy(), sort=False).mean()
+    return {"corrupted_accuracy": shares.to_dict(), "corrupted_images": int(table["path"].nunique())}
 
 
 def model_metrics(table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
@@ -220,10 +227,6 @@ def model_metrics(table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
             (~worst_right)[clean_right].mean(),
             intervals.share(~worst_right, among=clean_right),
         )
-        # Of the images that are right as they are, like the success rate; the lower middle one, so that it is a tried budget.
-        ordered = np.sort(minimum_eps(table)[clean_right])
-        if np.isfinite(median := ordered[(len(ordered) - 1) // 2]):
-            result["median_min_eps"] = float(median)
     if all(attacks_at(table, eps) for eps in setting.eps_grid):
         robust = [right(worst_answers(table, eps)) for eps in setting.eps_grid]
         mean_over_grid = np.mean(robust, axis=0)

@@ -53,9 +53,9 @@ class Classifier(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) in [0, 1] -> logits (B, K), float32 also under autocast."""
+        """x (B, 3, H, W) in [0, 1] -> logits (B, K) as precise as x, also under autocast."""
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # fastest for convolutions
-        return self.backbone(x).float()
+        return self.backbone(x).to(x.dtype)
 
     @property
     def head(self) -> str:

@@ -228,6 +228,8 @@ class AttackEval:
     subset: int = integer(2)
     aa_steps: int = integer(2)
     aa_queries: int = integer(1)
+    min_eps_rounds: int = integer(1)
+    strict: bool = flag()
     examples: int = integer(1, 16)
 
 

@@ -39,7 +39,7 @@ def length(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1)[:, None, None, None]
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
+def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: str = "linf") -> Tensor:
     """A point that is an image and within eps of x: the nearest one for linf; for l2 scaled back to the ball, then clipped."""
     if norm == "linf":
         return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
@@ -81,10 +81,10 @@ def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps: float,
+    eps: float | Tensor,
     noise: Tensor | None = None,
     *,
-    alpha: float,
+    alpha: float | Tensor,
     steps: int,
     norm: str = "linf",
     stop_lead: float | None = None,
@@ -92,10 +92,12 @@ def pgd(
     """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise: BIM (1607.02533).
 
     Returns for every image the visited point, the last one included, at which a wrong class leads by most: so an iterate that
-    fooled the model is never lost. With ``stop_lead`` an image leaves the batch once a wrong class leads by that many logits.
+    fooled the model is never lost. eps and alpha may be (B, 1, 1, 1), a budget for each image. With ``stop_lead`` an image
+    leaves the batch once a wrong class leads by that many logits.
     """
     best, best_lead = x.clone(), x.new_full((len(x),), -torch.inf)
     todo = torch.arange(len(x), device=x.device)
+    eps, alpha = (torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 1) for value in (eps, alpha))
     point = x if noise is None else project(x + eps * in_ball(noise, norm), x, eps, norm)
     with attack_mode(model):
         for step in range(steps + 1):
@@ -114,7 +116,7 @@ def pgd(
                 todo, point, gradient = todo[going], point[going], gradient[going]
                 if not len(todo):
                     break
-            point = project(point + alpha * ascent(gradient, norm), x[todo], eps, norm)
+            point = project(point + alpha[todo] * ascent(gradient, norm), x[todo], eps[todo], norm)
     return best
 
 

@@ -2,7 +2,10 @@
 
 ``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
 and budget that was run; a dear attack (``on_subset``) may have been run on some of the images, at each budget the same ones.
-``examples/examples.csv``: the few images that are shown, with the names of their PNG files.
+``transfer.csv`` (of adv): in the same form, both models (``target``) attacked with pictures made for the other one.
+``minimum_eps.csv``, ``corruptions.csv``: the smallest budget found, and common defects, on some of the images.
+``diagnostics.json``: a list of findings (diagnostics.py). ``examples/examples.csv``: the few images that are shown, with the
+names of their PNG files.
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ import pandas as pd
 
 from stages.core.errors import InputError
 
+TRANSFER = "transfer"  # pictures made for another model
 CLEAN = "none"  # the name of the attack that isn't one
 TEXT = ("path", "group", "label", "attack", "found_by", "prediction")
 COLUMNS = (
@@ -44,6 +48,13 @@ EXAMPLE_COLUMNS = (
     "adversarial",
 )
 
+TABLES = {
+    # eps: smallest budget at which the answer was found wrong, 0 = as it is; found: 0 = not even at eps, the largest tried
+    "minimum_eps": ("path", "label", "eps", "found"),
+    # severity 1 to 3; confidence: probability of the predicted class
+    "corruptions": ("path", "label", "corruption", "severity", "prediction", "confidence"),
+}
+
 
 class PredictionsError(InputError):
     """A table of predictions is missing, incomplete or contradicts itself; the message names file and column."""
@@ -56,7 +67,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 def on_subset(attack: str) -> bool:
     """Whether the attack may have been run on some of the images only."""
-    return attack.startswith("aa-k")
+    return attack.startswith("aa-k") or attack == TRANSFER
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
@@ -117,6 +128,38 @@ def read_predictions(folder: Path | str) -> pd.DataFrame:
     """The checked table in ``<folder>/predictions.csv``. Text columns stay text: a class may be called ``1`` or ``NA``."""
     file = Path(folder) / "predictions.csv"
     return check(_read(file, TEXT), str(file))
+
+
+def write_transfer(table: pd.DataFrame, folder: Path | str) -> Path:
+    """Write ``<folder>/transfer.csv``: columns of predictions.csv, then ``target``, the model that is attacked."""
+    return _write(table, Path(folder) / "transfer.csv")
+
+
+def read_transfer(folder: Path | str, target: str) -> pd.DataFrame:
+    """The rows about one model, to be added to its predictions; none where there is no such file."""
+    file = Path(folder) / "transfer.csv"
+    if not file.exists():
+        return pd.DataFrame()
+    table = _read(file, (*TEXT, "target"))
+    return table[table["target"] == target].drop(columns="target")
+
+
+def write_table(name: str, table: pd.DataFrame, folder: Path | str) -> Path:
+    """Write ``<folder>/<name>.csv``, one of TABLES."""
+    return _write(_check_table(name, table, name), Path(folder) / f"{name}.csv")
+
+
+def read_table(name: str, folder: Path | str) -> pd.DataFrame:
+    """The table in ``<folder>/<name>.csv``, one of TABLES."""
+    file = Path(folder) / f"{name}.csv"
+    text = [column for column in TABLES[name] if column in ("path", "label", "corruption", "prediction")]
+    return _check_table(name, _read(file, text), str(file))
+
+
+def _check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
+    if tuple(table.columns) != TABLES[name]:
+        raise PredictionsError(f"{where}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}")
+    return table
 
 
 def write_examples(table: pd.DataFrame, folder: Path | str) -> Path:

@@ -1,0 +1,208 @@
+"""Can the attacks be trusted? The verdicts D1 to D27, and those of them that need only tables.
+
+After Carlini et al. (arXiv:1902.06705), AutoAttack's checks (2003.01690) and Pintor et al. (2106.09947). Those that need a
+model are in probes.py.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.core import metrics as m
+
+PASS, WARN, FAIL, INFO, UNKNOWN = "PASS", "WARN", "FAIL", "INFO", "not enough to say"
+NAMES = {
+    "D1": "no pixel leaves its budget, also as a picture of 8 bits",
+    "D2": "the model gives logits, not probabilities",
+    "D3": "same picture, same answer, alone or in a batch",
+    "D4": "an attack leaves the model as it was, in eval mode",
+    "D5": "pictures without a gradient",
+    "D6": "gradient against finite differences",
+    "D7": "change of the loss under random noise",
+    "D8": "a stronger attack breaks no less",
+    "D9": "broken without gradients only (Square, transfer)",
+    "D10": "broken by random noise but not by PGD",
+    "D11": "accuracy never rises with the budget",
+    "D12": "still right where a quarter of all values may change",
+    "D13": "broken by twice the steps",
+    "D14": "attacks that haven't converged",
+    "D15": "successes lost on the way",
+    "D16": "broken by four more random starts",
+    "D17": "pictures made for the other model do more than its own",
+    "D18": "an attack helps the model",
+    "D19": "kinds of attack not seen in training",
+    "D20": "catastrophic overfitting: fooled by PGD though not by FGSM",
+    "D21": "robust overfitting: best epoch minus last",
+    "D22": "broken by another loss or another scale of logits",
+    "D23": "pictures that a saved PNG changes",
+    "D24": "broken only in full precision",
+    "D25": "gap of confidence and accuracy under attack (ECE)",
+    "D26": "share of the commonest answer under attack",
+    "D27": "robust accuracy minus that of the commonest class",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One verdict. value and threshold are in the same unit (shares in [0, 1]); n: pictures it was computed on."""
+
+    id: str
+    verdict: str
+    value: float | None
+    threshold: str
+    n: int
+
+    def record(self) -> dict[str, Any]:
+        """As metrics/diagnostics.json keeps it; a value that isn't there is left out."""
+        return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {"name": NAMES[self.id]}
+
+
+def judge(
+    id: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None, images: int | None = None
+) -> Finding:
+    """Above ``fail`` FAIL, above ``warn`` WARN. A share counts only with more than one image behind it where ``images`` (how
+    many) is given; without images there is nothing to say."""
+    limits = [f"> {limit:g} {verdict}" for limit, verdict in ((warn, WARN), (fail, FAIL)) if limit is not None]
+    threshold = ", ".join(limits) + (" and more than one picture" if images is not None else "")
+    if n == 0 or not math.isfinite(value):
+        return Finding(id, UNKNOWN, None, threshold, n)
+    enough = images is None or images > 1
+    if enough and fail is not None and value > fail:
+        verdict = FAIL
+    else:
+        verdict = WARN if enough and warn is not None and value > warn else PASS
+    return Finding(id, verdict, float(value), threshold, n)
+
+
+def from_tables(
+    model: str, table: pd.DataFrame, eps: float, training: pd.DataFrame | None, majority_rate: float
+) -> list[Finding]:
+    """The verdicts about one model that its predictions and its training curve suffice for.
+
+    table: its predictions.csv, with the rows of ``transfer`` where there are any.
+    """
+    images = m.answers(table)
+    clean = m.right(images)
+    broken = {attack: m.right_of(table, attack, eps) for attack in m.attacks_at(table, eps)}  # (still right, was run)
+    success = {attack: ~hits & among for attack, (hits, among) in broken.items()}
+    gradient = [attack for attack in ("fgsm", "bim", "pgd") if attack in success]
+    return [
+        _ladder(broken),
+        _black_box(table, eps, success, broken),
+        _noise(success, len(images)),
+        _monotone(table),
+        _transfer(broken),
+        judge("D18", max([broken[a][0].mean() - clean.mean() for a in gradient], default=math.nan), len(images), fail=0),
+        _independence(table, eps),
+        *_training(model, training),
+        *_answers(model, table, eps, majority_rate),
+    ]
+
+
+def _ladder(broken: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Finding:
+    """noise, FGSM, PGD, the ensemble: the largest step back in success, on the images that both rungs were run on."""
+    ensemble = [attack for attack in broken if attack.startswith("aa-k")]
+    rungs = [attack for attack in ("uniform_noise", "fgsm", "pgd", *ensemble) if attack in broken]
+    worst, images, n = 0.0, 0, 0
+    for weak, strong in itertools.pairwise(rungs):
+        among = broken[weak][1] & broken[strong][1]
+        back = int(broken[strong][0][among].sum()) - int(broken[weak][0][among].sum())
+        if back > images:
+            worst, images = back / among.sum(), back
+        n = max(n, int(among.sum()))
+    return judge("D8", worst if len(rungs) > 1 else math.nan, n, fail=0.01, images=images)
+
+
+def _black_box(
+    table: pd.DataFrame,
+    eps: float,
+    success: Mapping[str, np.ndarray],
+    broken: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> Finding:
+    """Square comes last in the ensemble: what it found, nothing with gradients had. Transfer counts likewise."""
+    ensemble = [attack for attack in broken if attack.startswith("aa-k")]
+    if not ensemble:
+        return judge("D9", math.nan, 0, warn=0.002, fail=0.02)
+    rows = m.answers(table, ensemble[0], eps)
+    among = broken[ensemble[0]][1]
+    found = np.zeros(len(among), bool)
+    found[among] = ~m.right(rows) & (rows["found_by"] == "square").to_numpy()
+    if "transfer" in success:
+        found |= success["transfer"] & among & broken[ensemble[0]][0]
+    return judge("D9", found.sum() / among.sum(), int(among.sum()), warn=0.002, fail=0.02)
+
+
+def _noise(success: Mapping[str, np.ndarray], n: int) -> Finding:
+    noise = [success[attack] for attack in ("uniform_noise", "gaussian_noise") if attack in success]
+    if not noise or "pgd" not in success:
+        return judge("D10", math.nan, 0, fail=0.005)
+    return judge("D10", (np.any(noise, axis=0) & ~success["pgd"]).mean(), n, fail=0.005)
+
+
+def _monotone(table: pd.DataFrame) -> Finding:
+    curve = [m.right_of(table, "pgd", eps)[0] for eps in m.budgets(table) if "pgd" in m.attacks_at(table, eps)]
+    if len(curve) < 2:
+        return judge("D11", math.nan, 0, fail=0, images=0)
+    back = max(int(b.sum()) - int(a.sum()) for a, b in itertools.pairwise(curve))
+    return judge("D11", back / len(curve[0]), len(curve[0]), fail=0, images=back)
+
+
+def _transfer(broken: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Finding:
+    if "transfer" not in broken or "pgd" not in broken:
+        return judge("D17", math.nan, 0, fail=0)
+    among = broken["transfer"][1]
+    more = broken["pgd"][0][among].mean() - broken["transfer"][0][among].mean()
+    return judge("D17", more, int(among.sum()), fail=0)
+
+
+def _independence(table: pd.DataFrame, eps: float) -> Finding:
+    """Training takes steps along the gradient's sign; the ensemble adds minimum-norm steps (FAB-T) and random search."""
+    others = sum(attack.startswith("aa-k") or attack == "transfer" for attack in m.attacks_at(table, eps))
+    return Finding("D19", PASS if others else WARN, float(others), "0 WARN", int(table["path"].nunique()))
+
+
+def _training(model: str, training: pd.DataFrame | None) -> list[Finding]:
+    if model != "adv" or training is None:
+        return []
+    n = len(training)
+    robust = training["val_robust_accuracy"]
+    gap = training["val_fgsm_accuracy"] - robust if "val_fgsm_accuracy" in training else pd.Series([math.nan])
+    chosen = training["chosen"] == 1 if "chosen" in training else pd.Series([True] * n)
+    value = gap[chosen].max() if "val_fgsm_accuracy" in training else math.nan
+    return [judge("D20", value, n, warn=0.15), judge("D21", robust.max() - robust.iloc[-1], n, warn=0.02)]
+
+
+def _answers(model: str, table: pd.DataFrame, eps: float, majority_rate: float) -> list[Finding]:
+    worst = m.worst_answers(table, eps)
+    commonest = worst["prediction"].value_counts(normalize=True).iloc[0]
+    above = m.right(worst).mean() - majority_rate
+    # A model that never met an attack promises nothing: below the constant answer is a finding about it, no fault.
+    beaten = INFO if model == "clean" else (PASS if above > 0 else FAIL)
+    return [
+        Finding("D25", INFO, m.expected_calibration_error(worst), "", len(worst)),
+        judge("D26", commonest, len(worst), warn=0.9),
+        Finding("D27", beaten, float(above), "<= 0 FAIL", len(worst)),
+    ]
+
+
+def failed(findings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """``adv D27``: what is FAIL in the contents of metrics/diagnostics.json."""
+    return [f"{model} {id}" for model, found in findings.items() for id, one in found.items() if one["verdict"] == FAIL]
+
+
+def listed(findings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A line for every verdict that isn't PASS, and how many are."""
+    lines = []
+    for model, found in findings.items():
+        passed = sum(one["verdict"] == PASS for one in found.values())
+        lines.append(f"diagnostics of {model}: {passed} of {len(found)} PASS")
+        for id, one in found.items():
+            if one["verdict"] != PASS:
+                value = f" {one['value']:.3g}" if "value" in one else ""
+                lines.append(f"  [{one['verdict']}] {id} {one['name']}:{value} (n = {one['n']})")
+    return "\n".join(lines)
