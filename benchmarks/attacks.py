@@ -1,0 +1,147 @@
+"""Time and strength of our attacks beside the libraries', on the same trained models and test images.
+
+    python benchmarks/attacks.py [--images 64] [--steps 100] [--queries 1000] [--project .]
+
+For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of params.yaml:
+
+    PGD-20        foolbox's LinfPGD, and ours: same step size, one random start
+    ensemble      pyautoattack's own run of the parts that work with these classes, and ours: PGD-20 first, then the same
+                  parts on what is left, for two or three classes with APGD on the margin besides
+
+Speed without strength means nothing, so the share of images that are still right stands beside the time. Every program runs
+once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times don't.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import foolbox
+import numpy as np
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stages.core import attacks, autoattack, models  # noqa: E402
+from stages.core.batches import Split  # noqa: E402
+from stages.core.devices import crafting, make_fabric  # noqa: E402
+from stages.core.ensemble import score  # noqa: E402
+from stages.core.params import load_all  # noqa: E402
+from stages.core.store import open_store  # noqa: E402
+
+PGD_STEPS, WARM_UP = 20, 4
+
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+def timed(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
+    """Seconds, and how many images are still right: scored by the model itself in float32."""
+    run(x[:WARM_UP], y[:WARM_UP])
+    start = time.perf_counter()
+    x_adv = run(x, y)
+    seconds = time.perf_counter() - start
+    return seconds, int((score(model, x_adv).argmax(1) == y).sum())
+
+
+def foolbox_pgd(model: nn.Module, eps: float) -> Run:
+    oracle = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * eps / PGD_STEPS, steps=PGD_STEPS, random_start=True)
+    return lambda x, y: attack(oracle, x, y, epsilons=eps)[1]
+
+
+def noise_of(x: Tensor) -> attacks.Noise:
+    return attacks.image_noise(0, np.arange(len(x)), x.shape[1:], x)
+
+
+def our_pgd(twin: nn.Module, eps: float, fabric: object) -> Run:
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with crafting(fabric):
+            return attacks.pgd(twin, x, y, eps, noise_of(x), steps=PGD_STEPS, restarts=1)
+
+    return run
+
+
+def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, queries: int) -> Run:
+    """pyautoattack's own run; with fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place."""
+    oracle = AutoAttack(model, eps=eps, seed=0, version="custom", device=next(model.parameters()).device)
+    oracle.attacks_to_run = ["apgd-ce", "apgd-t" if classes >= 4 else "apgd-dlr", "fab-t", "square"]
+    how = {"n_iter": steps, "norm": "Linf", "eps": eps, "seed": 0, "device": oracle.device, "logger": oracle.logger}
+    oracle.apgd = APGDAttack(model, n_restarts=1, **how)
+    targets = min(9, classes - 1)
+    oracle.apgd_targeted = APGDAttack_targeted(model, n_restarts=1, n_target_classes=targets, **how)
+    oracle.fab.n_iter, oracle.fab.n_target_classes, oracle.square.n_queries = steps, targets, queries
+    return lambda x, y: oracle.run_standard_evaluation(x.contiguous(), y)[0]
+
+
+def our_ensemble(model: nn.Module, twin: nn.Module, classes: int, eps: float, steps: int, queries: int, fabric: object) -> Run:
+    parts = autoattack.parts(classes, steps=steps, queries=queries, norm="linf", seed=0)
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        found = our_pgd(twin, eps, fabric)(x, y)
+        for attack in parts.values():
+            left = (score(model, found).argmax(1) == y).nonzero().squeeze(1)
+            if not len(left):
+                break
+            found[left] = attack(twin, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
+        attacks.verify(x, found, eps)
+        return found
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=100, help="iterations of APGD and FAB-T")
+    parser.add_argument("--queries", type=int, default=1000, help="of Square")
+    parser.add_argument("--project", type=Path, default=Path("."), help="folder with data/ and params.yaml")
+    options = parser.parse_args()
+    params = load_all(options.project / "params.yaml")
+    store = open_store(options.project / "data/processed")
+    fabric = make_fabric(params.runtime)
+    test = Split.of(store, "test").stratified(options.images, params.seed)
+    x, y = test.batch(np.arange(len(test)), fabric.device)
+    classes, eps = len(store.classes), params.attack.eps
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "foolbox", "pyautoattack"))
+    print(
+        f"{versions}, Python {platform.python_version()}; {fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    )
+    print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255, {options.steps} iterations, "
+          f"{options.queries} queries; ART: not compared")  # fmt: skip
+
+    for name in ("clean", "adv"):
+        file = options.project / f"data/models/{name}.safetensors"
+        if not file.exists():
+            print(f"{name}: {file} isn't there; run the pipeline first")
+            continue
+        model = models.load(file, store.classes, x.shape[-1]).to(fabric.device)
+        twin = models.folded(model)
+        right = int((score(model, x).argmax(1) == y).sum())
+        print(f"{name}: {model.arch}, {right} of {len(x)} right without an attack")
+        duels = {
+            f"PGD-{PGD_STEPS}": (("foolbox", foolbox_pgd(model, eps)), ("ours", our_pgd(twin, eps, fabric))),
+            "ensemble": (
+                ("pyautoattack", library_ensemble(model, classes, eps, options.steps, options.queries)),
+                ("ours", our_ensemble(model, twin, classes, eps, options.steps, options.queries, fabric)),
+            ),
+        }
+        for title, ((rival, theirs), (us, ours)) in duels.items():
+            seconds, left = timed(theirs, model, x, y)
+            our_seconds, our_left = timed(ours, model, x, y)
+            print(f"  {title:9} {rival:13} {seconds:8.2f} s, {left:3} still right")
+            print(
+                f"  {title:9} {us:13} {our_seconds:8.2f} s, {our_left:3} still right: {seconds / our_seconds:.1f} times as fast"
+            )
+
+
+if __name__ == "__main__":
+    main()
