@@ -112,11 +112,10 @@ def main() -> None:
     x, y = test.batch(np.arange(len(test)), fabric.device)
     classes, eps = len(store.classes), params.attack.eps
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "foolbox", "pyautoattack"))
-    print(
-        f"{versions}, Python {platform.python_version()}; {fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
-    )
-    print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255, {options.steps} iterations, "
-          f"{options.queries} queries; ART: not compared")  # fmt: skip
+    print(f"{versions}, Python {platform.python_version()}")
+    print(f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores; ART: not compared")
+    print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
+    print(f"ensemble: {options.steps} iterations, {options.queries} queries")
 
     for name in ("clean", "adv"):
         file = options.project / f"data/models/{name}.safetensors"
@@ -138,9 +137,8 @@ def main() -> None:
             seconds, left = timed(theirs, model, x, y)
             our_seconds, our_left = timed(ours, model, x, y)
             print(f"  {title:9} {rival:13} {seconds:8.2f} s, {left:3} still right")
-            print(
-                f"  {title:9} {us:13} {our_seconds:8.2f} s, {our_left:3} still right: {seconds / our_seconds:.1f} times as fast"
-            )
+            ratio = f"{seconds / our_seconds:.1f} times as fast"
+            print(f"  {title:9} {us:13} {our_seconds:8.2f} s, {our_left:3} still right: {ratio}")
 
 
 if __name__ == "__main__":
