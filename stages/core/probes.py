@@ -220,10 +220,10 @@ def _saved(model: nn.Module, x: Tensor, x_adv: Tensor, fooled: Tensor, y: Tensor
 
 
 def _converged(leads: Tensor, fooled: Tensor) -> Finding:
-    """D14: share of images that are unbroken and whose best margin grew by more than 5 % of its range in the last 10 steps (or
-    the last half of fewer than 20)."""
+    """D14: share of images that are unbroken and whose best margin grew by more than 5 % of its range in the last 10 steps (or the
+    last quarter of fewer than 40)."""
     best = leads.cummax(0).values  # (steps + 1, n)
-    last = min(10, len(leads) // 2)
+    last = min(10, max(1, len(leads) // 4))
     moved = (best[-1] - best[-1 - last]) / (best[-1] - best[0]).clamp_min(1e-12)
     return judge("D14", float(((moved > 0.05) & ~fooled).float().mean()), len(fooled), warn=0.1)
 
