@@ -220,7 +220,7 @@ def _saved(model: nn.Module, x: Tensor, x_adv: Tensor, fooled: Tensor, y: Tensor
 
 
 def _converged(leads: Tensor, fooled: Tensor) -> Finding:
-    """D14: share of images that are unbroken and whose best margin grew by more than 5 % of its range in the last 10 steps (or the
+    """D14: share of images, unbroken, whose best margin grew by more than 5 % of its range in the last 10 steps (or the
     last quarter of fewer than 40)."""
     best = leads.cummax(0).values  # (steps + 1, n)
     last = min(10, max(1, len(leads) // 4))
