@@ -47,7 +47,8 @@ def log_epoch(stage: str, row: Mapping[str, Any]) -> None:
     """Log one epoch of a training under way: numbers by name, among them ``epoch``. Never raises."""
     if not _failed and load_all().runtime.tracking:
         session, scores = _session(), results.epoch_scores([row])
-        session.add(session.run_for(stage, scores), scores)
+        with session.lock:  # SQLite gives up after 20 s of other writers; on a busy machine workers of a queue reach that
+            session.add(session.run_for(stage, scores), scores)
 
 
 @_guarded
@@ -57,7 +58,9 @@ def log_stage(stage: str, params: Any) -> None:
     ``stage`` is its name in DVC, ``attack_eval@clean`` for an item of a matrix; ``params`` what ``load_params`` gave it.
     """
     if load_all().runtime.tracking:
-        _session().log_stage(stage, flatten(params), environment_tags())
+        session = _session()
+        with session.lock:
+            session.log_stage(stage, flatten(params), environment_tags())
 
 
 def main() -> int:
