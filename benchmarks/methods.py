@@ -55,7 +55,7 @@ def shrunk(store: Store, size: int) -> Store:
     """The same photographs at another size."""
     if size == store.images.shape[1]:
         return store
-    x = torch.from_numpy(np.asarray(store.images)).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+    x = torch.from_numpy(np.array(store.images)).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
     small = F.interpolate(x, (size, size), mode="area").round().byte().permute(0, 2, 3, 1)
     return dataclasses.replace(store, images=small.numpy())
 
