@@ -116,6 +116,14 @@ def test_headline_in_words_and_as_a_table():
     assert max(map(len, table.splitlines())) < 130
 
 
+def test_an_attack_that_not_every_photograph_saw_says_how_many_did():
+    made = make_report()
+    names = [row["attack"] for row in page.attack_rows(made)]
+    assert f"aa-k3 ({made.metrics['n'] // 3} photographs)" in names
+    assert "pgd" in names
+    assert "on some of the photographs only" in page.render(made)
+
+
 def test_synthetic_pictures_are_called_synthetic_and_only_real_ones_suspected():
     assert "These pictures are synthetic" in page.render(make_report())
     drawn, taken = make_report(suspicious_accuracy=0.5), make_report(data={"synthetic": False}, suspicious_accuracy=0.5)

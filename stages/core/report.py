@@ -192,7 +192,7 @@ def _listed(names: list[str]) -> str:
 
 
 def attack_rows(report: Report) -> list[dict[str, Any]]:
-    """Per attack at the headline budget: accuracy with interval and success rate of each model."""
+    """Per attack at the headline budget: accuracy with interval and success rate of each model; on how many, if not on all."""
     rows, budget = [], report.metrics["eps"]
     here = report.robustness[(report.robustness["eps"] - budget).abs() <= 1e-4 * budget]
     for attack in [*(name for name in dict.fromkeys(here["attack"]) if name != WORST), WORST]:
@@ -203,7 +203,9 @@ def attack_rows(report: Report) -> list[dict[str, Any]]:
             rates = values.get("attack_success_rate", {}) | {WORST: values.get("attack_success_rate_worst")}
             seen = found.rename(columns={"accuracy": "x", "low": "x_low", "high": "x_high"}).to_dict("records")
             cells.append((figure(seen[0], "x") if seen else "not run", percent(rates.get(attack)) if seen else "not run"))
-        rows.append({"attack": "worst case" if attack == WORST else attack, "cells": cells})
+        tried = here.loc[here["attack"] == attack, "count"].min()
+        some = f" ({tried} photographs)" if tried < here["count"].max() else ""
+        rows.append({"attack": "worst case" if attack == WORST else f"{attack}{some}", "cells": cells, "some": bool(some)})
     return rows
 
 
