@@ -37,7 +37,7 @@ from PIL import Image, ImageFilter
 
 SEED = 1622
 TYPES = ("Type_1", "Type_2", "Type_3")
-SIZE = 112  # side of a picture in pixels; the pipeline shrinks it to 64
+SIZE = 112  # side of a picture in pixels; the pipeline shrinks it to 56
 JPEG_QUALITY = (82, 93)  # from, below
 
 # Patients per type, in the order of the real set (Type_2 > Type_3 > Type_1) but less uneven.
@@ -227,13 +227,13 @@ def examine(label: int, patient: int) -> Examination:
         canvas = canvas * np.array([0.88, 0.78, 0.55], np.float32)
     return Examination(
         canvas=canvas,
-        view=rng.uniform(0.76, 1.08),
+        view=rng.uniform(0.70, 0.98),
         shift=rng.normal(0, 0.07, 2),
         turn=rng.normal(0, 0.2),
         light=rng.normal(0, 0.45, 2),
-        falloff=rng.uniform(0.05, 0.30),
-        exposure=rng.uniform(0.74, 1.2),
-        balance=1 + rng.normal(0, 0.10, 3),
+        falloff=rng.uniform(0.05, 0.34),
+        exposure=rng.uniform(0.70, 1.22),
+        balance=1 + rng.normal(0, 0.12, 3),
     )
 
 
