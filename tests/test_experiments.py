@@ -69,7 +69,8 @@ def queued(project):
     lines = run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps", cwd=project).splitlines()
     # DVC keeps refs of its own there, too.
     named = [line.split() for line in lines if re.fullmatch(r"\w+ \w+-\w+", line)]
-    return {show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit) for commit, name in named}
+    found = {show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit) for commit, name in named}
+    return {eps: found[eps] for eps in found if eps in BUDGETS}  # the copied project may bring experiments of its own
 
 
 def tracked(folder: Path) -> dict[str, tuple]:
