@@ -47,7 +47,7 @@ class Split:
         """x (B, 3, H, W) float32 in [0, 1], channels last in memory, and y (B,), of the split's pictures at these positions."""
         rows = self.rows[positions]
         pixels = torch.from_numpy(self.images[rows]).to(device)  # (B, H, W, 3)
-        x = pixels.permute(0, 3, 1, 2).float().div_(255)  # (B, 3, H, W); the permuted view is channels last
+        x = pixels.permute(0, 3, 1, 2) / 255  # (B, 3, H, W); the permuted view is channels last
         return x, torch.from_numpy(self.labels[rows]).to(device)
 
 

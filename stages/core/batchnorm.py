@@ -33,7 +33,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """x (B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        wide = x.float()  # (B, C, H, W)
+        wide = x.to(self.weight.dtype)  # (B, C, H, W); sums in bfloat16 would lose too much
         count = _Sum.apply(wide.new_tensor(wide.numel() / wide.shape[1]))
         mean = _Sum.apply(wide.sum((0, 2, 3))) / count  # (C,)
         centred = wide - mean.view(1, -1, 1, 1)
