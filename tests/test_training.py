@@ -1,11 +1,13 @@
 """The training loop: resume equal to uninterrupted, the same seed the same bits, clear stops."""
 
 import dataclasses
+import re
+from functools import partial
 
 import pytest
 import torch
 
-from stages.core import adversarial
+from stages.core import adversarial, training
 from stages.core.training import Method, write_history
 from tests.conftest import toy_store
 from tests.toy_training import EPS, STILL, P, checkpoint_in, same, train
@@ -124,3 +126,15 @@ def test_rare_classes_count_as_much_in_all_of_the_loss(fabric, tmp_path):
         assert torch.allclose(losses.double(), by_hand, atol=1e-5)
         total.append((weights[y] * by_hand).mean())
     assert row["train_loss"] == pytest.approx(torch.stack(total).mean().item(), rel=1e-5)
+
+
+def test_a_terminal_sees_rate_loss_accuracies_and_time_left_and_a_log_plain_lines(fabric, tmp_path, monkeypatch, capsys):
+    train(fabric, tmp_path / "log", dataclasses.replace(P, epochs=2))
+    quiet = capsys.readouterr()
+    assert not quiet.err
+    assert quiet.out.count("validation: clean") == 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(training, "tqdm", partial(training.tqdm, mininterval=0))  # the toy is done before it would show
+    train(fabric, tmp_path / "terminal", dataclasses.replace(P, epochs=2))
+    shown = capsys.readouterr().err.split("\r")
+    assert any(re.search(r"epoch 2/2: .*\d<.*images.*loss=\d\.\d+, clean=\d\.\d+, robust=\d\.\d+", line) for line in shown)
