@@ -12,11 +12,15 @@ from stages.core.params import Runtime
 
 
 def has_native_bf16(device: str) -> bool:
-    """Whether bfloat16 arithmetic is done by the hardware; where it is emulated it is slower than float32."""
+    """Whether the hardware computes bfloat16 faster than float32: for a CPU, whether it has matrix units (AMX).
+
+    Dot products alone (AVX512_BF16) don't pay. Measured for ResNet-50 at 56 pixels, batch 32, two cores: an epoch of 1,047
+    pictures takes 17.0 s in bfloat16, 14.2 s in float32.
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.cpu._is_amx_tile_supported()
     return False
 
 
