@@ -61,9 +61,10 @@ def main() -> dict[str, Any]:
     metrics: dict[str, Any] = {"eps": p.attack.eps, "n": len(images), "groups": int(images["group"].nunique())}
     metrics |= m.baselines(images)
     metrics |= {model: m.model_metrics(table, setting) for model, table in predictions.items()}
+    smallest = {model: read_table("minimum_eps", PREDICTIONS / model) for model in predictions}
+    corrupted = {model: read_table("corruptions", PREDICTIONS / model) for model in predictions}
     for model in predictions:
-        metrics[model] |= m.smallest_budgets(read_table("minimum_eps", PREDICTIONS / model))
-        metrics[model] |= m.corrupted(read_table("corruptions", PREDICTIONS / model))
+        metrics[model] |= m.smallest_budgets(smallest[model]) | m.corrupted(corrupted[model])
     if len(predictions) == 2:
         metrics["difference"] = m.difference(*predictions.values(), setting)
     metrics = rounded(metrics)
@@ -79,29 +80,33 @@ def main() -> dict[str, Any]:
     }
 
     tables = {
-        "robustness": m.robustness_table,
-        "confusion": m.confusion_table,
-        "per_class": m.per_class_table,
-        "reliability": m.reliability_table,
+        "robustness": [m.robustness_table(model, table, setting) for model, table in predictions.items()],
+        "confusion": [m.confusion_table(model, table, setting) for model, table in predictions.items()],
+        "per_class": [m.per_class_table(model, table, setting) for model, table in predictions.items()],
+        "reliability": [m.reliability_table(model, table, setting) for model, table in predictions.items()],
+        "minimum_eps": [m.minimum_eps_table(model, table, smallest[model], setting) for model, table in predictions.items()],
+        "corruptions": [m.corruptions_table(model, table, corrupted[model], setting) for model, table in predictions.items()],
     }
-    tables = {
-        name: pd.concat([make(model, table, setting) for model, table in predictions.items()], ignore_index=True)
-        for name, make in tables.items()
-    }
+    tables = {name: joined(parts) for name, parts in tables.items()}
     counts = figures.table_of_counts(store.manifest, classes_of(images), SPLITS)
     drawn = {
         "classes": figures.classes(class_pictures(store)),
         "counts": figures.counts(counts),
         "overview": figures.overview(store.manifest, counts.index),
         "training": figures.training(training) if training else None,
-        "robustness": figures.robustness(tables["robustness"], metrics["majority_rate"], p.attack.eps),
+        "robustness": figures.robustness(tables["robustness"], metrics["majority_rate"], p.attack.eps, p.attack.norm),
     }
     for model in predictions:
         folder = PREDICTIONS / model / "examples"
-        drawn[f"examples_{model}"] = figures.examples(read_examples(folder), folder)
+        drawn[f"examples_{model}"] = figures.examples(read_examples(folder), folder, p.attack.norm)
     drawn = {name: png for name, png in drawn.items() if png}
 
     sheets = {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS}
+    shown = {
+        "reliability": figures.reliability(tables["reliability"]),
+        "minimum_eps": figures.minimum_eps(tables["minimum_eps"], p.attack.norm),
+        "corruptions": figures.corruptions(tables["corruptions"]),
+    }
 
     write_json(METRICS / "evaluate.json", metrics)
     write_json(METRICS / "diagnostics.json", rounded(diagnostics))
@@ -110,27 +115,27 @@ def main() -> dict[str, Any]:
     for name, png in drawn.items():
         (PLOTS / f"{name}.png").write_bytes(png)
     page = Report(
+        norm=p.attack.norm,
         metrics=metrics,
         data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
         counts=counts,
         rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
         robustness=tables["robustness"],
+        same_images=joined([m.same_images_table(model, table, setting) for model, table in predictions.items()]),
         confusion=tables["confusion"],
         per_class=tables["per_class"],
+        minimum_eps=tables["minimum_eps"],
+        corruptions=tables["corruptions"],
         training=training,
-        attacks=attacks_run(predictions),
-        figures=drawn | sheets | {"reliability": figures.reliability(tables["reliability"])},
+        attacks=attacks_run(predictions, p.attack.norm),
+        figures=drawn | sheets | shown,
         settings=settings(p),
         confidence=p.evaluate.confidence,
         suspicious_accuracy=p.evaluate.suspicious_accuracy,
-        diagnostics={
-            f"{id} {found['name']}, {figures.MODEL_NAMES[model]}, n = {found['n']}": found
-            for model, findings in rounded(diagnostics).items()
-            for id, found in findings.items()
-        },
+        diagnostics=rounded(diagnostics),
     )
     REPORT.write_text(render(page), encoding="utf-8", newline="\n")
-    print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %"))
+    print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %", p.attack.norm))
     print(listed(diagnostics))
     tracking.log_stage("evaluate", p)
     # Last, so that everything is written and the dear stages stay in the cache; DVC then records no result.
@@ -154,20 +159,26 @@ def class_pictures(store: Store) -> dict[str, np.ndarray]:
     return chosen
 
 
-def attacks_run(predictions: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """model,attack,steps,seed,budgets: what attack_eval did, a row for each distinct way."""
-    table = pd.concat([table.assign(model=model) for model, table in predictions.items()])
-    table = table[table["attack"] != CLEAN]
-    grouped = table.groupby(["model", "attack", "steps", "seed"], sort=False)["eps"]
-    return grouped.agg(lambda eps: ", ".join(map(figures.describe_eps, sorted(set(eps))))).rename("budgets").reset_index()
+def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame:
+    """attack,steps,seed,budgets,models: what attack_eval did, a row for each distinct way."""
+    how = ["attack", "steps", "seed", "budgets"]
+    table = pd.concat([table.assign(model=figures.MODEL_NAMES[model]) for model, table in predictions.items()])
+    grouped = table[table["attack"] != CLEAN].groupby(["model", *how[:-1]], sort=False)["eps"]
+    told = grouped.agg(lambda eps: ", ".join(figures.describe_eps(one, norm) for one in sorted(set(eps))))
+    return told.rename("budgets").reset_index().groupby(how, sort=False)["model"].agg(", ".join).rename("models").reset_index()
+
+
+def joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """The models' tables as one; of those without rows only the columns."""
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
 def settings(p: Any) -> dict[str, str]:
     """What this stage was told, and the libraries that it used, for the report."""
     return {
         "attack.norm": p.attack.norm,
-        "attack.eps": figures.describe_eps(p.attack.eps),
-        "attack.eps_grid": ", ".join(map(figures.describe_eps, p.attack.eps_grid)),
+        "attack.eps": figures.describe_eps(p.attack.eps, p.attack.norm),
+        "attack.eps_grid": ", ".join(figures.describe_eps(eps, p.attack.norm) for eps in p.attack.eps_grid),
         "seed": str(p.seed),
         "evaluate.confidence": f"{p.evaluate.confidence:g}",
         "evaluate.bootstrap": f"{p.evaluate.bootstrap} resamples",

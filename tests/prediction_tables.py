@@ -55,8 +55,11 @@ def rows(labels, logits, *, attack="none", eps=0.0, classes=CLASSES, groups=None
     return pd.concat([table[list(COLUMNS)], pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1)
 
 
-def make_table(model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=CLASSES, per_group=1) -> pd.DataFrame:
-    """A whole predictions.csv: every attack at EPS, pgd over GRID; ``per_group`` pictures per patient."""
+def make_table(
+    model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=CLASSES, per_group=1, always=None
+) -> pd.DataFrame:
+    """A whole predictions.csv: every attack at EPS, pgd over GRID; ``per_group`` pictures per patient; ``always`` right, wrong
+    or the first class, whatever is done to the picture."""
     rng = np.random.default_rng(seed)
     mean, spread, slope = MODELS[model]
     labels = rng.choice(len(classes), n, p=shares)
@@ -67,6 +70,9 @@ def make_table(model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=C
         logits = np.full((n, len(classes)), -1.0)
         logits[np.arange(n), (labels + rival) % len(classes)] = 0.0
         logits[np.arange(n), labels] = margin - loss
+        if always:
+            sure = {"right": labels, "wrong": (labels + rival) % len(classes), "first": np.zeros(n, int)}[always]
+            logits = np.eye(len(classes))[sure] * 4.0
         return rows(labels, logits, attack=attack, eps=eps, classes=classes, groups=groups)
 
     parts = [answer("none", 0.0, 0.0)]
@@ -76,16 +82,26 @@ def make_table(model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=C
     return pd.concat(parts, ignore_index=True)
 
 
-def make_extras(folder: Path, table: pd.DataFrame) -> None:
-    """What attack_eval writes beside predictions.csv, on a third of the images."""
+def make_smallest(table: pd.DataFrame) -> pd.DataFrame:
+    """minimum_eps.csv for a third of the images: from 1/255 to 64/255, every seventh not found."""
     clean = table[table["attack"] == "none"].iloc[::3]
     wrong = (clean["label"] != clean["prediction"]).to_numpy()
     eps = np.where(wrong, 0.0, np.linspace(1, 64, len(clean)) / 255)
-    smallest = clean[["path", "label"]].assign(eps=eps, found=(np.arange(len(clean)) % 7 != 6) | wrong)
-    write_table("minimum_eps", smallest.astype({"found": int}), folder)
-    columns = list(TABLES["corruptions"])
-    cases = [clean.assign(corruption=name, severity=k)[columns] for name in ("blur", "glare") for k in (1, 2, 3)]
-    write_table("corruptions", pd.concat(cases), folder)
+    found = (np.arange(len(clean)) % 7 != 6) | wrong
+    return clean[["path", "label"]].assign(eps=np.where(found, eps, 64 / 255), found=found.astype(int))
+
+
+def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
+    """corruptions.csv for a third of the images, whose answers stay what they were."""
+    clean = table[table["attack"] == "none"].iloc[::3]
+    cases = [clean.assign(corruption=name, severity=k) for name in ("blur", "glare") for k in (1, 2, 3)]
+    return pd.concat(cases, ignore_index=True)[list(TABLES["corruptions"])]
+
+
+def make_extras(folder: Path, table: pd.DataFrame) -> None:
+    """What attack_eval writes beside predictions.csv, on a third of the images."""
+    write_table("minimum_eps", make_smallest(table), folder)
+    write_table("corruptions", make_corruptions(table), folder)
     found = [judge("D2", 0.0, 16, fail=0), judge("D5", 0.05, 16, warn=0.01, fail=0.1), judge("D12", float("nan"), 0, fail=0.05)]
     (folder / "diagnostics.json").write_text(json.dumps([asdict(one) for one in found]))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import vl_convert
+import yaml
 from PIL import Image
 
 from stages import evaluate
@@ -20,16 +22,18 @@ from stages.core.predictions import PredictionsError
 from tests.prediction_tables import CLASSES, make_project
 
 ROOT = Path(__file__).parent.parent
-PNGS = {"classes", "overview", "counts", "training", "robustness", "examples_clean", "examples_adv"}
-CSVS = {"robustness", "confusion", "per_class", "reliability"}
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DECLARED = [Path(path) for plot in STAGES["evaluate"]["plots"] for path in plot]  # by dvc.yaml, as what the stage writes
+PNGS = {path.stem for path in DECLARED if path.suffix == ".png"}
+CSVS = {path.stem for path in DECLARED if path.suffix == ".csv"}
 
 
-def project(folder: Path, monkeypatch, **options) -> Path:
+def project(folder: Path, monkeypatch, norm="linf", **options) -> Path:
     folder.mkdir(exist_ok=True)
     make_project(folder, **options)
     params = (ROOT / "params.yaml").read_text().replace("tracking: true", "tracking: false")
     params = params.replace("bootstrap: 2000", "bootstrap: 200").replace("eps: 4/255", "eps: 8/255")
-    (folder / "params.yaml").write_text(params)
+    (folder / "params.yaml").write_text(params.replace("norm: linf", f"norm: {norm}"))
     monkeypatch.chdir(folder)
     return folder
 
@@ -84,12 +88,19 @@ def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
         {"models": ["adv"], "n": 30, "shares": (0.5, 0.5, 0)},
         {"n": 1},
         {"n": 40, "per_group": 4, "classes": ("a", "b"), "shares": (0.4, 0.6)},
+        {"n": 12, "always": "right"},  # a perfect model, whatever is tried
+        {"n": 12, "always": "wrong"},
+        {"n": 12, "always": "first"},  # a constant model
+        {"n": 8, "per_group": 8},  # all of one patient
+        {"n": 30, "norm": "l2"},
     ],
     ids=str,
 )
 def test_stage_stands_where_there_is_little_to_say(tmp_path, monkeypatch, options):
     folder = project(tmp_path / "p", monkeypatch, size=16, **options)
     evaluate.main()
+    text = re.sub(r"base64,[^\"]*", "", (folder / "data/report.html").read_text())
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
     finite_and_sorted((folder / "metrics/evaluate.json").read_text())
     for name in CSVS:
         assert not pd.read_csv(folder / f"plots/{name}.csv").isna().any(axis=None)
@@ -118,22 +129,6 @@ def test_only_figures_imports_matplotlib_of_all_that_evaluate_reads():
         assert "matplotlib" not in imported, file
 
 
-PLOTS_YAML = """
-stages:
-  evaluate:
-    cmd: unused
-    plots:
-    - plots/training_clean.csv: {cache: false, template: training, x: epoch, y: val_clean_accuracy}
-    - plots/training_adv.csv: {cache: false, template: training, x: epoch, y: val_robust_accuracy}
-    - plots/robustness.csv: {cache: false, template: robustness, x: eps, y: accuracy}
-    - plots/confusion.csv: {cache: false, template: confusion, x: predicted, y: actual}
-    - plots/per_class.csv: {cache: false, template: per_class, x: class, y: recall}
-    - plots/reliability.csv: {cache: false, template: reliability, x: confidence, y: accuracy}
-    - plots/classes.png: {cache: false}
-    - plots/examples_clean.png: {cache: false}
-"""
-
-
 def charts(html: str) -> list[dict]:
     return [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)]
 
@@ -158,7 +153,8 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     call("git", "init", "-q")
     call(*dvc, "init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
-    (folder / "dvc.yaml").write_text(PLOTS_YAML)
+    plots = [plot for stage in STAGES.values() for plot in stage.get("plots", ())]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": {"cmd": "unused", "plots": plots}}}))
     tables = {}
     for rev, n in (("one", 40), ("two", 80)):
         made = project(tmp_path / rev, monkeypatch, n=n, size=16)
@@ -172,12 +168,18 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     html = (folder / "page/index.html").read_text()
     assert "<DVC_METRIC" not in html
     drawn = {spec["title"]["text"]: spec for spec in charts(html)}
-    assert set(drawn) == {f"plots/{n}.csv" for n in CSVS | {"training_clean", "training_adv"}}
-    for spec in drawn.values():
-        assert {row["rev"] for row in spec["data"]["values"]} == {"one", "two"}
-    assert html.count("<img") == 4
+    tables_of = {options["title"]: path for plot in plots for path, options in plot.items() if path.endswith(".csv")}
+    assert set(drawn) == set(tables_of)
+    for title, spec in drawn.items():
+        rows = pd.DataFrame(spec["data"]["values"])
+        assert set(rows["rev"]) == {"one", "two"}
+        # Of each revision every row: the fixture's second one is what lies in the folder.
+        assert len(rows[rows["rev"] == "two"]) == len(pd.read_csv(folder / tables_of[title]))
+        assert "NaN" not in (picture := vl_convert.vegalite_to_svg(spec, vl_version="5.8"))
+        assert len(re.findall(r"<path|<text", picture)) > 20, title
+    assert html.count("<img") == 2 * sum(path.endswith(".png") for plot in plots for path in plot)
     # A cell is drawn from exactly one row: the counts of that revision, no sorting or summing on the way.
-    confusion = drawn["plots/confusion.csv"]
+    confusion = drawn["What is taken for what"]
     assert not re.search("aggregate|impute|joinaggregate", json.dumps(confusion))
     cells = pd.DataFrame(confusion["data"]["values"])
     keys = ["model", "attack", "actual", "predicted"]

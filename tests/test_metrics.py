@@ -194,6 +194,28 @@ def test_median_smallest_budget_is_of_the_right_ones_and_one_that_was_found():
     assert m.smallest_budgets(table.iloc[:1]) == {"min_eps_images": 0}
 
 
+def test_share_changed_within_a_budget_is_of_the_right_ones_and_ends_at_the_largest_tried():
+    table = rows([0] * 5, one_hot([0, 0, 0, 0, 1]))
+    smallest = pd.DataFrame({"path": table["path"], "eps": [0.02, 0.01, 0.02, 0.25, 0.0], "found": [1, 1, 1, 0, 1]})
+    curve = m.minimum_eps_table("clean", table, smallest, setting(table))
+    assert list(zip(curve["eps"], curve["changed"], strict=True)) == [(0, 0), (0.01, 0.25), (0.02, 0.75), (0.25, 0.75)]
+    assert set(curve["count"]) == {4}
+    assert (curve["low"].iloc[2], curve["high"].iloc[2]) == m.wilson(0.75, 4, 0.95)
+    none = m.minimum_eps_table("clean", table, smallest.iloc[4:], setting(table))
+    assert none.empty
+    assert list(none) == list(curve)
+
+
+def test_defects_stand_beside_the_same_images_without():
+    table = rows([0, 0, 1, 1, 2], one_hot([0, 1, 1, 1, 2]))
+    some = table.iloc[:4][["path", "label"]].assign(corruption="blur", severity=1, prediction=[*"0122"], confidence=0.9)
+    some["prediction"] = [CLASSES[int(k)] for k in some["prediction"]]
+    made = m.corruptions_table("clean", table, some, setting(table))
+    cells = made[["corruption", "severity", "accuracy", "count"]]
+    assert cells.to_dict("split")["data"] == [["none", 0, 0.75, 4], ["blur", 1, 0.25, 4]]
+    assert (made["low"].iloc[1], made["high"].iloc[1]) == m.wilson(0.25, 4, 0.95)
+
+
 def test_an_attack_on_some_images_is_measured_on_those():
     table = make_table("clean", 60)
     some = m.answers(table, "aa-k3", EPS)

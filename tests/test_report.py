@@ -12,10 +12,10 @@ from stages.core import figures
 from stages.core import metrics as m
 from stages.core import report as page
 from stages.core.predictions import classes_of
-from tests.prediction_tables import DATA, EPS, GRID, make_table, make_training
+from tests.prediction_tables import DATA, EPS, GRID, make_corruptions, make_smallest, make_table, make_training
 
 PICTURES = ("classes", "overview", "crops", "duplicates", "rejected", "training", "robustness")
-PICTURES += ("examples_clean", "examples_adv", "reliability")
+PICTURES += ("examples_clean", "examples_adv", "reliability", "minimum_eps", "corruptions")
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -25,21 +25,26 @@ def make_report(models=("clean", "adv"), *, data=None, tables=None, pictures=Non
     setting = m.Setting(EPS, GRID, m.Intervals(images["group"], 0.95, 200, 0))
     metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | m.baselines(images)
     metrics |= {model: m.model_metrics(table, setting) for model, table in tables.items()}
-    for model, table in tables.items():
-        metrics[model] |= {"min_eps_images": len(m.answers(table)), "median_min_eps": EPS / 3}
+    smallest, corrupted = ({model: make(t) for model, t in tables.items()} for make in (make_smallest, make_corruptions))
+    for model in tables:
+        metrics[model] |= m.smallest_budgets(smallest[model]) | m.corrupted(corrupted[model])
     if len(tables) == 2:
         metrics["difference"] = m.difference(*tables.values(), setting)
     test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
     made = page.Report(
+        norm="linf",
         metrics=metrics,
         data=DATA | (data or {}),
         counts=pd.DataFrame({"train": 30, "val": 5, "test": test}),
         rejected=pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
         robustness=pd.concat([m.robustness_table(model, table, setting) for model, table in tables.items()]),
+        same_images=pd.concat([m.same_images_table(model, table, setting) for model, table in tables.items()]),
         confusion=pd.concat([m.confusion_table(model, table, setting) for model, table in tables.items()]),
         per_class=pd.concat([m.per_class_table(model, table, setting) for model, table in tables.items()]),
+        minimum_eps=pd.concat([m.minimum_eps_table(model, t, smallest[model], setting) for model, t in tables.items()]),
+        corruptions=pd.concat([m.corruptions_table(model, t, corrupted[model], setting) for model, t in tables.items()]),
         training={model: make_training() for model in tables},
-        attacks=pd.DataFrame([("clean", "pgd", 20, 0, "8/255")], columns=["model", "attack", "steps", "seed", "budgets"]),
+        attacks=pd.DataFrame([("pgd", 20, 0, "8/255", "clean")], columns=["attack", "steps", "seed", "budgets", "models"]),
         figures=pictures or {},
         settings={"attack.eps": "8/255"},
         confidence=0.95,
@@ -105,23 +110,58 @@ def test_text_from_files_is_escaped():
 def test_headline_in_words_and_as_a_table():
     report = make_report()
     values = report.metrics["clean"]
-    words = page.sentences(report.metrics, "95 %")
+    words = page.sentences(report.metrics, "95 %", "linf")
     rate = f"{100 * values['attack_success_rate_worst']:.0f}"
     assert f"at most ±8/255 changes the answer on {rate} (95 % interval: " in words[0]
-    assert f"(counted on {values['clean_correct']} photographs)" in words[0]
+    assert f"counted on {values['clean_correct']} photographs." in words[0]
     assert "McNemar" in words[-1]
-    table = page.terminal(report.metrics, "95 %")
+    table = page.terminal(report.metrics, "95 %", "linf")
     assert "clean training" in table.splitlines()[1]
     assert "points" in table
     assert max(map(len, table.splitlines())) < 130
 
 
-def test_an_attack_that_not_every_photograph_saw_says_how_many_did():
+def test_an_attack_that_not_every_photograph_saw_stands_beside_pgd_on_the_same_ones():
     made = make_report()
-    names = [row["attack"] for row in page.attack_rows(made)]
-    assert f"aa-k3 ({made.metrics['n'] // 3} photographs)" in names
-    assert "pgd" in names
+    rows = {row["attack"]: row["cells"] for row in page.attack_rows(made)}
+    some = made.metrics["n"] // 3
+    assert f"aa-k3 ({some} photographs)" in rows
+    table = make_table("clean").groupby("attack").get_group("pgd").query("eps == @EPS").iloc[::3]
+    still = (table["label"] == table["prediction"]).mean()
+    assert rows[f"pgd on the same {some}"][0][0].startswith(page.percent(still))
+    assert rows["pgd"] != rows[f"pgd on the same {some}"]
     assert "on some of the photographs only" in page.render(made)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_budget_is_said_as_its_norm_means_it(norm):
+    made = make_report(norm=norm)
+    html, told = page.render(made), page.terminal(made.metrics, "95 %", norm)
+    if norm == "linf":
+        assert "every pixel value by at most ±8/255" in html
+        assert "within ±8/255" in told
+    else:
+        assert "Euclidean length at most 0.03137 (l2)" in html
+        assert "within 0.03137 (l2)" in told
+        assert "±" not in html + told
+        assert "every pixel" not in html
+        assert "/255" not in html.replace("8/255</td>", "")  # the fixture's own settings
+
+
+def test_defects_are_counted_photograph_by_photograph():
+    made = make_report()
+    rows = dict(page.defect_rows(made))
+    clean = m.answers(make_table("clean")).iloc[::3]
+    right = int((clean["label"] == clean["prediction"]).sum())
+    assert rows["as they are"][0] == str(right)
+    assert rows["blur"][0] == ", ".join([str(right)] * 3)  # the fixture's defects change nothing
+    assert f"of {len(clean)}, at severity 1, 2, 3" in page.render(made)
+
+
+def test_only_the_types_of_the_transformation_zone_are_called_that():
+    assert "transformation zone" in page.render(make_report())
+    other = make_table("clean", classes=("cat", "dog", "NA"))
+    assert "transformation" not in page.render(make_report(tables={"clean": other}))
 
 
 def test_synthetic_pictures_are_called_synthetic_and_only_real_ones_suspected():
@@ -159,20 +199,35 @@ def test_page_stands_with_one_model_and_few_images(models, n):
 def test_model_that_gets_nothing_right():
     table = make_table("clean", 20)
     wrong = table.assign(prediction=table["label"].map({"Type_1": "Type_2", "Type_2": "Type_3", "Type_3": "Type_1"}))
-    words = page.sentences(make_report(tables={"clean": wrong}).metrics, "95 %")
+    report = make_report(tables={"clean": wrong})
+    words = page.sentences(report.metrics, "95 %", "linf")
+    assert "it gets none of these photographs right, so what could be changed is not enough to say" in page.render(report)
     assert "It gets none right, so what an attacker could change is not enough to say" in words[0]
 
 
-def test_diagnostics_are_shown_where_there_are_any():
+def test_diagnostics_are_shown_side_by_side_and_what_does_not_pass_stands_out():
     assert "Diagnostics" not in page.render(make_report())
-    html = page.render(make_report(diagnostics={"D1": {"verdict": "PASS", "value": 0.03, "threshold": 0.0314}}))
-    assert "Diagnostics" in html
-    assert "PASS" in html
+    check = {"verdict": "PASS", "value": 2.79e-8, "threshold": "> 1e-06 FAIL", "n": 16, "name": "no pixel leaves"}
+    worse = check | {"verdict": "WARN", "value": 0.148}
+    found = {"clean": {"D1": check, "D7": worse}, "adv": {"D1": check, "D20": check | {"verdict": "not enough to say"}}}
+    del found["adv"]["D20"]["value"]
+    made = make_report(diagnostics=found)
+    assert [row["id"] for row in page.diagnostic_rows(made)] == ["D1", "D7", "D20"]
+    html = page.render(made)
+    assert "Clean training: 1 of 2 PASS; D7 WARN." in html
+    assert "<strong>WARN</strong> 0.15" in html
+    assert "2.8e-08" in html
+    assert "not for this model" in html
 
 
 @pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.000980392, "0.25/255"), (0.031373, "8/255"), (0.01, "0.01")])
 def test_budget_reads_as_it_was_written(eps, text):
-    assert figures.describe_eps(eps) == text
+    assert figures.describe_eps(eps, "linf") == text
+    assert figures.describe_budget(eps, "linf") == f"±{text}"
+
+
+def test_an_l2_budget_is_a_length():
+    assert figures.describe_budget(128 / 255, "l2") == "0.502 (l2)"
 
 
 def test_figures_are_small_and_the_same_every_time():

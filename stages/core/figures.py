@@ -23,7 +23,7 @@ from stages.core.stains import STAINS
 MODEL_NAMES = {"clean": "clean training", "adv": "adversarial training"}
 COLOURS = {"clean": "#0072B2", "adv": "#D55E00"}
 LINES = {"clean": "-", "adv": "--"}
-MARKERS = "os^DvPX*<>"
+MARKERS = {"clean": "o", "adv": "s"}
 GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
 STAIN_COLOURS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
 LIMIT = 100_000  # bytes of a PNG
@@ -67,12 +67,31 @@ def _encoded(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def describe_eps(eps: float) -> str:
-    """0.0313725 -> ``8/255``; other budgets in pixel units, ``0.01``."""
+def describe_eps(eps: float, norm: str) -> str:
+    """linf: 0.0313725 -> ``8/255``, other budgets in pixel units, ``0.01``; l2, the length of a whole change: ``0.5``."""
     levels = Fraction(eps * 255).limit_denominator(8)
-    if abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
+    if norm != "linf" or abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
         return f"{eps:.4g}"
     return f"{float(levels):g}/255"
+
+
+def describe_budget(eps: float, norm: str) -> str:
+    """``±8/255`` (linf: each pixel value), ``0.5 (l2)`` (the whole change)."""
+    return f"±{describe_eps(eps, norm)}" if norm == "linf" else f"{describe_eps(eps, norm)} ({norm})"
+
+
+def _budget_axis(axis: Axes, budgets: Sequence[float], norm: str) -> float:
+    """Logarithmic from the smallest budget, linear down to 0, a tick for each; returns what eps is multiplied by."""
+    scale, unit = {
+        "linf": (255, "largest change of a pixel value, grey levels of 255"),
+        "l2": (1, "Euclidean length of the change, pixel values from 0 to 1"),
+    }[norm]
+    ticks = sorted({0.0, *(eps * scale for eps in budgets)})
+    axis.set_xscale("symlog", linthresh=ticks[1] if len(ticks) > 1 else 1, linscale=0.35)
+    axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set(xlim=(0, 1.12 * ticks[-1] or 1), xlabel=f"{unit} (logarithmic)")
+    return scale
 
 
 def _figure(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
@@ -180,32 +199,76 @@ def training(curves: Mapping[str, pd.DataFrame]) -> bytes:
 
 
 @mpl.rc_context(STYLE)
-def robustness(table: pd.DataFrame, majority_rate: float, eps: float) -> bytes:
-    """Worst-case accuracy over the budget, with its interval; the single attacks at the headline budget as marks.
+def robustness(table: pd.DataFrame, majority_rate: float, eps: float, norm: str) -> bytes:
+    """Above: worst-case accuracy over the budget, with its interval. Below: attack by attack at the headline budget.
 
     table: rows of plots/robustness.csv.
     """
-    figure, axes = _figure(6.4, 4.4, 1, 1)
-    axis, attacks = axes[0, 0], [name for name in dict.fromkeys(table["attack"]) if name not in ("none", "worst")]
-    for model, rows in table.groupby("model", sort=False):
+    here = table[np.isclose(table["eps"], eps, rtol=1e-4)]
+    attacks = [*(name for name in dict.fromkeys(here["attack"]) if name != "worst"), "worst"]
+    figure, axes = _figure(6.4, 4.6 + 0.24 * len(attacks), 2, 1, height_ratios=[3.2, 0.6 + 0.24 * len(attacks)])
+    above, below = axes[:, 0]
+    scale = _budget_axis(above, table["eps"], norm)
+    for shift, (model, rows) in zip((-0.16, 0.16), table.groupby("model", sort=False), strict=False):
         worst, colour = rows[rows["attack"] == "worst"], COLOURS[model]
-        axis.fill_between(worst["eps"] * 255, worst["low"], worst["high"], color=colour, alpha=0.18, linewidth=0)
-        label = f"{MODEL_NAMES[model]}: worst case"
-        axis.plot(worst["eps"] * 255, worst["accuracy"], LINES[model], marker="o", color=colour, label=label)
-        here = rows[np.isclose(rows["eps"], eps, rtol=1e-4)].set_index("attack")["accuracy"]
-        for attack, marker in zip(attacks, MARKERS * len(attacks), strict=False):
-            if attack in here:
-                axis.plot(eps * 255, here[attack], marker, color=colour, markerfacecolor="none", markersize=6, clip_on=False)
-    for attack, marker in zip(attacks, MARKERS * len(attacks), strict=False):
-        axis.plot([], [], marker, color=GREY, markerfacecolor="none", markersize=6, label=f"{attack} alone")
-    axis.axhline(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
-    ticks = sorted(set(table["eps"] * 255))
-    axis.set_xscale("symlog", linthresh=min(t for t in ticks if t) if max(ticks) else 1, linscale=0.35)
-    axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axis.minorticks_off()
-    axis.set(xlim=(0, max(ticks) * 1.12), ylim=(0, 1), ylabel="share of photographs still right")
-    axis.set_xlabel("largest change of a pixel, in grey levels of 255 (logarithmic)")
+        above.fill_between(worst["eps"] * scale, worst["low"], worst["high"], color=colour, alpha=0.18, linewidth=0)
+        above.plot(worst["eps"] * scale, worst["accuracy"], LINES[model], marker="o", color=colour, label=MODEL_NAMES[model])
+        of = here[here["model"] == model]
+        place = np.array([attacks.index(name) for name in of["attack"]]) + shift
+        below.hlines(place, of["low"], of["high"], color=colour, alpha=0.45, linewidth=3)
+        below.plot(of["accuracy"], place, MARKERS[model], color=colour, markersize=5.5)
+    for line in (above.axhline, below.axvline):
+        line(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
+    above.set(ylim=(0, 1), ylabel="share of photographs still right", title="Worst case over all attacks")
+    tried = here.groupby("attack")["count"].min()
+    names = {"worst": "worst case"} | {name: f"{name}, {n} photographs" for name, n in tried.items() if n < tried.max()}
+    below.set_yticks(range(len(attacks)), [names.get(name, name) for name in attacks])
+    below.set(xlim=(0, 1), ylim=(len(attacks) - 0.4, -0.6), title=f"Attack by attack at {describe_budget(eps, norm)}")
+    below.set_xlabel("share of photographs still right")
+    below.grid(axis="y", visible=False)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3.2)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def minimum_eps(table: pd.DataFrame, norm: str) -> bytes:
+    """Share of the photographs changed within each budget, with its interval. table: rows of plots/minimum_eps.csv."""
+    figure, axes = _figure(6.4, 3.4, 1, 1)
+    axis, largest = axes[0, 0], table["eps"].max() if len(table) else 0.0
+    doublings = [largest / 2**k for k in range(8)] if largest else []
+    scale = _budget_axis(axis, doublings, norm)
+    for model, rows in table.groupby("model", sort=False):
+        eps, label = rows["eps"] * scale, f"{MODEL_NAMES[model]}, {rows['count'].iloc[0]} photographs"
+        axis.fill_between(eps, rows["low"], rows["high"], step="post", color=COLOURS[model], alpha=0.18, linewidth=0)
+        axis.step(eps, rows["changed"], LINES[model], where="post", color=COLOURS[model], label=label)
+    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="half of them")
+    axis.set(ylim=(0, 1.02), ylabel="share changed within the budget")
     figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
+    return _png(figure)
+
+
+@mpl.rc_context(STYLE)
+def corruptions(table: pd.DataFrame) -> bytes:
+    """Accuracy under each defect and severity, one panel per model, with intervals. table: rows of plots/corruptions.csv."""
+    models = list(dict.fromkeys(table["model"]))
+    figure, axes = _figure(6.4, 2.5 * len(models) + 0.4, len(models), 1, sharex=True)
+    for axis, model in zip(axes[:, 0], models, strict=True):
+        rows = table[table["model"] == model]
+        without, defects = rows[rows["severity"] == 0], rows[rows["severity"] > 0]
+        names, severities = list(dict.fromkeys(defects["corruption"])), sorted(set(defects["severity"]))
+        for shift, severity in zip(np.linspace(-0.26, 0.26, len(severities)), severities, strict=True):
+            of = defects[defects["severity"] == severity]
+            place = np.array([names.index(name) for name in of["corruption"]]) + shift
+            alpha = 0.25 + 0.6 * severity / max(severities)
+            axis.bar(place, of["accuracy"], 0.24, color=COLOURS[model], alpha=alpha, label=f"severity {severity}")
+            axis.vlines(place, of["low"], of["high"], color="#333333", linewidth=1)
+        for share in without["accuracy"]:
+            axis.axhline(share, color=GREY, linestyle="--", linewidth=1.2, label="the same photographs as they are")
+        axis.set(title=f"{MODEL_NAMES[model].capitalize()}, {rows['count'].max()} photographs", ylim=(0, 1.02))
+        axis.set(xticks=range(len(names)), xticklabels=[_short(name.replace("_", " ")) for name in names])
+        axis.set_ylabel("share right")
+        axis.grid(axis="x", visible=False)
+        axis.legend(ncols=2, loc="lower left", framealpha=0.85, frameon=True, edgecolor="none")
     return _png(figure)
 
 
@@ -227,13 +290,13 @@ def reliability(table: pd.DataFrame) -> bytes:
 
 
 @mpl.rc_context(STYLE)
-def examples(table: pd.DataFrame, folder: Path, at_most: int = 3) -> bytes:
+def examples(table: pd.DataFrame, folder: Path, norm: str, at_most: int = 3) -> bytes:
     """Original, amplified change, adversarial picture: one row per example, fewer where they would pass LIMIT.
 
     table: rows of examples.csv; folder: where the PNG files that it names lie.
     """
     for count in range(min(at_most, len(table)), 0, -1):
-        drawn = _examples(table.head(count), folder)
+        drawn = _examples(table.head(count), folder, norm)
         if len(drawn) < LIMIT or count == 1:
             return drawn
     figure, axes = _figure(6.0, 1.2, 1, 1)
@@ -242,7 +305,7 @@ def examples(table: pd.DataFrame, folder: Path, at_most: int = 3) -> bytes:
     return _png(figure)
 
 
-def _examples(table: pd.DataFrame, folder: Path) -> bytes:
+def _examples(table: pd.DataFrame, folder: Path, norm: str) -> bytes:
     figure, axes = _figure(6.4, 2.35 * len(table), len(table), 3)
     for axis, (_, row) in zip(axes, table.iterrows(), strict=True):
         original, adversarial = (_open(folder / row[name]) for name in ("original", "adversarial"))
@@ -253,7 +316,7 @@ def _examples(table: pd.DataFrame, folder: Path) -> bytes:
             answer, good = row[f"{kind}_prediction"], row[f"{kind}_prediction"] == row["label"]
             title = f"“{_short(answer)}”, {row[f'{kind}_confidence']:.0%} sure\n{'right' if good else 'wrong'}"
             place.set_title(title, color=COLOURS["clean" if good else "adv"])
-        budget = f"{row['attack']}, at most ±{describe_eps(row['eps'])}"
+        budget = f"{row['attack']}, at most {describe_budget(row['eps'], norm)}"
         axis[1].set_title(f"+ change \N{MULTIPLICATION SIGN} {factor}\n{budget}", weight="normal", color=GREY)
         axis[0].set_ylabel(f"label: {_short(row['label'])}")
     return _png(figure)

@@ -168,9 +168,14 @@ def expected_calibration_error(rows: pd.DataFrame) -> float:
     return float((bins["count"] * (bins["confidence"] - bins["accuracy"]).abs()).sum() / len(rows))
 
 
+def _right_at_first(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of minimum_eps.csv about images that are right as they are; the others need no change (eps 0, found)."""
+    return table[(table["eps"] > 0) | (table["found"] == 0)]
+
+
 def smallest_budgets(table: pd.DataFrame) -> dict[str, Any]:
     """Of the images that are right as they are: half of them are changed within ``median_min_eps`` (the lower middle one)."""
-    rows = table[(table["eps"] > 0) | (table["found"] == 0)].sort_values(["eps", "found"])
+    rows = _right_at_first(table).sort_values(["eps", "found"])
     result: dict[str, Any] = {"min_eps_images": len(rows)}
     if len(rows) and rows["found"].iloc[(len(rows) - 1) // 2]:
         result["median_min_eps"] = float(rows["eps"].iloc[(len(rows) - 1) // 2])
@@ -308,3 +313,41 @@ def reliability_table(model: str, table: pd.DataFrame, setting: Setting) -> pd.D
     """model,attack,bin,confidence,accuracy,count: without attack and in the worst case."""
     parts = [reliability(rows).assign(attack=attack) for attack, rows in _clean_and_worst(table, setting)]
     return pd.concat(parts).assign(model=model)[["model", "attack", "bin", "confidence", "accuracy", "count"]]
+
+
+def same_images_table(model: str, table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """Rows like those of `robustness_table`: pgd at the headline budget, on the images of each attack that saw only some."""
+    rows = []
+    for attack in attacks_at(table, setting.eps):
+        (_, among), (hits, tried) = right_of(table, attack, setting.eps), right_of(table, "pgd", setting.eps)
+        if not among.all() and tried.all():
+            low, high = setting.intervals.share(hits, among)
+            rows.append((model, setting.eps, attack, hits[among].mean(), low, high, int(among.sum())))
+    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
+
+
+def minimum_eps_table(model: str, table: pd.DataFrame, smallest: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """model,eps,changed,low,high,count: share of the images that are right as they are, changed within eps; a row for each eps
+    at which it grows, one for 0 and one for the largest eps tried. smallest: minimum_eps.csv."""
+    rows, paths = _right_at_first(smallest), answers(table)["path"]
+    needed = paths.map(rows.set_index("path")["eps"].where(rows.set_index("path")["found"] == 1, np.inf)).to_numpy()
+    among = paths.isin(rows["path"]).to_numpy()  # of the others nothing is known: NaN, within no eps
+    cases = [(eps, needed <= eps) for eps in sorted({0.0, *rows["eps"]})] if len(rows) else []
+    cells = [(model, eps, hits[among].mean(), *setting.intervals.share(hits, among), len(rows)) for eps, hits in cases]
+    return pd.DataFrame(cells, columns=["model", "eps", "changed", "low", "high", "count"])
+
+
+def corruptions_table(model: str, table: pd.DataFrame, corrupted: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """model,corruption,severity,accuracy,low,high,count: the same images without a defect (``none``, 0), then with each one.
+
+    corrupted: corruptions.csv.
+    """
+    clean, keys = answers(table), ["corruption", "severity"]
+    among = clean["path"].isin(corrupted["path"]).to_numpy()
+    without = clean[among].assign(corruption=CLEAN, severity=0)
+    cells = []
+    for (name, severity), rows in pd.concat([without, corrupted]).groupby(keys, sort=False):
+        hits = clean["path"].isin(rows.loc[right(rows), "path"]).to_numpy()
+        low, high = setting.intervals.share(hits, among)
+        cells.append((model, name, severity, hits[among].mean(), low, high, len(rows)))
+    return pd.DataFrame(cells, columns=["model", *keys, "accuracy", "low", "high", "count"])

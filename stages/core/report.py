@@ -4,6 +4,7 @@ The page holds no script and loads nothing; its layout is in report.html.jinja, 
 """
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,19 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.core.figures import MODEL_NAMES, describe_eps
+from stages.core.figures import MODEL_NAMES, describe_budget
 from stages.core.metrics import WORST
 from stages.core.predictions import CLEAN
 
 UNKNOWN = "not enough to say"
+TRANSFORMATION_ZONE = re.compile(
+    r"type[ _]?[123]", re.IGNORECASE
+)  # what the classes of the bundled and the Kaggle set are called
+# norm -> what an attacker may do within a budget
+ALLOWED = {
+    "linf": "change every pixel value by at most {budget}",
+    "l2": "add a change of Euclidean length at most {budget}, over all pixel values of the photograph,",
+}
 FEW = 10  # photographs of a class, below which its figures are called uncertain
 # (key, name, unit): the rows of the short table; a difference exists for some
 HEADLINE = (
@@ -34,25 +43,29 @@ class Report:
     """All that the page shows.
 
     metrics: metrics/evaluate.json; data: metrics/data.json; counts: photographs per class (rows) and split; rejected:
-    path, reason; robustness, confusion, per_class, reliability: the tables in plots/; training: model -> its curve;
-    attacks: the distinct model, attack, eps, steps, seed that were run; figures: name -> PNG; settings: name -> text;
-    diagnostics: metrics/diagnostics.json (id -> verdict, value, threshold), or empty.
+    path, reason; robustness, confusion, per_class, minimum_eps, corruptions: the tables in plots/; same_images: pgd on the
+    images of the attacks that saw only some; training: model -> its curve; attacks: the distinct attack, steps, seed and
+    budgets that were run, with the models; figures: name -> PNG; settings: name -> text; diagnostics: metrics/diagnostics.json.
     """
 
+    norm: str
     metrics: Mapping[str, Any]
     data: Mapping[str, Any]
     counts: pd.DataFrame
     rejected: pd.DataFrame
     robustness: pd.DataFrame
+    same_images: pd.DataFrame
     confusion: pd.DataFrame
     per_class: pd.DataFrame
+    minimum_eps: pd.DataFrame
+    corruptions: pd.DataFrame
     training: Mapping[str, pd.DataFrame]
     attacks: pd.DataFrame
     figures: Mapping[str, bytes]
     settings: Mapping[str, str]
     confidence: float
     suspicious_accuracy: float
-    diagnostics: Mapping[str, Mapping[str, Any]]
+    diagnostics: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def percent(share: float | None) -> str:
@@ -101,22 +114,22 @@ def headline_table(metrics: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def terminal(metrics: Mapping[str, Any], level: str) -> str:
+def terminal(metrics: Mapping[str, Any], level: str, norm: str) -> str:
     """The headline as text for the terminal."""
     rows = headline_table(metrics)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     what = (
-        f"{metrics['n']} test photographs in {metrics['groups']} groups, every pixel changed by at most "
-        f"{describe_eps(metrics['eps'])}, {level} intervals"
+        f"{metrics['n']} test photographs in {metrics['groups']} groups, attacked within "
+        f"{describe_budget(metrics['eps'], norm)}, {level} intervals"
     )
     best = f"always the commonest class: {percent(metrics['majority_rate'])}, log loss {metrics['prior_log_loss']:.3f}"
     return "\n".join([what, *lines, best])
 
 
-def sentences(metrics: Mapping[str, Any], level: str) -> list[str]:
+def sentences(metrics: Mapping[str, Any], level: str, norm: str) -> list[str]:
     """The headline in plain words, one finding each."""
-    told, budget = [], describe_eps(metrics["eps"])
+    told, allowed = [], ALLOWED[norm].format(budget=describe_budget(metrics["eps"], norm))
     for model in models_of(metrics):
         values = metrics[model]
         text = (
@@ -125,8 +138,8 @@ def sentences(metrics: Mapping[str, Any], level: str) -> list[str]:
         )
         if "attack_success_rate_worst" in values:
             text += (
-                f" Of 100 that it gets right, an attacker who may change every pixel by at most ±{budget} changes the answer "
-                f"on {of_100(values, 'attack_success_rate_worst', level)} (counted on {values['clean_correct']} photographs)."
+                f" Of 100 that it gets right, an attacker who may {allowed} changes the answer on "
+                f"{of_100(values, 'attack_success_rate_worst', level)}; counted on {values['clean_correct']} photographs."
             )
         else:
             text += f" It gets none right, so what an attacker could change is {UNKNOWN}."
@@ -192,28 +205,90 @@ def _listed(names: list[str]) -> str:
 
 
 def attack_rows(report: Report) -> list[dict[str, Any]]:
-    """Per attack at the headline budget: accuracy with interval and success rate of each model; on how many, if not on all."""
+    """Per attack at the headline budget: accuracy with interval and success rate of each model; on how many, if not on all.
+    What saw only some photographs is followed by pgd on the same ones: the other rows are about other photographs."""
     rows, budget = [], report.metrics["eps"]
     here = report.robustness[(report.robustness["eps"] - budget).abs() <= 1e-4 * budget]
     for attack in [*(name for name in dict.fromkeys(here["attack"]) if name != WORST), WORST]:
-        cells = []
-        for model in models_of(report.metrics):
-            found = here[(here["model"] == model) & (here["attack"] == attack)]
-            values = report.metrics[model]
-            rates = values.get("attack_success_rate", {}) | {WORST: values.get("attack_success_rate_worst")}
-            seen = found.rename(columns={"accuracy": "x", "low": "x_low", "high": "x_high"}).to_dict("records")
-            cells.append((figure(seen[0], "x") if seen else "not run", percent(rates.get(attack)) if seen else "not run"))
+        rates = {
+            model: report.metrics[model].get("attack_success_rate", {}).get(attack)
+            if attack != WORST
+            else report.metrics[model].get("attack_success_rate_worst")
+            for model in models_of(report.metrics)
+        }
         tried = here.loc[here["attack"] == attack, "count"].min()
         some = f" ({tried} photographs)" if tried < here["count"].max() else ""
-        rows.append({"attack": "worst case" if attack == WORST else f"{attack}{some}", "cells": cells, "some": bool(some)})
+        name = "worst case" if attack == WORST else f"{attack}{some}"
+        rows.append({"attack": name, "cells": _cells(report, here, attack, rates), "some": bool(some)})
+        if (report.same_images["attack"] == attack).any():
+            cells = _cells(report, report.same_images, attack, None)
+            rows.append({"attack": f"pgd on the same {tried}", "cells": cells, "some": True})
     return rows
 
 
+def _cells(report: Report, table: pd.DataFrame, attack: str, rates: Mapping[str, float | None] | None) -> list[tuple[str, str]]:
+    """Per model: share still right under an attack, with interval; share changed, where there are ``rates``."""
+    cells = []
+    for model in models_of(report.metrics):
+        found = table[(table["model"] == model) & (table["attack"] == attack)]
+        seen = found.rename(columns={"accuracy": "x", "low": "x_low", "high": "x_high"}).to_dict("records")
+        changed = percent(rates[model]) if rates else ""
+        cells.append((figure(seen[0], "x"), changed) if seen else ("not run", "not run"))
+    return cells
+
+
+def defect_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Per defect and model: how many photographs are right, ``13, 12, 10`` as it gets more severe; first without a defect."""
+    table = report.corruptions.assign(right=(report.corruptions["accuracy"] * report.corruptions["count"]).round().astype(int))
+    rows = []
+    for name in dict.fromkeys(table["corruption"]):
+        of = table[table["corruption"] == name]
+        cells = [", ".join(map(str, of.loc[of["model"] == model, "right"])) for model in models_of(report.metrics)]
+        rows.append(("as they are" if name == CLEAN else name.replace("_", " "), cells))
+    return rows
+
+
+def diagnostic_rows(report: Report) -> list[dict[str, Any]]:
+    """Per check: its threshold, and per model the verdict, the value and on how many photographs."""
+    found = report.diagnostics
+    rows = []
+    for id in sorted({id for checks in found.values() for id in checks}, key=lambda id: int(id[1:])):
+        any_ = next(checks[id] for checks in found.values() if id in checks)
+        cells = [found.get(model, {}).get(id) for model in models_of(report.metrics)]
+        rows.append({"id": id, "name": any_["name"], "threshold": any_["threshold"], "cells": cells})
+    return rows
+
+
+def _smallest_in_words(report: Report) -> list[str]:
+    """Per model the budget within which half of its right answers are changed."""
+    told = []
+    for model in models_of(report.metrics):
+        values, name = report.metrics[model], MODEL_NAMES[model].capitalize()
+        if "median_min_eps" in values:
+            budget = describe_budget(values["median_min_eps"], report.norm)
+            told.append(f"{name}: half of {values['min_eps_images']} photographs it gets right are changed within {budget}.")
+        elif values["min_eps_images"]:
+            told.append(f"{name}: no budget tried changes half of {values['min_eps_images']} photographs it gets right.")
+        else:
+            told.append(f"{name}: it gets none of these photographs right, so what could be changed is {UNKNOWN}.")
+    return told
+
+
+def _verdicts_in_words(report: Report) -> list[str]:
+    """``Clean training: 22 of 25 PASS; D7 WARN, D25 INFO.``"""
+    told = []
+    for model, checks in report.diagnostics.items():
+        others = ", ".join(f"{id} {check['verdict']}" for id, check in checks.items() if check["verdict"] != "PASS")
+        passed = sum(check["verdict"] == "PASS" for check in checks.values())
+        told.append(f"{MODEL_NAMES[model].capitalize()}: {passed} of {len(checks)} PASS" + (f"; {others}." if others else "."))
+    return told
+
+
 def _confusions(report: Report) -> list[dict[str, Any]]:
-    names = {CLEAN: "as they are", WORST: "attacked, worst case"}
+    names = {CLEAN: "as they are", WORST: "worst case"}
     return [
         {
-            "title": f"After {MODEL_NAMES[model]}, photographs {names[attack]}",
+            "title": f"{MODEL_NAMES[model].capitalize()}, {names[attack]}",
             "rows": [(actual, row.to_dict("records")) for actual, row in cells.groupby("actual", sort=False)],
         }
         for (model, attack), cells in report.confusion.groupby(["model", "attack"], sort=False)
@@ -237,7 +312,9 @@ def _curve_in_words(report: Report) -> str:
     told = []
     for model in models_of(report.metrics):
         worst = report.robustness.query("model == @model and attack == @WORST")
-        steps = ", ".join(f"{percent(row.accuracy)} at {describe_eps(row.eps)}" for row in worst.itertuples() if row.eps > 0)
+        steps = ", ".join(
+            f"{percent(row.accuracy)} at {describe_budget(row.eps, report.norm)}" for row in worst.itertuples() if row.eps > 0
+        )
         told.append(f"after {MODEL_NAMES[model]} {percent(worst['accuracy'].iloc[0])} without change, {steps}")
     return "; ".join(told)
 
@@ -276,16 +353,22 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     level = f"{100 * report.confidence:g}\N{NO-BREAK SPACE}%"
-    here.filters |= {"percent": percent, "eps": describe_eps}
+    here.filters |= {"percent": percent, "budget": lambda eps: describe_budget(eps, report.norm), "short": lambda x: f"{x:.2g}"}
     return here.get_template("report.html.jinja").render(
         r=report,
         level=level,
         models=models_of(report.metrics),
         names=MODEL_NAMES,
         headline=headline_table(report.metrics),
-        sentences=sentences(report.metrics, level),
+        sentences=sentences(report.metrics, level, report.norm),
         cautions=cautions(report),
         attack_rows=attack_rows(report),
+        defect_rows=defect_rows(report),
+        diagnostic_rows=diagnostic_rows(report),
+        smallest=_smallest_in_words(report),
+        verdicts=_verdicts_in_words(report),
+        allowed=ALLOWED[report.norm].format(budget=describe_budget(report.metrics["eps"], report.norm)),
+        transformation_zone=all(TRANSFORMATION_ZONE.fullmatch(name) for name in report.counts.index),
         confusions=_confusions(report),
         per_class=_per_class(report),
         curve=_curve_in_words(report),
