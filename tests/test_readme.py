@@ -1,10 +1,17 @@
 """The README's numbers are the ones of the committed run, its pictures are there, and its commands are the ones CI runs."""
 
+import io
 import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
 import yaml
+from PIL import Image
+
+from stages.core import figures
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +68,36 @@ def test_numbers_are_those_of_the_committed_run():
     assert results() in block("results"), f"README.md: expected in the block results:\n{results()}"
 
 
-def test_pictures_and_files_are_there():
+def test_pictures_are_small_and_made_by_the_run():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    made = {path for stage in stages for plot in stage.get("plots", ()) for path in plot}
+    shown = re.findall(r"!\[[^]]{15,}\]\(([^)]+)\)", README)
+    assert len(shown) == README.count("![") > 0, "every picture has a text for those who can't see it"
+    for picture in shown:
+        assert picture in made
+        assert (ROOT / picture).stat().st_size < figures.LIMIT
+
+
+def test_the_curve_that_is_shown_is_that_of_the_committed_numbers():
+    metrics = json.loads((ROOT / "metrics/evaluate.json").read_text())
+    table = pd.read_csv(ROOT / "plots/robustness.csv")
+    for model in NAMES:
+        worst = table[(table["model"] == model) & (table["attack"] == "worst")].set_index("eps")
+        assert worst["accuracy"].loc[0] == metrics[model]["clean_accuracy"]
+        for end in ("", "_low", "_high"):
+            drawn = worst[end.strip("_") or "accuracy"].loc[metrics["eps"]]
+            assert drawn == pytest.approx(metrics[model][f"robust_accuracy_worst{end}"], abs=1e-6), model
+    norm = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]["norm"]
+    again = figures.robustness(table, metrics["majority_rate"], metrics["eps"], norm)
+    pixels = [np.asarray(Image.open(file), int) for file in (ROOT / "plots/robustness.png", io.BytesIO(again))]
+    # Not byte by byte: another build of the fonts moves an edge, other numbers move a line.
+    assert pixels[0].shape == pixels[1].shape
+    assert (np.abs(pixels[0] - pixels[1]).max(axis=2) > 40).mean() < 1e-3, (
+        "plots/robustness.png isn't drawn from robustness.csv"
+    )
+
+
+def test_links_lead_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
 

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 from stages.core.stains import STAINS
@@ -26,6 +27,10 @@ LINES = {"clean": "-", "adv": "--"}
 MARKERS = {"clean": "o", "adv": "s"}
 GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
 STAIN_COLOURS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
+BUDGETS = {  # norm -> what eps is multiplied by on an axis, and the axis' name
+    "linf": (255, "largest change of a pixel value, grey levels of 255"),
+    "l2": (1, "Euclidean length of the change, pixel values from 0 to 1"),
+}
 LIMIT = 100_000  # bytes of a PNG
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -80,18 +85,13 @@ def describe_budget(eps: float, norm: str) -> str:
     return f"±{describe_eps(eps, norm)}" if norm == "linf" else f"{describe_eps(eps, norm)} ({norm})"
 
 
-def _budget_axis(axis: Axes, budgets: Sequence[float], norm: str) -> float:
-    """Logarithmic from the smallest budget, linear down to 0, a tick for each; returns what eps is multiplied by."""
-    scale, unit = {
-        "linf": (255, "largest change of a pixel value, grey levels of 255"),
-        "l2": (1, "Euclidean length of the change, pixel values from 0 to 1"),
-    }[norm]
-    ticks = sorted({0.0, *(eps * scale for eps in budgets)})
+def _budget_axis(axis: Axes, ticks: Sequence[float], unit: str) -> None:
+    """Logarithmic from the smallest positive tick, linear down to 0."""
+    ticks = sorted({0.0, *ticks})
     axis.set_xscale("symlog", linthresh=ticks[1] if len(ticks) > 1 else 1, linscale=0.35)
     axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axis.minorticks_off()
     axis.set(xlim=(0, 1.12 * ticks[-1] or 1), xlabel=f"{unit} (logarithmic)")
-    return scale
 
 
 def _figure(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
@@ -208,11 +208,13 @@ def robustness(table: pd.DataFrame, majority_rate: float, eps: float, norm: str)
     attacks = [*(name for name in dict.fromkeys(here["attack"]) if name != "worst"), "worst"]
     figure, axes = _figure(6.4, 4.6 + 0.24 * len(attacks), 2, 1, height_ratios=[3.2, 0.6 + 0.24 * len(attacks)])
     above, below = axes[:, 0]
-    scale = _budget_axis(above, table["eps"], norm)
+    scale, unit = BUDGETS[norm]
+    _budget_axis(above, table["eps"] * scale, unit)
     for shift, (model, rows) in zip((-0.16, 0.16), table.groupby("model", sort=False), strict=False):
         worst, colour = rows[rows["attack"] == "worst"], COLOURS[model]
         above.fill_between(worst["eps"] * scale, worst["low"], worst["high"], color=colour, alpha=0.18, linewidth=0)
-        above.plot(worst["eps"] * scale, worst["accuracy"], LINES[model], marker="o", color=colour, label=MODEL_NAMES[model])
+        style = {"marker": MARKERS[model], "color": colour, "label": MODEL_NAMES[model]}
+        above.plot(worst["eps"] * scale, worst["accuracy"], LINES[model], **style)
         of = here[here["model"] == model]
         place = np.array([attacks.index(name) for name in of["attack"]]) + shift
         below.hlines(place, of["low"], of["high"], color=colour, alpha=0.45, linewidth=3)
@@ -221,7 +223,7 @@ def robustness(table: pd.DataFrame, majority_rate: float, eps: float, norm: str)
         line(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
     above.set(ylim=(0, 1), ylabel="share of photographs still right", title="Worst case over all attacks")
     tried = here.groupby("attack")["count"].min()
-    names = {"worst": "worst case"} | {name: f"{name}, {n} photographs" for name, n in tried.items() if n < tried.max()}
+    names = {"worst": "worst case"} | {name: f"{name} (n = {n})" for name, n in tried.items() if n < tried.max()}
     below.set_yticks(range(len(attacks)), [names.get(name, name) for name in attacks])
     below.set(xlim=(0, 1), ylim=(len(attacks) - 0.4, -0.6), title=f"Attack by attack at {describe_budget(eps, norm)}")
     below.set_xlabel("share of photographs still right")
@@ -234,11 +236,13 @@ def robustness(table: pd.DataFrame, majority_rate: float, eps: float, norm: str)
 def minimum_eps(table: pd.DataFrame, norm: str) -> bytes:
     """Share of the photographs changed within each budget, with its interval. table: rows of plots/minimum_eps.csv."""
     figure, axes = _figure(6.4, 3.4, 1, 1)
-    axis, largest = axes[0, 0], table["eps"].max() if len(table) else 0.0
-    doublings = [largest / 2**k for k in range(8)] if largest else []
-    scale = _budget_axis(axis, doublings, norm)
+    axis, (scale, unit) = axes[0, 0], BUDGETS[norm]
+    tried = table["eps"][table["eps"] > 0] * scale
+    powers = np.arange(np.floor(np.log2(tried.min())), np.ceil(np.log2(tried.max())) + 1) if len(tried) else []
+    _budget_axis(axis, [2.0**k for k in powers], unit)
     for model, rows in table.groupby("model", sort=False):
-        eps, label = rows["eps"] * scale, f"{MODEL_NAMES[model]}, {rows['count'].iloc[0]} photographs"
+        rows = pd.concat([rows, rows.tail(1).assign(eps=axis.get_xlim()[1] / scale)])  # beyond the last step nothing changes
+        eps, label = rows["eps"] * scale, f"{MODEL_NAMES[model]} (n = {rows['count'].iloc[0]})"
         axis.fill_between(eps, rows["low"], rows["high"], step="post", color=COLOURS[model], alpha=0.18, linewidth=0)
         axis.step(eps, rows["changed"], LINES[model], where="post", color=COLOURS[model], label=label)
     axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="half of them")
@@ -251,24 +255,26 @@ def minimum_eps(table: pd.DataFrame, norm: str) -> bytes:
 def corruptions(table: pd.DataFrame) -> bytes:
     """Accuracy under each defect and severity, one panel per model, with intervals. table: rows of plots/corruptions.csv."""
     models = list(dict.fromkeys(table["model"]))
-    figure, axes = _figure(6.4, 2.5 * len(models) + 0.4, len(models), 1, sharex=True)
+    severities = sorted(set(table["severity"]) - {0})
+    shades = {severity: 0.25 + 0.6 * severity / max(severities) for severity in severities}
+    figure, axes = _figure(6.4, 2.4 * len(models) + 0.5, len(models), 1, sharex=True)
     for axis, model in zip(axes[:, 0], models, strict=True):
         rows = table[table["model"] == model]
         without, defects = rows[rows["severity"] == 0], rows[rows["severity"] > 0]
-        names, severities = list(dict.fromkeys(defects["corruption"])), sorted(set(defects["severity"]))
+        names = list(dict.fromkeys(defects["corruption"]))
         for shift, severity in zip(np.linspace(-0.26, 0.26, len(severities)), severities, strict=True):
             of = defects[defects["severity"] == severity]
             place = np.array([names.index(name) for name in of["corruption"]]) + shift
-            alpha = 0.25 + 0.6 * severity / max(severities)
-            axis.bar(place, of["accuracy"], 0.24, color=COLOURS[model], alpha=alpha, label=f"severity {severity}")
+            axis.bar(place, of["accuracy"], 0.24, color=COLOURS[model], alpha=shades[severity])
             axis.vlines(place, of["low"], of["high"], color="#333333", linewidth=1)
-        for share in without["accuracy"]:
-            axis.axhline(share, color=GREY, linestyle="--", linewidth=1.2, label="the same photographs as they are")
-        axis.set(title=f"{MODEL_NAMES[model].capitalize()}, {rows['count'].max()} photographs", ylim=(0, 1.02))
+        share, label = without["accuracy"].iloc[0], "the same photographs as they are"
+        same = axis.axhline(share, color=GREY, linestyle="--", linewidth=1.2, label=label)
+        axis.set(title=f"{MODEL_NAMES[model].capitalize()} (n = {rows['count'].max()})", ylim=(0, 1.02))
         axis.set(xticks=range(len(names)), xticklabels=[_short(name.replace("_", " ")) for name in names])
         axis.set_ylabel("share right")
         axis.grid(axis="x", visible=False)
-        axis.legend(ncols=2, loc="lower left", framealpha=0.85, frameon=True, edgecolor="none")
+    bars = [Patch(color=GREY, alpha=alpha, label=f"severity {severity}") for severity, alpha in shades.items()]
+    figure.legend(handles=[*bars, same], loc="outside lower center", ncols=4)
     return _png(figure)
 
 

@@ -334,6 +334,7 @@ def minimum_eps_table(model: str, table: pd.DataFrame, smallest: pd.DataFrame, s
     among = paths.isin(rows["path"]).to_numpy()  # of the others nothing is known: NaN, within no eps
     cases = [(eps, needed <= eps) for eps in sorted({0.0, *rows["eps"]})] if len(rows) else []
     cells = [(model, eps, hits[among].mean(), *setting.intervals.share(hits, among), len(rows)) for eps, hits in cases]
+    cells[:1] = [(*cell[:3], 0.0, 0.0, cell[5]) for cell in cells[:1]]  # without a change none is changed, for certain
     return pd.DataFrame(cells, columns=["model", "eps", "changed", "low", "high", "count"])
 
 
