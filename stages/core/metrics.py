@@ -316,14 +316,15 @@ def reliability_table(model: str, table: pd.DataFrame, setting: Setting) -> pd.D
 
 
 def same_images_table(model: str, table: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """Rows like those of `robustness_table`: pgd at the headline budget, on the images of each attack that saw only some."""
-    rows = []
+    """Rows like those of `robustness_table`: pgd at the headline budget on the images of the attacks that saw only some, under
+    the name of the last attack that saw these."""
+    (hits, tried), rows = right_of(table, "pgd", setting.eps), {}
     for attack in attacks_at(table, setting.eps):
-        (_, among), (hits, tried) = right_of(table, attack, setting.eps), right_of(table, "pgd", setting.eps)
-        if not among.all() and tried.all():
-            low, high = setting.intervals.share(hits, among)
-            rows.append((model, setting.eps, attack, hits[among].mean(), low, high, int(among.sum())))
-    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
+        among = right_of(table, attack, setting.eps)[1]
+        if tried.all() and not among.all():
+            interval = setting.intervals.share(hits, among)
+            rows[among.tobytes()] = (model, setting.eps, attack, hits[among].mean(), *interval, int(among.sum()))
+    return pd.DataFrame(rows.values(), columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
 
 
 def minimum_eps_table(model: str, table: pd.DataFrame, smallest: pd.DataFrame, setting: Setting) -> pd.DataFrame:
