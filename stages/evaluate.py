@@ -162,7 +162,7 @@ def class_pictures(store: Store) -> dict[str, np.ndarray]:
 def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame:
     """attack,steps,seed,budgets,models: what attack_eval did, a row for each distinct way."""
     how = ["attack", "steps", "seed", "budgets"]
-    table = pd.concat([table.assign(model=figures.MODEL_NAMES[model]) for model, table in predictions.items()])
+    table = pd.concat([table.assign(model=model) for model, table in predictions.items()])
     grouped = table[table["attack"] != CLEAN].groupby(["model", *how[:-1]], sort=False)["eps"]
     told = grouped.agg(lambda eps: ", ".join(figures.describe_eps(one, norm) for one in sorted(set(eps))))
     return told.rename("budgets").reset_index().groupby(how, sort=False)["model"].agg(", ".join).rename("models").reset_index()
