@@ -128,6 +128,7 @@ def main() -> dict[str, Any]:
         corruptions=tables["corruptions"],
         training=training,
         attacks=attacks_run(predictions, p.attack.norm),
+        ensembles=ensembles_run(list(predictions)),
         figures=drawn | sheets | shown,
         settings=settings(p),
         confidence=p.evaluate.confidence,
@@ -166,6 +167,13 @@ def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame
     grouped = table[table["attack"] != CLEAN].groupby(["model", *how[:-1]], sort=False)["eps"]
     told = grouped.agg(lambda eps: ", ".join(figures.describe_eps(one, norm) for one in sorted(set(eps))))
     return told.rename("budgets").reset_index().groupby(how, sort=False)["model"].agg(", ".join).rename("models").reset_index()
+
+
+def ensembles_run(models: list[str]) -> list[dict[str, Any]]:
+    """What the ensemble of attacks consisted of, for each distinct one; none for predictions that were made without it."""
+    files = [PREDICTIONS / model / "ensemble.json" for model in models]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [record for i, record in enumerate(records) if record not in records[:i]]
 
 
 def joined(parts: list[pd.DataFrame]) -> pd.DataFrame:

@@ -23,6 +23,17 @@ CLASSES = ("Type_1", "Type_2", "Type_3")
 EPS = 8 / 255
 GRID = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))
 STRENGTH = {"uniform_noise": 0.05, "gaussian_noise": 0.06, "fgsm": 0.75, "bim": 0.95, "pgd": 1.0}
+ENSEMBLE = {
+    "name": "aa-k3",
+    "attacks": ["apgd_ce", "square"],
+    "iterations": 20,
+    "restarts": 1,
+    "queries": 100,
+    "wrong_classes": 2,
+    "images": 40,
+    "seed": 0,
+    "library": "pyautoattack 0.2.0",
+}
 # The parts of metrics/data.json that the report reads.
 DATA = {
     "duplicates": {"copies": 2, "near": 9},
@@ -102,6 +113,7 @@ def make_extras(folder: Path, table: pd.DataFrame) -> None:
     """What attack_eval writes beside predictions.csv, on a third of the images."""
     write_table("minimum_eps", make_smallest(table), folder)
     write_table("corruptions", make_corruptions(table), folder)
+    (folder / "ensemble.json").write_text(json.dumps(ENSEMBLE))
     found = [judge("D2", 0.0, 16, fail=0), judge("D5", 0.05, 16, warn=0.01, fail=0.1), judge("D12", float("nan"), 0, fail=0.05)]
     (folder / "diagnostics.json").write_text(json.dumps([asdict(one) for one in found]))
 

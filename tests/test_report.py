@@ -12,7 +12,7 @@ from stages.core import figures
 from stages.core import metrics as m
 from stages.core import report as page
 from stages.core.predictions import classes_of
-from tests.prediction_tables import DATA, EPS, GRID, make_corruptions, make_smallest, make_table, make_training
+from tests.prediction_tables import DATA, ENSEMBLE, EPS, GRID, make_corruptions, make_smallest, make_table, make_training
 
 PICTURES = ("classes", "overview", "crops", "duplicates", "rejected", "training", "robustness")
 PICTURES += ("examples_clean", "examples_adv", "reliability", "minimum_eps", "corruptions")
@@ -45,6 +45,7 @@ def make_report(models=("clean", "adv"), *, data=None, tables=None, pictures=Non
         corruptions=pd.concat([m.corruptions_table(model, t, corrupted[model], setting) for model, t in tables.items()]),
         training={model: make_training() for model in tables},
         attacks=pd.DataFrame([("pgd", 20, 0, "8/255", "clean")], columns=["attack", "steps", "seed", "budgets", "models"]),
+        ensembles=[ENSEMBLE],
         figures=pictures or {},
         settings={"attack.eps": "8/255"},
         confidence=0.95,
@@ -130,7 +131,10 @@ def test_an_attack_that_not_every_photograph_saw_stands_beside_pgd_on_the_same_o
     still = (table["label"] == table["prediction"]).mean()
     assert rows[f"pgd on the same {some}"][0][0].startswith(page.percent(still))
     assert rows["pgd"] != rows[f"pgd on the same {some}"]
-    assert "on some of the photographs only" in page.render(made)
+    html = page.render(made)
+    assert "on some of the photographs only" in html
+    assert "aa-k3 is made of parts of AutoAttack and is not AutoAttack: apgd_ce, square; 20 iterations" in html
+    assert "pyautoattack 0.2.0" in html
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -5,7 +5,7 @@ The page holds no script and loads nothing; its layout is in report.html.jinja, 
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Report:
     metrics: metrics/evaluate.json; data: metrics/data.json; counts: photographs per class (rows) and split; rejected:
     path, reason; robustness, confusion, per_class, minimum_eps, corruptions: the tables in plots/; same_images: pgd on the
     images of the attacks that saw only some; training: model -> its curve; attacks: the distinct attack, steps, seed and
-    budgets that were run, with the models; figures: name -> PNG; settings: name -> text; diagnostics: metrics/diagnostics.json.
+    budgets that were run, with the models; ensembles: the distinct ensemble.json; figures: name -> PNG; settings: name ->
+    text; diagnostics: metrics/diagnostics.json.
     """
 
     norm: str
@@ -62,6 +63,7 @@ class Report:
     training: Mapping[str, pd.DataFrame]
     attacks: pd.DataFrame
     figures: Mapping[str, bytes]
+    ensembles: Sequence[Mapping[str, Any]]
     settings: Mapping[str, str]
     confidence: float
     suspicious_accuracy: float
@@ -237,6 +239,16 @@ def _cells(report: Report, table: pd.DataFrame, attack: str, rates: Mapping[str,
     return cells
 
 
+def _ensembles_in_words(report: Report) -> list[str]:
+    """What the ensemble of attacks consisted of, to stand beside its number."""
+    return [
+        f"{one['name']} is made of parts of AutoAttack and is not AutoAttack: {_listed(one['attacks'])}; {one['iterations']} "
+        f"iterations, restarts {one['restarts']}, {one['queries']} queries of Square, {one['wrong_classes']} wrong classes, "
+        f"seed {one['seed']}, on {one['images']} photographs; {one['library']}."
+        for one in report.ensembles
+    ]
+
+
 def defect_rows(report: Report) -> list[tuple[str, list[str]]]:
     """Per defect and model: how many photographs are right, ``13, 12, 10`` as it gets more severe; first without a defect."""
     table = report.corruptions.assign(right=(report.corruptions["accuracy"] * report.corruptions["count"]).round().astype(int))
@@ -365,6 +377,7 @@ def render(report: Report) -> str:
         attack_rows=attack_rows(report),
         defect_rows=defect_rows(report),
         diagnostic_rows=diagnostic_rows(report),
+        ensembles=_ensembles_in_words(report),
         smallest=_smallest_in_words(report),
         verdicts=_verdicts_in_words(report),
         allowed=ALLOWED[report.norm].format(budget=describe_budget(report.metrics["eps"], report.norm)),
