@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import ImageColor
 
 from stages.core import figures
 from stages.core import metrics as m
@@ -99,6 +101,29 @@ def test_page_is_well_formed_and_self_contained():
     assert len(ids) == len(set(ids))
     assert {a["href"] for a in read.named("a")} <= {f"#{name}" for name in ids}
     assert "nan" not in " ".join(read.text).lower().split()
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2: 1 for equal colours, 21 for black on white."""
+
+    def luminance(colour: str) -> float:
+        parts = [value / 255 for value in ImageColor.getrgb(colour)]
+        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_from_its_ground_by_day_by_night_and_on_paper():
+    schemes = re.findall(r":root \{(.*?)\}", page.render(make_report()))
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        for text, ground in itertools.product(("ink", "soft", "link", "warn"), ("paper", "tint")):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, scheme)
+    for colour in (figures.COLOURS["clean"], figures.WRONG, figures.GREY):
+        assert contrast(colour, "#ffffff") >= 4.5
 
 
 def test_text_from_files_is_escaped():

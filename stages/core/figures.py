@@ -25,6 +25,7 @@ MODEL_NAMES = {"clean": "clean training", "adv": "adversarial training"}
 COLOURS = {"clean": "#0072B2", "adv": "#D55E00"}
 LINES = {"clean": "-", "adv": "--"}
 MARKERS = {"clean": "o", "adv": "s"}
+WRONG = "#B34D00"  # text of the second colour, darker: 4.5 to 1 against white
 GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
 STAIN_COLOURS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
 BUDGETS = {  # norm -> what eps is multiplied by on an axis, and the axis' name
@@ -321,7 +322,7 @@ def _examples(table: pd.DataFrame, folder: Path, norm: str) -> bytes:
         for place, kind in ((axis[0], "original"), (axis[2], "adversarial")):
             answer, good = row[f"{kind}_prediction"], row[f"{kind}_prediction"] == row["label"]
             title = f"“{_short(answer)}”, {row[f'{kind}_confidence']:.0%} sure\n{'right' if good else 'wrong'}"
-            place.set_title(title, color=COLOURS["clean" if good else "adv"])
+            place.set_title(title, color=COLOURS["clean"] if good else WRONG)
         budget = f"{row['attack']}, at most {describe_budget(row['eps'], norm)}"
         axis[1].set_title(f"+ change \N{MULTIPLICATION SIGN} {factor}\n{budget}", weight="normal", color=GREY)
         axis[0].set_ylabel(f"label: {_short(row['label'])}")
