@@ -18,13 +18,11 @@ from stages.core.metrics import WORST
 from stages.core.predictions import CLEAN
 
 UNKNOWN = "not enough to say"
-TRANSFORMATION_ZONE = re.compile(
-    r"type[ _]?[123]", re.IGNORECASE
-)  # what the classes of the bundled and the Kaggle set are called
+TRANSFORMATION_ZONE = re.compile(r"type[ _]?[123]", re.IGNORECASE)  # how its types are called where the classes are these
 # norm -> what an attacker may do within a budget
 ALLOWED = {
     "linf": "change every pixel value by at most {budget}",
-    "l2": "add a change of Euclidean length at most {budget}, over all pixel values of the photograph,",
+    "l2": "add to the pixel values a change of Euclidean length at most {budget}",
 }
 FEW = 10  # photographs of a class, below which its figures are called uncertain
 # (key, name, unit): the rows of the short table; a difference exists for some
@@ -212,12 +210,9 @@ def attack_rows(report: Report) -> list[dict[str, Any]]:
     rows, budget = [], report.metrics["eps"]
     here = report.robustness[(report.robustness["eps"] - budget).abs() <= 1e-4 * budget]
     for attack in [*(name for name in dict.fromkeys(here["attack"]) if name != WORST), WORST]:
-        rates = {
-            model: report.metrics[model].get("attack_success_rate", {}).get(attack)
-            if attack != WORST
-            else report.metrics[model].get("attack_success_rate_worst")
-            for model in models_of(report.metrics)
-        }
+        key = "attack_success_rate_worst" if attack == WORST else "attack_success_rate"
+        found = {model: report.metrics[model].get(key) for model in models_of(report.metrics)}
+        rates = {model: rate.get(attack) if isinstance(rate, dict) else rate for model, rate in found.items()}
         tried = here.loc[here["attack"] == attack, "count"].min()
         some = f" ({tried} photographs)" if tried < here["count"].max() else ""
         name = "worst case" if attack == WORST else f"{attack}{some}"
