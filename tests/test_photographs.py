@@ -91,6 +91,25 @@ def test_crops():
     assert (pixels(content, crop="none")[:, 0] == (255, 0, 0)).all()
 
 
+def test_cervix_is_found_where_it_lies():
+    """A reddish disc off the centre of a pale frame, of three sizes; a bar is none, and the central square is kept."""
+
+    def redden(where):
+        image = Image.fromarray(np.where(where[..., None], pale * (0.9, 0.5, 0.5), pale).astype(np.uint8))
+        return read_photograph(encoded(image), 32, "cervix", 1).region
+
+    x, y = np.meshgrid((np.arange(160) + 0.5) / 160, (np.arange(120) + 0.5) / 120)
+    pale = np.asarray(picture(0, 160, 120).convert("L"), float)[..., None] / 8 + (190, 180, 165)
+    for left, top, radius in ((0.45, 0.55, 0.3), (0.4, 0.45, 0.22), (0.55, 0.5, 0.38)):
+        region = redden(np.hypot((x - left) * 160, (y - top) * 120) < radius * 120)
+        assert region.kind == "cervix"
+        assert (region.left + region.right) / 2 == pytest.approx(left, abs=0.06)
+        assert (region.top + region.bottom) / 2 == pytest.approx(top, abs=0.1)
+        assert 2 * radius <= region.bottom - region.top <= 3.2 * radius, "all of it and a margin"
+    region = redden(abs(y - 0.5) < 0.06)
+    assert (region.left, region.right, region.kind) == (0.125, 0.875, "fallback")
+
+
 @pytest.mark.parametrize(
     ("colour", "stain"),
     [
@@ -119,17 +138,19 @@ def test_two_clouds_are_told_apart_as_by_a_mixture_model():
 
 
 def test_reduced_decoding_equals_full_decoding():
-    """12 MP and 5 MP to 224 and 64 pixels, with detail at every scale; the limit is far above what a network notices."""
+    """5 MP and 2 MP to 224 and 64 pixels, with detail at every scale; the limit is far above what a network notices."""
     rng = np.random.default_rng(0)
     for width, height, size in ((2592, 1944, 224), (1600, 1200, 64)):
         detail = Image.fromarray(rng.integers(0, 255, (height // 3, width // 3, 3), dtype=np.uint8)).resize((width, height))
         image = Image.blend(picture(1, width, height), detail, 0.3)
         content = encoded(image, quality=92)
-        left = (width - height) // 2
-        with Image.open(io.BytesIO(content)) as whole:
-            box = (left, 0, left + height, height)
-            full = np.asarray(whole.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box))
-        assert psnr(pixels(content, size, "square"), full) > 38
+        whole = Image.open(io.BytesIO(content)).convert("RGB")
+        for crop in ("square", "cervix", "none"):
+            reduced = read_photograph(content, size, crop, 1)
+            region = reduced.region
+            box = (region.left * width, region.top * height, region.right * width, region.bottom * height)
+            full = whole.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            assert psnr(reduced.pixels, np.asarray(full)) > 38, (size, crop)
 
 
 def test_hardly_any_aliasing():

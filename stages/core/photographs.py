@@ -67,8 +67,8 @@ def read_photograph(content: bytes, size: int, crop: str, usable_part: float) ->
     region = find_region(picture, crop)
     width, height = picture.size
     box = (region.left * width, region.top * height, region.right * width, region.bottom * height)
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    # Reducing by whole numbers first costs nothing in accuracy here and is several times faster.
+    # As in the decoder, means of whole blocks come first as far as they may: several times faster than a wide filter.
+    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=OVERSAMPLE))
     thumbnail = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return Photograph(pixels, np.asarray(thumbnail), *original, mode, guess_stain(pixels), region)
 
