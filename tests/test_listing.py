@@ -92,7 +92,18 @@ def test_table(tmp_path):
     listing = list_photographs(data(tmp_path, table="all.csv"))
     found = [(one.path, one.label, one.patient, one.split) for one in listing.photographs]
     assert found == [("a/1.jpg", "x", "p1", "train"), ("b/1.jpg", "y", "p1", ""), ("b/2.jpg", "y", "p2", "test")]
-    assert listing.rejected == {"gone.jpg": "missing: named in all.csv"}
+    assert listing.rejected == {"gone.jpg": "missing: no such file"}
+
+
+def test_a_table_leads_nowhere_outside(tmp_path):
+    outside = write(tmp_path / "outside", {"1.jpg": b""})
+    source = write(tmp_path / "source", {"a/1.jpg": b"", "a/2.jpg": b""})
+    (source / "out").symlink_to(outside)
+    (source / "in").symlink_to(source / "a")
+    write(source, {"t.csv": b"path,label\na/1.jpg,x\nin/2.jpg,y\nout/1.jpg,y\na/1.jpg/2.jpg,y\n"})
+    listing = list_photographs(data(source, table="t.csv"))
+    assert labels(listing) == {"a/1.jpg": "x", "in/2.jpg": "y"}
+    assert listing.rejected == {"a/1.jpg/2.jpg": "unreadable: Not a directory", "out/1.jpg": "link: leaves the source"}
 
 
 @pytest.mark.parametrize("key", ["table", "exclude", "groups"])
@@ -107,6 +118,7 @@ def test_tables_lie_where_dvc_watches_them(tmp_path, key, outside):
     ("table", "message"),
     [
         ("path,class\na.jpg,x\n", r"expected the columns path, label, got \['path', 'class'\]"),
+        ("path,label\na\0.jpg,x\n", "(expected a path below the source|expected a CSV table)"),
         ("path,label\n../a.jpg,x\n", "line 2: expected a path below the source, got '../a.jpg'"),
         ("path,label\n/etc/a.jpg,x\n", "expected a path below the source"),
         ("path,label\na.jpg,x\na.jpg,y\n", "line 3: expected a new path"),
@@ -132,6 +144,11 @@ def test_sources_that_are_none(tmp_path):
     }.items():
         with pytest.raises(SourceError, match=r"data\.source: .*" + message):
             list_photographs(data(tmp_path / source))
+    (tmp_path / "linked").mkdir()
+    for name in "ab":
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "one/a")
+    with pytest.raises(SourceError, match=r"got 0 .*, and 2 that can't be used, the first is a \(link: to a folder\)"):
+        list_photographs(data(tmp_path / "linked"))
 
 
 def test_fixes_exclusions_and_patients(tmp_path):
@@ -206,13 +223,14 @@ def test_kaggle_tree(tmp_path, monkeypatch, folders, invented):
     for name in names:
         (tmp_path / name).touch()
     write(tmp_path, {f"test/test/{n}.jpg": b"" for n in range(512)})
+    write(tmp_path, {f"test_stg2/{n}.jpg": b"" for n in range(3)})  # unpacked, though nobody has their labels
     write(
         tmp_path,
         {name: b"" for name in ("solution_stg1_release.csv", "fixed_labels_v2.csv", "removed_files.csv", "test_stg2.7z")},
     )
     listing = list_photographs(data(tmp_path))
     assert len(listing.photographs) == 8215
-    assert (listing.official_test, listing.other_files, listing.rejected) == (512, 4, {})
+    assert (listing.official_test, listing.other_files, listing.rejected) == (512, 4 + 3, {})
     train = Counter(one.label for one in listing.photographs if one.path.startswith("train/"))
     further = Counter(one.label for one in listing.photographs if not one.path.startswith("train/"))
     assert tuple(further[f"Type_{k}"] for k in (1, 2, 3)) == COUNTS["additional"]

@@ -5,6 +5,7 @@ Nothing here opens a photograph. Every file under the source, or every one that 
 """
 
 import csv
+import errno
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from stages.core.store import SPLITS
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # a photograph by its name
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, like all names that begin with a dot
 TEST_FOLDER = "test"  # the challenge's test pictures lie in test/test, without a class folder, so no class can have this name
+UNLABELLED_FOLDER = "test_stg2"  # those of its second stage, whose labels were never published: no class either
 SYNTHETIC = "SYNTHETIC.txt"  # in a source of drawn pictures: every report on them says so
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
@@ -72,6 +74,9 @@ def list_photographs(data: Data) -> Listing:
     classes = {one.label for one in listing.photographs}
     if len(classes) < 2:
         found = f"{len(listing.photographs)} photographs of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
+        if listing.rejected:  # links to the class folders, for example
+            path, reason = min(listing.rejected.items())
+            found += f", and {len(listing.rejected)} that can't be used, the first is {path} ({reason})"
         raise SourceError(f"data.source: {source}: expected photographs of at least two classes, got {found}")
     return listing
 
@@ -103,7 +108,7 @@ def _from_folders(source: Path, official: bool) -> Listing:
             file, path = here / name, _relative(here / name, source)
             if name == SOLUTION:
                 solutions.append(file)
-            if name.startswith(".") or name.lower() in SYSTEM_FILES or not holds_photographs:
+            if name.startswith(".") or name.lower() in SYSTEM_FILES or not holds_photographs or here.name == UNLABELLED_FOLDER:
                 listing.other_files += 1
             elif file.suffix.lower() not in SUFFIXES:
                 if here == source:
@@ -136,14 +141,14 @@ def _unsafe(file: Path, root: Path) -> str:
     except UnicodeEncodeError:
         return "name: not UTF-8"
     try:
-        if file.is_symlink():
-            if not file.exists():
-                return "link: broken"
-            if not file.resolve().is_relative_to(root):
-                return "link: leaves the source"
         # Opening a pipe would wait for ever.
-        return "" if stat.S_ISREG(file.stat().st_mode) else "not a file: a device, pipe, socket or folder"
+        if not stat.S_ISREG(file.stat().st_mode):
+            return "not a file: a device, pipe, socket or folder"
+        # A table may name files in linked folders, too.
+        return "" if file.resolve().is_relative_to(root) else "link: leaves the source"
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return "link: broken" if os.path.islink(file) else "missing: no such file"
         return f"unreadable: {error.strerror}"
 
 
@@ -183,9 +188,7 @@ def _from_table(source: Path, table: Path) -> Listing:
             )
         seen.add(path)
         file = source / path
-        if not file.exists() and not file.is_symlink():
-            listing.rejected[path] = f"missing: named in {table.name}"
-        elif reason := _unsafe(file, root):
+        if reason := _unsafe(file, root):
             listing.rejected[path] = reason
         else:
             listing.photographs.append(Listed(path, file, row["label"].strip(), row.get("group", "").strip(), split))
@@ -266,6 +269,6 @@ def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
 
 def _checked_path(text: str, table: Path, number: int) -> str:
     path = PurePosixPath(text.strip())
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in text:
         raise SourceError(f"{table}: line {number}: expected a path below the source, got {text!r}")
     return path.as_posix()
