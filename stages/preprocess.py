@@ -16,7 +16,7 @@ from stages.core.contact_sheets import draw_crops, draw_duplicates, draw_rejecte
 from stages.core.decoding import decode_all, worker_map
 from stages.core.errors import run
 from stages.core.groups import conflicting, find_duplicates, group, surplus
-from stages.core.inventory import stop_if_class_lost, stop_if_too_many, summarize
+from stages.core.inventory import describe, stop_if_class_lost, stop_if_too_many, summarize
 from stages.core.listing import list_photographs
 from stages.core.params import load_params
 from stages.core.splits import LEAK, assign_splits
@@ -65,6 +65,7 @@ def main() -> dict:
         METRICS.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
         write_rejected(OUT, rejected)
         write_store(OUT, spool, p.data.image_size, decoded, groups, splits, conflicting(listed, links))
+    print(describe(metrics))
     tracking.log_stage("preprocess", p)
     return metrics
 

@@ -2,13 +2,15 @@
 
 import io
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.core import decoding
-from stages.core.decoding import Recipe, decode_all, prune, worker_map
+from stages.core.decoding import Recipe, decode_all, decode_file, prune, worker_map
 from stages.core.listing import list_photographs
 from tests.photograph_files import data, encoded, picture, write
 
@@ -97,3 +99,45 @@ def test_files_that_cannot_be_read(source, tmp_path, monkeypatch):
     rejected = decode(source, tmp_path / "cache")[0].rejected
     assert rejected["b/3.jpg"] == "unreadable: Permission denied"
     assert rejected["a/4.jpg"] == "too large: more than 0 MiB"
+
+
+NOBODY = 65534  # an ordinary user: root may read everything
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no POSIX permissions here")
+def test_files_and_folders_without_permission():
+    # Not tmp_path, which lies where only its owner gets to.
+    with tempfile.TemporaryDirectory() as name:
+        names = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "closed/1.jpg", "names_only/1.jpg")
+        source = write(Path(name) / "source", dict.fromkeys(names, b"x") | {"fixes.csv": b"path,label\n"})
+        settings, user = data(source, label_fixes=str(source / "fixes.csv")), os.geteuid()
+        modes = {source / "a/2.jpg": 0, source / "closed": 0, source / "names_only": 0o444, Path(name): 0o755}
+        try:
+            for file, mode in modes.items():
+                file.chmod(mode)
+            os.seteuid(user or NOBODY)
+            listing = list_photographs(settings)
+            answer = decode_file(source / "a/2.jpg", Recipe(16, "none", 1.0), Path(name) / "cache")
+        finally:
+            os.seteuid(user)
+            for file in modes:
+                file.chmod(0o700)
+    assert answer == ("", "unreadable: Permission denied")
+    assert [one.path for one in listing.photographs] == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    assert listing.rejected == dict.fromkeys(("closed", "names_only/1.jpg"), "unreadable: Permission denied")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_only(source, tmp_path, monkeypatch, capsys):
+    decode(source, tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    decode(source, tmp_path / "cache")
+    shown = sys.stderr.getvalue()
+    assert "photographs: 100%" in shown
+    assert "22/22 [" in shown
+    assert "img/s]" in shown

@@ -59,8 +59,11 @@ def content() -> dict[str, bytes]:
     return {name: Path(name).read_bytes() for name in OUTPUTS + SHEETS}
 
 
-def test_everything_adds_up(project):
+def test_everything_adds_up(project, capsys):
     metrics = preprocess.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "55 photographs in 48 groups: 27 a, 28 b"
+    assert said[2].startswith("left out of 58 files: 1 empty, 1 truncated, 1 copy; data/processed/rejected.csv")
     store = open_store("data/processed")
     rejected = {row["path"]: row["reason"] for row in table("data/processed/rejected.csv")}
     assert rejected.pop("b/cut.jpg").startswith("truncated: ")
@@ -128,6 +131,26 @@ def test_cervix_crop_and_table_source(project):
     assert metrics["images"] == 48
     assert sum(metrics["crops"].values()) == 48
     assert set(metrics["crops"]) <= {"cervix", "fallback"}
+
+
+def test_table_with_patients_and_splits(project):
+    """The patients join what doesn't look alike; the given test is the test; whose patient is in it isn't trained on."""
+    paths = sorted(path.relative_to("raw").as_posix() for path in Path("raw").rglob("[0-9]*.jpg"))
+    rows = []
+    for path in paths:
+        number = int(Path(path).stem)
+        rows.append(f"{path},{path[0]},p{number // 4},{'test' if number >= 40 or number == 36 else ''}")
+    Path("raw/all.csv").write_text("path,label,group,split\n" + "\n".join(rows) + "\n")
+    set_params(project, table="all.csv")
+    metrics = preprocess.main()
+    assert metrics["splits"]["test"]["images"] == 9
+    assert metrics["rejected"]["reasons"] == {"leak": 3}
+    assert metrics["groups"]["images_with_known_patient"] == metrics["images"] == 45
+    manifest = open_store("data/processed").manifest
+    numbers = manifest["path"].str.extract(r"(\d+)\.jpg")[0].astype(int)
+    assert set(numbers[manifest["split"] == "test"]) == {36, *range(40, 48)}
+    assert (manifest.groupby(numbers // 4)["group"].nunique() == 1).all()
+    assert (manifest.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_too_many_rejected(project):

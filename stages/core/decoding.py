@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
+import scipy
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ class Recipe:
     def digest(self) -> str:
         """Changes with the parameters, the code and the decoder."""
         code = b"".join(Path(module.__file__).read_bytes() for module in (photographs, crops, file_limits, stains))
-        text = json.dumps([asdict(self), PIL.__version__, np.__version__])
+        text = json.dumps([asdict(self), PIL.__version__, np.__version__, scipy.__version__])
         return hashlib.sha256(text.encode() + code).hexdigest()[:16]
 
 

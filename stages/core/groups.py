@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from stages.core.decoding import Map
 from stages.core.listing import Listed
@@ -53,7 +54,8 @@ def find_duplicates(hashes: Sequence[str], thumbnails: np.ndarray, similarity: f
     found = map_(
         partial(_similarity, least=similarity), ((thumbnails[batch[:, 0]], thumbnails[batch[:, 1]]) for batch in batches)
     )
-    for batch, values in zip(batches, found, strict=True):
+    progress = {"total": len(batches), "unit": "pair", "unit_scale": BATCH, "disable": None}  # on a terminal only
+    for batch, values in tqdm(zip(batches, found, strict=True), "comparing", **progress):
         near = zip(batch.tolist(), values.tolist(), strict=True)
         links += [Link(a, b, NEAR, value) for (a, b), value in near if value >= similarity]
     return sorted(links, key=lambda link: (link.first, link.second))

@@ -110,6 +110,24 @@ def summarize(
     }
 
 
+def describe(metrics: Mapping[str, Any]) -> str:
+    """What `summarize` found, in a few lines for whoever started the stage."""
+
+    def listed(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    rejected, leak = metrics["rejected"], metrics["nearest_in_train"]
+    return (
+        f"{metrics['images']} photographs in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
+        f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; of test "
+        f"{leak['test']['alike_share']:.1%} look nearly like one in train, drawn picture by picture it would be "
+        f"{leak['test_if_drawn_by_picture']['alike_share']:.1%}\n"
+        f"left out of {metrics['files']} files: {listed(rejected['reasons'])}; data/processed/rejected.csv names each\n"
+        f"labels fixed: {metrics['label_fixes']['applied']}; "
+        f"in conflict: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}"
+    )
+
+
 def _split(
     decoded: Decoded, groups: Sequence[str], splits: Mapping[int, str], classes: Sequence[str], name: str
 ) -> dict[str, Any]:
