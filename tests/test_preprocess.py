@@ -64,6 +64,7 @@ def test_everything_adds_up(project, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "55 photographs in 48 groups: 27 a, 28 b"
     assert said[2].startswith("left out of 58 files: 1 empty, 1 truncated, 1 copy; data/processed/rejected.csv")
+    assert said[3].endswith("crops: 55 square; official test pictures: 0 found, 0 used; other files: 1")
     store = open_store("data/processed")
     rejected = {row["path"]: row["reason"] for row in table("data/processed/rejected.csv")}
     assert rejected.pop("b/cut.jpg").startswith("truncated: ")

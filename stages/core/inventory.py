@@ -116,7 +116,7 @@ def describe(metrics: Mapping[str, Any]) -> str:
     def listed(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
-    rejected, leak = metrics["rejected"], metrics["nearest_in_train"]
+    rejected, leak, official = metrics["rejected"], metrics["nearest_in_train"], metrics["official_test"]
     return (
         f"{metrics['images']} photographs in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
         f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; of test "
@@ -124,7 +124,8 @@ def describe(metrics: Mapping[str, Any]) -> str:
         f"{leak['test_if_drawn_by_picture']['alike_share']:.1%}\n"
         f"left out of {metrics['files']} files: {listed(rejected['reasons'])}; data/processed/rejected.csv names each\n"
         f"labels fixed: {metrics['label_fixes']['applied']}; "
-        f"in conflict: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}"
+        f"in conflict: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}; "
+        f"official test pictures: {official['found']} found, {official['used']} used; other files: {metrics['other_files']}"
     )
 
 
