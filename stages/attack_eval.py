@@ -125,7 +125,7 @@ def corrupted_answers(target: Target, store: Store, subset: np.ndarray, journal:
 
 def diagnose(target: Target, subset: np.ndarray, p: Any) -> list[dict[str, Any]]:
     """The diagnostics that need the model, on at most DIAGNOSED images of the subset."""
-    part = Split(target.split.images, target.split.labels, target.split.rows[subset]).stratified(DIAGNOSED, p.seed)
+    part = target.at(subset).split.stratified(DIAGNOSED, p.seed)
     positions = np.flatnonzero(np.isin(target.split.rows, part.rows))
     return [asdict(finding) for finding in probe(target, positions, p.attack.eps, p.attack_eval)]
 

@@ -2,8 +2,8 @@
 
 An attack is ``attack(model, x, y, eps, noise) -> x_adv``, x and x_adv (B, 3, H, W) in [0, 1], eps in pixel units of the norm
 that it was made for (``linf`` | ``l2``), the model returning logits. ``noise(distribution, draw)`` gives (B, 3, H, W) random
-numbers that belong to the images, not to the batch: so neither batch size nor order changes a result. An image that the model
-gets wrong without an attack is left as it is.
+numbers that belong to the images, not to the batch: so neither batch size nor order changes a result. Attacks are meant for
+images that the model gets right; whether the result is worse than the image itself is for the caller to see, who scores it.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,12 +46,11 @@ def image_noise(seed: int, rows: np.ndarray, shape: torch.Size, like: Tensor) ->
 
 
 def worst_of(model: nn.Module, x: Tensor, y: Tensor, tries: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Of x itself and every try, the image at which a wrong class leads by most; a try sees only what isn't broken yet.
+    """Of every try the image at which a wrong class leads by most; a try sees only what isn't broken yet.
 
     tries: functions of the positions (M,) still to break, returning candidates (M, 3, H, W).
     """
-    with attack_mode(model), torch.no_grad():
-        best, best_lead = x.clone(), lead(model(x), y)
+    best, best_lead = x.clone(), x.new_full((len(x),), -torch.inf)
     for attempt in tries:
         todo = (best_lead < STOP_LEAD).nonzero().squeeze(1)
         if not len(todo):
@@ -82,7 +81,7 @@ def gaussian_noise(
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, *, norm: str = "linf") -> Tensor:
     """One step of size eps (arXiv:1412.6572)."""
-    return worst_of(model, x, y, [lambda t: perturbations.fgsm(model, x[t], y[t], eps, norm=norm)])
+    return perturbations.fgsm(model, x, y, eps, norm=norm)
 
 
 def pgd(
@@ -90,13 +89,11 @@ def pgd(
 ) -> Tensor:
     """PGD, random starts, step 2.5 eps / steps (arXiv:1706.06083); restarts=0 is BIM: one run, from x itself (1607.02533)."""
 
-    def run(todo: Tensor, start: Tensor | None) -> Tensor:
-        alpha = 2.5 * eps / steps
-        return perturbations.pgd(model, x[todo], y[todo], eps, start, alpha=alpha, steps=steps, norm=norm, stop_lead=STOP_LEAD)
-
-    if not restarts:
-        return worst_of(model, x, y, [lambda t: run(t, None)])
-    return worst_of(model, x, y, (lambda t, d=d: run(t, noise("uniform", d)[t]) for d in range(restarts)))
+    how = {"alpha": 2.5 * eps / steps, "steps": steps, "norm": norm, "stop_lead": STOP_LEAD}
+    if restarts <= 1:  # the worst of one needs no comparison, which costs another forward
+        return perturbations.pgd(model, x, y, eps, noise("uniform", 0) if restarts else None, **how)
+    tries = (lambda t, d=d: perturbations.pgd(model, x[t], y[t], eps, noise("uniform", d)[t], **how) for d in range(restarts))
+    return worst_of(model, x, y, tries)
 
 
 def attacks_at_budget(p: AttackEval, norm: str = "linf") -> dict[str, tuple[Attack, int]]:

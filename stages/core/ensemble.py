@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,10 @@ class Target:
     norm: str
     batch_size: int
     seed: int
+
+    def at(self, positions: np.ndarray) -> "Target":
+        """The same with the images at these positions of its split only; their noise stays theirs."""
+        return replace(self, split=Split(self.split.images, self.split.labels, self.split.rows[positions]))
 
     def batches(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Noise]]:
         """(positions, x, y, noise) of the images at these positions, a batch at a time."""
@@ -158,8 +162,10 @@ def transfer(source: Target, target: Target, store: Store, eps: float, steps: in
         start, alpha = noise("uniform", 0), 2.5 * eps / steps
         return perturbations.pgd(source.twin, x, y, eps, start, alpha=alpha, steps=steps, norm=source.norm)
 
-    outcome = attack_survivors(target, unattacked(target), TRANSFER, attack, eps, positions)
-    return _rows(store, target, positions, TRANSFER, eps, steps, outcome)
+    some = target.at(positions)
+    everything = np.arange(len(positions))
+    outcome = attack_survivors(some, unattacked(some), TRANSFER, attack, eps, everything)
+    return _rows(store, some, everything, TRANSFER, eps, steps, outcome)
 
 
 def worst_within(done: dict[tuple[str, float], Outcome], eps: float, labels: Tensor) -> Outcome:

@@ -21,7 +21,8 @@ from stages.core.minimum_eps import largest
 from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode, in_ball, lead, loss_and_gradient
 
-REPEATS, ALONE, FINITE, POINTS = 5, 4, 8, 10
+REPEATS, ALONE, FINITE, POINTS, RESTARTS = 5, 4, 8, 10, 5
+LIMITS = {"D13": 0.01, "D16": 0.02, "D22": 0.02, "D24": 0.005}  # share broken by PGD with more of something: WARN above it
 
 
 def probe(target: Target, positions: np.ndarray, eps: float, p: AttackEval) -> list[Finding]:
@@ -131,27 +132,23 @@ class _Recorder(nn.Module):
         return logits
 
 
-class _Scaled(nn.Module):
-    """Logits times a factor: cross-entropy saturates elsewhere."""
+MARGIN = 0.0  # instead of a scale: the margin is climbed, not cross-entropy
 
-    def __init__(self, model: nn.Module, factor: float) -> None:
+
+class _Rescaled(nn.Module):
+    """Each image's logits times its own scale (B,): cross-entropy saturates elsewhere. Where the scale is MARGIN: 0 for class y
+    and the sign of the margin for the others, of which cross-entropy has the margin's gradient at any scale."""
+
+    def __init__(self, model: nn.Module, y: Tensor, scale: Tensor) -> None:
         super().__init__()
-        self.model, self.factor = model, factor
+        self.model, self.y, self.scale = model, y, scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.factor * self.model(x)
-
-
-class _Margin(nn.Module):
-    """Two logits, 0 and the sign of the margin: cross-entropy of class 0 then has the margin's gradient at any scale."""
-
-    def __init__(self, model: nn.Module, y: Tensor) -> None:
-        super().__init__()
-        self.model, self.y = model, y
-
-    def forward(self, x: Tensor) -> Tensor:
-        ahead = lead(self.model(x), self.y)
-        return torch.stack([torch.zeros_like(ahead), ahead / (ahead.detach().abs() + 1e-12)], 1)
+        logits = self.model(x)
+        ahead = lead(logits, self.y)
+        sign = ahead / (ahead.detach().abs() + 1e-12)  # (B,) +1 or -1, with the margin's direction of growth
+        margin = sign[:, None].expand_as(logits).scatter(1, self.y[:, None], 0.0)
+        return torch.where(self.scale == MARGIN, margin, self.scale * logits)
 
 
 def strength(target: Target, x: Tensor, y: Tensor, noise: Noise, eps: float, steps: int) -> list[Finding]:
@@ -161,44 +158,57 @@ def strength(target: Target, x: Tensor, y: Tensor, noise: Noise, eps: float, ste
     def broken(x_adv: Tensor, y: Tensor = y) -> Tensor:
         return lead(score(model, x_adv), y) > 0
 
-    def run(network: nn.Module, x: Tensor, y: Tensor, start: Tensor | None, steps: int = steps) -> Tensor:
-        with crafting(target.fabric):
-            return perturbations.pgd(network, x, y, eps, start, alpha=2.5 * eps / steps, steps=steps, norm=norm)
-
     recorder = _Recorder(twin, y)
-    x_adv = run(recorder, x, y, noise("uniform", 0))
+    start = noise("uniform", 0)
+    with crafting(target.fabric):
+        x_adv = perturbations.pgd(recorder, x, y, eps, start, alpha=2.5 * eps / steps, steps=steps, norm=norm)
+        far = attacks.pgd(twin, x, y, largest(norm, x), noise, steps=max(steps, 20), restarts=1, norm=norm)
     fooled = broken(x_adv)
     leads = torch.stack(recorder.leads).float()  # (steps + 1, n)
     left = ~fooled
-    x_left, y_left = x[left], y[left]
+    missed = (leads.amax(0) > STOP_LEAD) & left
+    more = dict.fromkeys(LIMITS, 0)
+    if left.any():
+        fields = (field[left] for field in (x, y, x_adv))
+        more |= harder(target, *fields, [noise("uniform", draw)[left] for draw in range(RESTARTS)], eps, steps)
+    if left.any() and _coarse(target):
+        how = {"alpha": 2.5 * eps / steps, "steps": steps, "norm": norm}
+        with torch.autocast(x.device.type, enabled=False):
+            precise = perturbations.pgd(twin, x[left], y[left], eps, start[left], **how)
+        more["D24"] = int(broken(precise, y[left]).sum())
+    return [
+        _budget(x, x_adv, eps, norm),
+        _saved(model, x, x_adv, fooled, y),
+        judge("D12", float((~broken(far)).float().mean()), n, fail=0.05),
+        _converged(leads, fooled),
+        judge("D15", float(missed.float().mean()), n, warn=0),
+        *(judge(id, images / n, n, warn=LIMITS[id], images=images) for id, images in more.items()),
+    ]
 
-    def gained(*tries: Tensor) -> float:
-        """Share of all images broken by any of these pictures of the images that are left."""
-        if not left.any():
-            return 0.0
-        return float(torch.stack([broken(one, y_left) for one in tries]).any(0).sum()) / n
 
-    def of_left(kind: str, draw: int) -> Tensor:
-        return noise(kind, draw)[left]
-
-    findings = [_budget(x, x_adv, eps, norm), _saved(model, x, x_adv, fooled, y)]
-    with crafting(target.fabric):
-        far = attacks.pgd(twin, x, y, largest(norm, x), noise, steps=max(steps, 20), restarts=1, norm=norm)
-    findings.append(judge("D12", float((~broken(far)).float().mean()), n, fail=0.05))
-    findings += [_converged(leads, fooled), judge("D15", float(((leads.amax(0) > STOP_LEAD) & left).float().mean()), n, warn=0)]
-    if not left.any():
-        more = {"D13": 0.0, "D16": 0.0, "D22": 0.0, "D24": 0.0}
-    else:
-        start = of_left("uniform", 0)
-        margin = run(_Margin(twin, y_left), x_left, torch.zeros_like(y_left), start)
-        more = {
-            "D13": gained(run(twin, x_left, y_left, start, 2 * steps)),
-            "D16": gained(*(run(twin, x_left, y_left, of_left("uniform", draw)) for draw in range(1, 5))),
-            "D22": gained(margin, *(run(_Scaled(twin, factor), x_left, y_left, start) for factor in (0.1, 10))),
-            "D24": gained(_precise(twin, x_left, y_left, eps, start, steps, norm)) if _coarse(target) else 0.0,
-        }
-    limits = {"D13": 0.01, "D16": 0.02, "D22": 0.02, "D24": 0.005}
-    return findings + [judge(id, value, n, warn=limits[id]) for id, value in more.items()]
+def harder(
+    target: Target, x: Tensor, y: Tensor, reached: Tensor, starts: list[Tensor], eps: float, steps: int
+) -> dict[str, int]:
+    """How many of these images, which PGD from the first start left at ``reached``, are broken by as many steps again of half
+    the size (D13), from the other starts (D16), with another loss or scale of the logits (D22). As one batch: a few images at
+    a time would take twice as long."""
+    trials = [("D13", (reached - x) / eps, 0.5, 1.0)]  # diagnostic, start, step size relative to PGD's, scale of the logits
+    trials += [("D16", start, 1.0, 1.0) for start in starts[1:]]
+    trials += [("D22", starts[0], 1.0, scale) for scale in (0.1, 10.0, MARGIN)]
+    count, size = len(trials), torch.tensor([trial[2] for trial in trials]).to(x)
+    x, y, start = x.repeat(count, 1, 1, 1), y.repeat(count), torch.cat([trial[1] for trial in trials])
+    scale = torch.tensor([trial[3] for trial in trials]).to(x).repeat_interleave(len(reached))
+    alpha = 2.5 * eps / steps * size.repeat_interleave(len(reached))[:, None, None, None]
+    broken = []
+    for part in torch.arange(len(x), device=x.device).split(target.batch_size):
+        network = _Rescaled(target.twin, y[part], scale[part])
+        with crafting(target.fabric):
+            how = {"alpha": alpha[part], "steps": steps, "norm": target.norm}
+            x_adv = perturbations.pgd(network, x[part], y[part], eps, start[part], **how)
+        broken.append(lead(score(target.model, x_adv), y[part]) > 0)
+    by_trial = torch.cat(broken).view(count, -1)  # (trials, images)
+    ids = [trial[0] for trial in trials]
+    return {id: int(by_trial[[i for i, other in enumerate(ids) if other == id]].any(0).sum()) for id in dict.fromkeys(ids)}
 
 
 def _budget(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Finding:
@@ -225,14 +235,10 @@ def _converged(leads: Tensor, fooled: Tensor) -> Finding:
     best = leads.cummax(0).values  # (steps + 1, n)
     last = min(10, max(1, len(leads) // 4))
     moved = (best[-1] - best[-1 - last]) / (best[-1] - best[0]).clamp_min(1e-12)
-    return judge("D14", float(((moved > 0.05) & ~fooled).float().mean()), len(fooled), warn=0.1)
+    images = int(((moved > 0.05) & ~fooled).sum())
+    return judge("D14", images / len(fooled), len(fooled), warn=0.1, images=images)
 
 
 def _coarse(target: Target) -> bool:
     with crafting(target.fabric):
         return torch.is_autocast_enabled(target.fabric.device.type)
-
-
-def _precise(twin: nn.Module, x: Tensor, y: Tensor, eps: float, start: Tensor, steps: int, norm: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return perturbations.pgd(twin, x, y, eps, start, alpha=2.5 * eps / steps, steps=steps, norm=norm)
