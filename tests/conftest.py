@@ -118,5 +118,4 @@ def attack_table(
     """predictions.csv of a model on the test split, as the stage makes it."""
     split = Split.of(store, "test")
     target = Target(fabric, model, twin or model, split, threat.norm, p.batch_size, seed=0)
-    subset = np.flatnonzero(np.isin(split.rows, split.stratified(p.subset, 0).rows))
-    return attack_split(target, store, threat, p, subset, journal or Journal())
+    return attack_split(target, store, threat, p, target.sample(p.subset), journal or Journal())

@@ -175,8 +175,9 @@ def test_transfer_keeps_the_budget_and_needs_a_second_model(trained, fabric):
     source = Target(fabric, SmallNet().eval(), SmallNet().eval(), split, "linf", 7, 0)
     target = dataclasses.replace(source, model=model, twin=model)
     positions = np.arange(0, 24, 3)
-    own = ensemble.transfer(target, target, store, 0.1, 10, positions)
-    other = ensemble.transfer(source, target, store, 0.1, 10, positions)
+    pairs = {"own": target, "twin": target}, {"other": target, "stranger": source}
+    tables = [ensemble.transfer(pair, store, 0.1, 10, positions, Journal()) for pair in pairs]
+    own, other = tables[0].query("target == 'own'"), tables[1].query("target == 'other'")
     assert list(own["path"]) == list(other["path"]) == list(store.manifest["path"].iloc[split.rows[positions]])
     for table in (own, other):
         assert (table["linf"] <= 0.1 + 1e-6).all()

@@ -7,6 +7,7 @@ from torch import nn
 
 from stages.core import autoattack
 from stages.core.attacks import verify
+from stages.core.params import load_all
 from stages.core.perturbations import attack_mode
 
 EPS = {"linf": 0.012, "l2": 0.09}
@@ -39,8 +40,10 @@ def test_the_lists_are_the_valid_ones_and_their_name_is_not_autoattack():
     assert list(parts(3)) == ["apgd_ce", "apgd_dlr", "apgd_margin", "fab_t", "square"]
     assert list(parts(4)) == list(parts(10)) == ["apgd_ce", "apgd_t", "fab_t", "square"]
     assert autoattack.ensemble_name(3) == "aa-k3"
-    assert "DLR left out" in autoattack.description(2, steps=1, queries=1, seed=0)
-    assert "pyautoattack 0.2.0" in autoattack.description(3, steps=1, queries=1, seed=0)
+    record = autoattack.record(3, 16, load_all("params.yaml").attack_eval, seed=0)
+    assert record["name"] == "aa-k3"
+    assert record["attacks"] == list(parts(3))
+    assert record["library"] == "pyautoattack 0.2.0"
 
 
 def test_the_library_itself_stops_at_three_classes():

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.core.diagnostics import FAIL, INFO, NAMES, PASS, UNKNOWN, WARN, Finding, failed, from_tables, judge, listed
+from stages.core.diagnostics import failed, from_tables, listed
+from stages.core.verdicts import FAIL, INFO, NAMES, PASS, UNKNOWN, WARN, Finding, judge
 from tests.prediction_tables import EPS, make_table, make_training, rows
 
 

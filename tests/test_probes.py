@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from stages.core.batches import Split
-from stages.core.diagnostics import FAIL, PASS, UNKNOWN, WARN, Finding
 from stages.core.ensemble import Target
 from stages.core.params import load_all
 from stages.core.probes import probe
+from stages.core.verdicts import FAIL, PASS, UNKNOWN, WARN, Finding
 from tests.conftest import SmallNet, toy_store
 
 EPS = 0.1  # breaks some of the toy pictures, not all
@@ -34,7 +34,8 @@ def trained():
 
 def probed(fabric, store, model, norm="linf") -> dict[str, Finding]:
     target = Target(fabric, model, model, Split.of(store, "test"), norm, 7, 0)
-    return {found.id: found for found in probe(target, np.arange(24), EPS if norm == "linf" else 1.0, PARAMS)}
+    records = probe(target, np.arange(24), EPS if norm == "linf" else 1.0, PARAMS)
+    return {record["id"]: Finding(**record) for record in records}
 
 
 class Around(nn.Module):

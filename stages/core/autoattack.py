@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -21,6 +22,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -57,14 +59,19 @@ def parts(classes: int, *, steps: int, queries: int, norm: str, seed: int) -> di
     return named
 
 
-def description(classes: int, *, steps: int, queries: int, seed: int) -> str:
-    """What the ensemble consisted of, in one line, for the report."""
-    names = ", ".join(parts(classes, steps=steps, queries=queries, norm="linf", seed=seed))
-    left_out = "; DLR left out: it needs three classes" if classes < 3 else ""
-    return (
-        f"{names}{left_out}; {steps} iterations, one run each, {queries} queries of Square, "
-        f"{min(9, classes - 1)} wrong classes, seed {seed}, pyautoattack {version('pyautoattack')}"
-    )
+def record(classes: int, images: int, p: AttackEval, seed: int) -> dict[str, Any]:
+    """ensemble.json: what the ensemble consisted of, to stand beside its number."""
+    return {
+        "name": ensemble_name(classes),
+        "attacks": list(parts(classes, steps=p.aa_steps, queries=p.aa_queries, norm="linf", seed=seed)),
+        "iterations": p.aa_steps,
+        "restarts": 1,
+        "queries": p.aa_queries,
+        "wrong_classes": min(9, classes - 1),
+        "images": images,
+        "seed": seed,
+        "library": f"pyautoattack {version('pyautoattack')}",
+    }
 
 
 @contextmanager

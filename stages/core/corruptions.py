@@ -5,15 +5,21 @@ the lamp, the lens, the compression, and the reflections of a wet surface.
 """
 
 import io
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from stages.core.attacks import Noise
+from stages.core.checkpoints import Journal
+from stages.core.ensemble import Target, score
+from stages.core.store import Store
 
 SEVERITIES = (1, 2, 3)
 Corruption = Callable[[Tensor, float, Noise], Tensor]
@@ -85,3 +91,21 @@ def corrupt(name: str, severity: int, x: Tensor, noise: Noise) -> Tensor:
     """x (B, 3, H, W) in [0, 1] with the defect at severity 1, 2 or 3, again in [0, 1]."""
     function, amounts = CORRUPTIONS[name]
     return function(x, amounts[severity - 1], noise).clamp(0, 1)
+
+
+def corrupted_answers(target: Target, store: Store, subset: np.ndarray, journal: Journal) -> pd.DataFrame:
+    """corruptions.csv."""
+    parts = []
+    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
+
+        def answer(name: str = name, severity: int = severity) -> dict[str, Any]:
+            pictures = (corrupt(name, severity, x, noise) for _, x, _, noise in target.batches(subset))
+            return {"logits": torch.cat([score(target.model, x).cpu() for x in pictures])}
+
+        probability = journal(f"{name} {severity}", answer)["logits"].softmax(1).numpy()
+        images = store.manifest.iloc[target.split.rows[subset]][["path", "label"]].reset_index(drop=True)
+        answers = np.array(store.classes)[probability.argmax(1)]
+        parts.append(
+            images.assign(corruption=name, severity=severity, prediction=answers, confidence=probability.max(1).astype(float))
+        )
+    return pd.concat(parts, ignore_index=True)

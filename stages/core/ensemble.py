@@ -1,7 +1,8 @@
 """Every attack and budget on every image of a split: the table that all later numbers come from."""
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,6 +49,10 @@ class Target:
         """The same with the images at these positions of its split only; their noise stays theirs."""
         return replace(self, split=Split(self.split.images, self.split.labels, self.split.rows[positions]))
 
+    def sample(self, count: int) -> np.ndarray:
+        """Positions of at most ``count`` images, every class by its share."""
+        return np.flatnonzero(np.isin(self.split.rows, self.split.stratified(count, self.seed).rows))
+
     def batches(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Noise]]:
         """(positions, x, y, noise) of the images at these positions, a batch at a time."""
         for start in range(0, len(positions), self.batch_size):
@@ -90,6 +95,11 @@ class Outcome:
         )
 
 
+def recorded(journal: Journal, name: str, work: Callable[[], Outcome]) -> Outcome:
+    """What ``work`` gives, or gave before a kill."""
+    return Outcome.of(journal(name, lambda: work().state()))
+
+
 def unattacked(target: Target) -> Outcome:
     """The images as they are."""
     logits = [score(target.model, x).cpu() for _, x, _, _ in target.batches(np.arange(len(target.split)))]
@@ -127,9 +137,7 @@ def attack_split(
     labels = torch.from_numpy(target.split.labels[target.split.rows])
     everything = np.arange(len(labels))
 
-    def record(name: str, work: Callable[[], Outcome]) -> Outcome:
-        return Outcome.of(journal(name, lambda: work().state()))
-
+    record = partial(recorded, journal)
     done = {(CLEAN, 0.0): record(CLEAN, lambda: unattacked(target))}
     rows = [_rows(store, target, everything, CLEAN, 0.0, 0, done[CLEAN, 0.0])]
     plan = _plan(threat, p)
@@ -155,17 +163,22 @@ def _plan(threat: ThreatModel, p: AttackEval) -> list[tuple[str, float, int, Att
     return plan
 
 
-def transfer(source: Target, target: Target, store: Store, eps: float, steps: int, positions: np.ndarray) -> pd.DataFrame:
-    """Rows as in predictions.csv: ``target`` under pictures that PGD made for ``source``, with all its steps."""
+def transfer(
+    models: Mapping[str, Target], store: Store, eps: float, steps: int, positions: np.ndarray, journal: Journal
+) -> pd.DataFrame:
+    """transfer.csv: each of the models by name under pictures that PGD made for another, with all its steps."""
+    parts = []
+    for source, aim in itertools.permutations(models, 2):
 
-    def attack(_: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
-        start, alpha = noise("uniform", 0), 2.5 * eps / steps
-        return perturbations.pgd(source.twin, x, y, eps, start, alpha=alpha, steps=steps, norm=source.norm)
+        def attack(_: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Noise, maker: Target = models[source]) -> Tensor:
+            start, alpha = noise("uniform", 0), 2.5 * eps / steps
+            return perturbations.pgd(maker.twin, x, y, eps, start, alpha=alpha, steps=steps, norm=maker.norm)
 
-    some = target.at(positions)
-    everything = np.arange(len(positions))
-    outcome = attack_survivors(some, unattacked(some), TRANSFER, attack, eps, everything)
-    return _rows(store, some, everything, TRANSFER, eps, steps, outcome)
+        some, everything = models[aim].at(positions), np.arange(len(positions))
+        work = partial(attack_survivors, some, unattacked(some), TRANSFER, attack, eps, everything)
+        outcome = recorded(journal, f"transfer to {aim}", work)
+        parts.append(_rows(store, some, everything, TRANSFER, eps, steps, outcome).assign(target=aim))
+    return pd.concat(parts, ignore_index=True)
 
 
 def worst_within(done: dict[tuple[str, float], Outcome], eps: float, labels: Tensor) -> Outcome:

@@ -1,14 +1,21 @@
 """How little it takes: the smallest budget at which the answer changes, image by image."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from stages.core import perturbations
 from stages.core.attacks import Noise, distance
+from stages.core.checkpoints import Journal
+from stages.core.ensemble import Target, score
+from stages.core.params import AttackEval
 from stages.core.perturbations import lead
+from stages.core.store import Store
 
 # Above this no photograph is left to recognise; pixel units, for l2 times the square root of the number of pixel values.
 LARGEST = 64 / 255
@@ -58,3 +65,26 @@ def bracket(rows: pd.DataFrame, norm: str) -> tuple[float, float]:
     high = rows.loc[wrong, norm].min() if wrong.any() else float("inf")
     failed = rows.loc[~wrong & (rows["attack"] == "pgd") & (rows["eps"] < high), "eps"]
     return (float(failed.max()) if len(failed) else 0.0), float(high)
+
+
+def smallest_budgets(
+    target: Target, store: Store, subset: np.ndarray, table: pd.DataFrame, p: AttackEval, journal: Journal
+) -> pd.DataFrame:
+    """minimum_eps.csv: starts from what the table says of an image already."""
+    known = {path: rows for path, rows in table.groupby("path")}
+    parts = []
+    for part, x, y, noise in target.batches(subset):
+        images = store.manifest.iloc[target.split.rows[part]][["path", "label"]].reset_index(drop=True)
+        low, high = torch.tensor([bracket(known[path], target.norm) for path in images["path"]]).to(x).unbind(1)
+        limit = largest(target.norm, x)
+
+        def find(x: Tensor = x, y: Tensor = y, noise: Noise = noise, low: Tensor = low, high: Tensor = high) -> dict[str, Any]:
+            with torch.autocast(x.device.type, enabled=False):  # it ends at the boundary, where bfloat16 sees nothing
+                how = {"rounds": p.min_eps_rounds, "steps": p.curve_steps, "norm": target.norm}
+                found = bisect(target.twin, x, y, noise, low, high, score=partial(score, target.model), **how)
+            return {"eps": found.cpu()}
+
+        eps = journal(f"minimum eps {part[0]}", find)["eps"].numpy()
+        found = np.isfinite(eps)
+        parts.append(images.assign(eps=np.where(found, eps, limit), found=found.astype(int)))
+    return pd.concat(parts, ignore_index=True)

@@ -4,12 +4,14 @@
 and budget that was run; a dear attack (``on_subset``) may have been run on some of the images, at each budget the same ones.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) attacked with pictures made for the other one.
 ``minimum_eps.csv``, ``corruptions.csv``: the smallest budget found, and common defects, on some of the images.
-``diagnostics.json``: a list of findings (diagnostics.py). ``examples/examples.csv``: the few images that are shown, with the
-names of their PNG files.
+``diagnostics.json``: a list of findings (verdicts.py). ``ensemble.json``: what the ensemble of attacks consisted of, to stand
+beside its number (autoattack.py). ``examples/examples.csv``: the few images that are shown, with the names of their PNG files.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,6 +162,13 @@ def _check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
     if tuple(table.columns) != TABLES[name]:
         raise PredictionsError(f"{where}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}")
     return table
+
+
+def write_json(name: str, contents: list[Any] | dict[str, Any], folder: Path | str) -> Path:
+    """Write ``<folder>/<name>.json``."""
+    file = Path(folder) / f"{name}.json"
+    file.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8", newline="\n")
+    return file
 
 
 def write_examples(table: pd.DataFrame, folder: Path | str) -> Path:

@@ -6,6 +6,8 @@ Each is computed on the images given; n is said. Attacks here start from images 
 import copy
 import dataclasses
 import io
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +17,20 @@ from torch import Tensor, nn
 from stages.core import attacks, perturbations
 from stages.core.attacks import STOP_LEAD, Noise, distance, eight_bits
 from stages.core.devices import crafting
-from stages.core.diagnostics import Finding, judge
 from stages.core.ensemble import Target, score
 from stages.core.minimum_eps import largest
 from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode, in_ball, lead, loss_and_gradient
+from stages.core.verdicts import Finding, judge
 
+IMAGES = 64
 REPEATS, ALONE, FINITE, POINTS, RESTARTS = 5, 4, 8, 10, 5
 LIMITS = {"D13": 0.01, "D16": 0.02, "D22": 0.02, "D24": 0.005}  # share broken by PGD with more of something: WARN above it
 
 
-def probe(target: Target, positions: np.ndarray, eps: float, p: AttackEval) -> list[Finding]:
-    """D1 to D7, D12 to D16, D22 to D24 on the images at these positions, all in one batch."""
+def probe(target: Target, positions: np.ndarray, eps: float, p: AttackEval) -> list[dict[str, Any]]:
+    """D1 to D7, D12 to D16, D22 to D24, as diagnostics.json keeps them, on at most IMAGES of the images at these positions."""
+    positions = positions[target.at(positions).sample(IMAGES)]
     whole = dataclasses.replace(target, batch_size=max(1, len(positions)))
     ((_, x, y, noise),) = whole.batches(positions)
     found = [
@@ -40,9 +44,11 @@ def probe(target: Target, positions: np.ndarray, eps: float, p: AttackEval) -> l
     right = (lead(score(target.model, x), y) <= 0).cpu().numpy()
     if not right.any():
         nothing = ("D1", "D12", "D13", "D14", "D15", "D16", "D22", "D23", "D24")
-        return found + [judge(id, float("nan"), 0) for id in nothing]
-    ((_, x, y, noise),) = whole.batches(positions[right])
-    return found + strength(target, x, y, noise, eps, p.pgd_steps)
+        found += [judge(id, float("nan"), 0) for id in nothing]
+    else:
+        ((_, x, y, noise),) = whole.batches(positions[right])
+        found += strength(target, x, y, noise, eps, p.pgd_steps)
+    return [asdict(finding) for finding in found]
 
 
 def logits_not_probabilities(model: nn.Module, x: Tensor) -> Finding:
