@@ -4,12 +4,13 @@
 
 For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of params.yaml:
 
-    PGD-20        foolbox's LinfPGD, and ours: same step size, one random start
+    PGD-20        foolbox's LinfPGD, ART's (where it is installed), and ours: same step size, one random start
     ensemble      pyautoattack's own run of the parts that work with these classes, and ours: PGD-20 first, then the same
                   parts on what is left, for two or three classes with APGD on the margin besides
 
 Speed without strength means nothing, so the share of images that are still right stands beside the time. Every program runs
-once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times don't.
+once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times don't. ART isn't
+among the development requirements: install adversarial-robustness-toolbox in an environment of its own that has those too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import foolbox
@@ -64,8 +66,37 @@ def noise_of(x: Tensor) -> attacks.Noise:
 
 def our_pgd(twin: nn.Module, eps: float, fabric: object) -> Run:
     def run(x: Tensor, y: Tensor) -> Tensor:
+        found = x.clone()
+        right = (score(twin, x).argmax(1) == y).nonzero().squeeze(1)
+
+        def noise(kind: str, draw: int) -> Tensor:
+            return noise_of(x)(kind, draw)[right]
+
         with crafting(fabric):
-            return attacks.pgd(twin, x, y, eps, noise_of(x), steps=PGD_STEPS, restarts=1)
+            found[right] = attacks.pgd(twin, x[right], y[right], eps, noise, steps=PGD_STEPS, restarts=1)
+        return found
+
+    return run
+
+
+def art_pgd(model: nn.Module, classes: int, eps: float) -> Run:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    device = next(model.parameters()).device
+    estimator = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        (3, model.image_size, model.image_size),
+        classes,
+        clip_values=(0, 1),
+        device_type=device.type,
+    )
+    how = {"norm": np.inf, "eps": eps, "eps_step": 2.5 * eps / PGD_STEPS, "max_iter": PGD_STEPS, "num_random_init": 1}
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        attack = ProjectedGradientDescentPyTorch(estimator, **how, batch_size=len(x), verbose=False)
+        return torch.from_numpy(attack.generate(x.contiguous().cpu().numpy(), y.cpu().numpy())).to(x.device)
 
     return run
 
@@ -111,9 +142,10 @@ def main() -> None:
     test = Split.of(store, "test").stratified(options.images, params.seed)
     x, y = test.batch(np.arange(len(test)), fabric.device)
     classes, eps = len(store.classes), params.attack.eps
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "foolbox", "pyautoattack"))
-    print(f"{versions}, Python {platform.python_version()}")
-    print(f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores; ART: not compared")
+    with_art = find_spec("art") is not None
+    names = ("torch", "foolbox", "pyautoattack", *(["adversarial-robustness-toolbox"] if with_art else []))
+    print(f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}")
+    print(f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
     print(f"ensemble: {options.steps} iterations, {options.queries} queries")
 
@@ -126,19 +158,19 @@ def main() -> None:
         twin = models.folded(model)
         right = int((score(model, x).argmax(1) == y).sum())
         print(f"{name}: {model.arch}, {right} of {len(x)} right without an attack")
-        duels = {
-            f"PGD-{PGD_STEPS}": (("foolbox", foolbox_pgd(model, eps)), ("ours", our_pgd(twin, eps, fabric))),
-            "ensemble": (
-                ("pyautoattack", library_ensemble(model, classes, eps, options.steps, options.queries)),
-                ("ours", our_ensemble(model, twin, classes, eps, options.steps, options.queries, fabric)),
-            ),
+        art = {"ART": art_pgd(model, classes, eps)} if with_art else {}
+        rivals = {
+            f"PGD-{PGD_STEPS}": {"foolbox": foolbox_pgd(model, eps), **art, "ours": our_pgd(twin, eps, fabric)},
+            "ensemble": {
+                "pyautoattack": library_ensemble(model, classes, eps, options.steps, options.queries),
+                "ours": our_ensemble(model, twin, classes, eps, options.steps, options.queries, fabric),
+            },
         }
-        for title, ((rival, theirs), (us, ours)) in duels.items():
-            seconds, left = timed(theirs, model, x, y)
-            our_seconds, our_left = timed(ours, model, x, y)
-            print(f"  {title:9} {rival:13} {seconds:8.2f} s, {left:3} still right")
-            ratio = f"{seconds / our_seconds:.1f} times as fast"
-            print(f"  {title:9} {us:13} {our_seconds:8.2f} s, {our_left:3} still right: {ratio}")
+        for title, programs in rivals.items():
+            results = {program: timed(run, model, x, y) for program, run in programs.items()}
+            ours, _ = results["ours"]
+            for program, (seconds, left) in results.items():
+                print(f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} still right: {seconds / ours:.1f} times our time")
 
 
 if __name__ == "__main__":
