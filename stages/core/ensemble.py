@@ -175,7 +175,10 @@ def transfer(
             return perturbations.pgd(maker.twin, x, y, eps, start, alpha=alpha, steps=steps, norm=maker.norm)
 
         some, everything = models[aim].at(positions), np.arange(len(positions))
-        work = partial(attack_survivors, some, unattacked(some), TRANSFER, attack, eps, everything)
+
+        def work(some: Target = some, attack: Attack = attack, among: np.ndarray = everything) -> Outcome:
+            return attack_survivors(some, unattacked(some), TRANSFER, attack, eps, among)
+
         outcome = recorded(journal, f"transfer to {aim}", work)
         parts.append(_rows(store, some, everything, TRANSFER, eps, steps, outcome).assign(target=aim))
     return pd.concat(parts, ignore_index=True)
