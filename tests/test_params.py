@@ -51,6 +51,7 @@ def test_numbers_as_people_and_dvc_write_them(edited, written, value):
     ("key", "value", "message"),
     [
         ("attack.eps", 8, r"attack\.eps: expected a number in \(0, 0\.5\] \(pixel units: write 8/255, not 8\), got 8"),
+        ("attack.eps", 1, r"attack\.eps: expected a number in \(0, 0\.5\] .*, got 1"),
         ("attack.eps", 0, r"attack\.eps: expected a number in \(0, "),
         ("attack.eps_grid", [0.1, 0.6], r"attack\.eps_grid: expected a number in \(0, 0\.5\] .*, got 0\.6"),
         ("attack.eps", "8/0", r"attack\.eps: expected a number or a fraction"),
