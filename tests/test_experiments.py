@@ -176,5 +176,12 @@ def test_an_experiment_becomes_the_workspace_or_a_branch(project, queued):
 def test_what_a_worker_has_computed_is_not_computed_again(project, queued):
     output = run("dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={BUDGETS[1]}", cwd=project)
     assert executed(output) == []
+    assert "again" not in tracked(project), "no stage ran that could have told MLflow"
+    run(sys.executable, "-m", "stages.core.tracking", cwd=project, DVC_EXP_NAME="again")
+    parent, children = tracked(project)["again"]
+    assert children == {}
+    same, _ = tracked(project)[queued[BUDGETS[1]][0]]
+    assert parent.data.metrics == same.data.metrics
+    assert artifacts(parent) == {"report.html"}
     run("git", "reset", "-q", "--hard", cwd=project)
     run("dvc", "checkout", cwd=project)

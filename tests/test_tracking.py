@@ -16,7 +16,7 @@ import pytest
 
 from stages.core import results, tracking
 from stages.core.params import load_params
-from stages.core.runs import EXPERIMENT, tracking_uri
+from stages.core.runs import COLUMNS, EXPERIMENT, VIEW_KEY, tracking_uri
 
 HERE = Path(__file__).resolve().parents[1]
 STAGES = ("preprocess", "train_clean", "attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate")
@@ -85,11 +85,11 @@ def script(folder, body, **env):
 
 @pytest.fixture(scope="session")
 def first_use(tmp_path_factory):
-    """Two stages of one experiment that start at once where there is no database yet."""
-    folder = tmp_path_factory.mktemp("first_use")
-    make_project(folder, "first use")
-    body = "tracking.log_stage('{}', load_params('seed'))"
-    both = [script(folder, body.format(stage), DVC_EXP_NAME="race") for stage in ("preprocess", "train_clean")]
+    """Two stages of one experiment in a temporary copy that start at once where there is no database yet."""
+    folder, copy = tmp_path_factory.mktemp("first_use"), tmp_path_factory.mktemp("copy")
+    make_project(copy, "first use")
+    env, body = {"DVC_EXP_NAME": "race", "DVC_ROOT": str(folder)}, "tracking.log_stage('{}', load_params('seed'))"
+    both = [script(copy, body.format(stage), **env) for stage in ("preprocess", "train_clean")]
     return folder, [process.communicate(timeout=300)[1] for process in both]
 
 
@@ -173,6 +173,9 @@ def test_two_processes_create_one_database_and_one_parent(first_use):
         "train_clean",
     ]
     assert experiment.artifact_location == (folder / "mlartifacts").as_uri()
+    assert VIEW_KEY in experiment.tags
+    # Also of runs that the user starts, when the first experiment ran in a temporary copy.
+    assert client.get_experiment("0").artifact_location == (folder / "mlartifacts/0").as_uri()
 
 
 def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
@@ -194,6 +197,7 @@ def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
         "robust_accuracy/pgd.eps_8_255": 0,
         "robust_accuracy/pgd.eps_0.25_255": 1,
     }
+    assert all(column.split("`")[1] in {**parent.data.params, **parent.data.metrics} for column in COLUMNS)
     for run in [parent, *children.values()]:
         if run.info.run_name != "evaluate":  # which reads the tables of predictions alone
             assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [results.md5(Path("data/processed/manifest.csv"))]
@@ -202,6 +206,7 @@ def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
     assert parent.data.metrics.keys() == {"data/images", "n"} | {
         f"{model}/{name}" for model in ("clean", "adv") for name in ("clean_accuracy", "robust_accuracy_worst")
     }
+    assert {step for key in parent.data.metrics for step, _ in history[parent.info.run_id, key]} == {0}, "drawn as bars"
     assert parent.data.params["attack.norm"] == "linf"
     assert not [key for key in parent.data.params if key.startswith("runtime.")]
     assert "| clean_accuracy | 0.750 [0.700, 0.800] |" in parent.data.tags["mlflow.note.content"]
@@ -298,6 +303,26 @@ def test_the_command_logs_what_is_missing_and_leaves_out_what_is_out_of_date(pro
     restart(monkeypatch)
     assert tracking.main() == 1
     assert local(project)[-1] == before
+
+
+def test_the_command_logs_a_pipeline_that_came_wholly_from_the_cache(project, monkeypatch, capsys):
+    log_all()
+    monkeypatch.setattr(tracking, "_stale", dict)
+    for name, told in (("", False), ("tiny-mole", True), ("tiny-mole", False)):
+        restart(monkeypatch)
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        assert tracking.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [f"{stage}: logged already" for stage in results.stage_names()] + told * ["the pipeline: logged"]
+    parents, children, _, files, _ = local(project)
+    assert sorted(children) == sorted(STAGES), "none was executed again"
+    executed, cached = sorted(parents, key=lambda run: run.info.run_name, reverse=True)
+    assert [run.info.run_name for run in (executed, cached)] == ["workspace", "tiny-mole"]
+    assert cached.info.status == "FINISHED"
+    assert cached.data.metrics == executed.data.metrics
+    assert cached.data.params == executed.data.params
+    assert cached.inputs.to_dictionary() == executed.inputs.to_dictionary()
+    assert files[cached.info.run_id] == ["report.html"]
 
 
 def test_a_server_that_is_gone_is_told_once_and_costs_seconds(project, monkeypatch, caplog):

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ from stages.core.results import Scores
 
 EXPERIMENT = "colposcopy-robustness"
 DATA_SCORES = ("data/images", "data/groups.total", "data/rejected.total")  # of the photographs, what a pipeline's run shows
+# What the README's link shows of each run: MLflow's own table has no numbers until columns are chosen.
+COLUMNS = {
+    "params.`attack.eps`": 100,  # pixels wide
+    "metrics.`clean/clean_accuracy`": 190,
+    "metrics.`clean/robust_accuracy_worst`": 190,
+    "metrics.`adv/clean_accuracy`": 190,
+    "metrics.`adv/robust_accuracy_worst`": 190,
+}
+VIEW_KEY = "mlflow.sharedViewState.headlines"  # of the experiment's tag; "headlines" stands in the link
+VIEW = json.dumps({"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS})
 
 _started = time.time()
 
@@ -52,9 +62,9 @@ class Session:
         name, baseline = os.environ.get("DVC_EXP_NAME") or "workspace", self.code["mlflow.source.git.commit"]
         baseline = os.environ.get("DVC_EXP_BASELINE_REV") or baseline
         params = _params(flatten(load_all()))
-        key = hashlib.sha256(repr([name, baseline, [(p.key, p.value) for p in params]]).encode()).hexdigest()[:16]
+        key = _digest([name, baseline, [(p.key, p.value) for p in params]])
         with self.lock:
-            tags = {"pipeline": key, "dvc.baseline": baseline, **self.code, **_source("dvc.yaml")}
+            tags = {"pipeline": key, "params": _params_digest(), "dvc.baseline": baseline, **self.code, **_source("dvc.yaml")}
             found = self.find({"pipeline": key})
             run = (found or [self.client.create_run(self.experiment, _ms(_started), tags, name)])[0].info.run_id
         self.log(run, params=params)
@@ -140,7 +150,7 @@ class Session:
 
     def log_stage(self, stage: str, params: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Log all that a stage has written; nothing if these very bytes are logged under this parent."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
         files = results.written(stage)
         content = results.content_of(files)
@@ -159,12 +169,7 @@ class Session:
             self.client.log_outputs(run.id, [LoggedModelOutput(model, 0) for model in made])
         self.add(run, scores, (made or used or [None])[0])
 
-        data = []
-        for file in (folder / "manifest.csv" for folder in [*inputs, *(path.parent for path in files)]):
-            if file.is_file():
-                size = json.dumps({"num_rows": len(results.rows_of(file))})
-                data = [Dataset(file.parent.as_posix(), results.md5(file), "local", file.as_posix(), profile=size)]
-        datasets = [DatasetInput(d, [InputTag("mlflow.data.context", "pipeline")]) for d in data]
+        datasets = _datasets([*inputs, *(path.parent for path in files)])
         self.client.log_inputs(run.id, datasets, [LoggedModelInput(model) for model in used])
         self.client.log_inputs(self.parent, datasets)
 
@@ -179,6 +184,22 @@ class Session:
         self.client.set_terminated(run.id)
         self.client.set_terminated(self.parent)
 
+    def log_pipeline(self) -> bool:
+        """Log the pipeline's run without its stages, unless one has these params and results; whether it was necessary.
+
+        For an experiment whose stages DVC took from its cache, so that none of them was executed.
+        """
+        wanted = {"params": _params_digest(), "results": results.content_of(results.written(results.LAST_STAGE))}
+        if name := os.environ.get("DVC_EXP_NAME"):
+            wanted["mlflow.runName"] = name
+        if self.find(wanted):
+            return False
+        written = {path.parent for stage in results.stage_names() for path in results.written(stage)}
+        self.client.log_inputs(self.parent, _datasets(sorted(written)))
+        self.summarize()
+        self.client.set_terminated(self.parent)
+        return True
+
     def summarize(self) -> None:
         """Give the parent run the main metrics of all stages, the report and a note."""
         from mlflow.entities import Metric
@@ -189,17 +210,21 @@ class Session:
         }
         # Fewer charts and columns: the ends of the intervals are in the note, all numbers in the stages' own runs.
         scores = {name: value for name, value in every.items() if not name.endswith(("_low", "_high"))}
+        scores = {name: value for name, value in scores.items() if not name.startswith("diagnostics/")}
         scores = {name: value for name, value in scores.items() if not name.startswith("data/") or name in DATA_SCORES}
         parent = self.client.get_run(self.parent).data
         if not all(_same(parent.metrics.get(name, math.inf), value) for name, value in scores.items()):
             # MLflow shows the value of the highest step, so counting the evaluations makes the newest win whatever the clock.
-            count, now = int(parent.tags.get("evaluations", 0)) + 1, _ms(time.time())
-            self.client.set_tag(self.parent, "evaluations", str(count))
-            self.log(self.parent, metrics=[Metric(name, value, now, count) for name, value in scores.items()])
-        for path in results.written(results.LAST_STAGE):
+            # From 0, for MLflow draws bars for a number at step 0 alone, and a line for any other.
+            step, now = int(parent.tags.get("evaluations", 0)), _ms(time.time())
+            self.client.set_tag(self.parent, "evaluations", str(step + 1))
+            self.log(self.parent, metrics=[Metric(name, value, now, step) for name, value in scores.items()])
+        written = results.written(results.LAST_STAGE)
+        for path in written:
             if path.suffix == ".html":
                 self.client.log_artifact(self.parent, str(path))
-        for key, value in {**self.code, "mlflow.note.content": _note(every, self.code)}.items():
+        tags = {**self.code, "results": results.content_of(written), "mlflow.note.content": _note(every, self.code)}
+        for key, value in tags.items():
             self.client.set_tag(self.parent, key, value)
 
 
@@ -227,6 +252,27 @@ def _same(logged: float, value: float) -> bool:
     return math.isclose(logged, value, rel_tol=1e-3, abs_tol=1e-4) or (math.isnan(logged) and math.isnan(value))
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def _params_digest() -> str:
+    """One digest for all of params.yaml that MLflow is told."""
+    return _digest([(p.key, p.value) for p in _params(flatten(load_all()))])
+
+
+def _datasets(folders: Sequence[Path]) -> list[Any]:
+    """The store of photographs, if it is among these folders, as MLflow takes a dataset."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = []
+    for file in (folder / "manifest.csv" for folder in folders):
+        if file.is_file():
+            size = json.dumps({"num_rows": len(results.rows_of(file))})
+            data = [Dataset(file.parent.as_posix(), results.md5(file), "local", file.as_posix(), profile=size)]
+    return [DatasetInput(d, [InputTag("mlflow.data.context", "pipeline")]) for d in data]
+
+
 def _source(name: str) -> dict[str, str]:
     return {"mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
 
@@ -251,18 +297,23 @@ def open_session() -> Session:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is gone costs seconds, not minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)
+    # A server has a place of its own for artifacts; ours must not be the temporary folder of an experiment.
+    place = (root / "mlartifacts").resolve().as_uri() if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES else None
     # Stages that start at once must create nothing twice: MLflow's own creation of a database fails in all of them but one.
     with (lock := FileLock(root / ".mlflow.lock", timeout=300)):
+        if place:  # whoever creates the database also places MLflow's own experiment "Default": left alone, where it stands
+            SqlAlchemyStore(uri, place)
         client = mlflow.MlflowClient(uri)
-        if known := client.get_experiment_by_name(EXPERIMENT):
-            experiment = known.experiment_id
-        else:  # a server has a place of its own for artifacts; ours must not be the temporary folder of an experiment
-            place = None if uri.startswith("http") else (root / "mlartifacts").resolve().as_uri()
-            experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
+        known = client.get_experiment_by_name(EXPERIMENT)
+        experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=place)
+        if known is None or known.tags.get(VIEW_KEY) != VIEW:
+            client.set_experiment_tag(experiment, VIEW_KEY, VIEW)
     return Session(client, experiment, lock, code_tags())

@@ -64,7 +64,10 @@ def log_stage(stage: str, params: Any) -> None:
 
 
 def main() -> int:
-    """Log every stage whose results are up to date and not in MLflow yet; 1 if some are not up to date."""
+    """Log what is up to date and not in MLflow yet: stages, and the run of a pipeline that DVC took wholly from its cache.
+
+    Returns 1 if some are not up to date.
+    """
     stale, session, params = _stale(), _session(), flatten(load_all())
     for stage in results.stage_names():
         if stage in stale:
@@ -76,6 +79,8 @@ def main() -> int:
             # Where and with what it ran isn't in the files, so no environment.
             session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
             print(f"{stage}: logged")
+    if not stale and session.log_pipeline():
+        print("the pipeline: logged")
     return bool(stale)
 
 
