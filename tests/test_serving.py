@@ -1,6 +1,7 @@
 """A trained model in use: the same pixels as in training, honest about what it is, unimpressed by hostile input."""
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -11,7 +12,6 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import zlib
 from types import SimpleNamespace
@@ -252,20 +252,21 @@ def server(clone, tmp_path_factory):
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}", folder
+        yield f"127.0.0.1:{port}", folder
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def ask(address, image=None, body=None):
+def ask(address, image=None, body=None, **headers):
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image]]}}) if body is None else body
-    request = urllib.request.Request(f"{address}/invocations", body.encode(), {"Content-Type": "application/json"})  # noqa: S310
+    connection = http.client.HTTPConnection(address, timeout=120)
     try:
-        with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        connection.request("POST", "/invocations", body.encode(), headers or {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 @pytest.mark.slow
@@ -287,6 +288,12 @@ def test_the_server_answers_refuses_and_lives_on(server):
     for body in ("", "{", "[]", '{"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}', "x" * 10**6):
         status, told = ask(address, body=body)
         assert 400 <= status < 500, (body[:50], status, told[:500])
+    for kind in ("text/plain", "image/jpeg", "application/json; charset=latin-1"):
+        status, told = ask(address, text(content), **{"Content-Type": kind})
+        assert status == 415, (kind, status, told[:500])
+    # These fail in MLflow's own code, before the model is asked.
+    for fault in (ask(address, text(content), Accept="*/*"), ask(address, body="[" * 10**5), ask(address, body="9" * 5000)):
+        assert fault == (500, "Internal Server Error"), "MLflow has mended it: say so in the README"
     assert ask(address, text(content)) == (200, first)
     run_folders = list((folder / "mlartifacts/models").glob("*/artifacts/artifacts/*"))
     assert {file.suffix for file in run_folders} == {".safetensors", ".json"}
