@@ -11,7 +11,7 @@ repro:   ## bring everything up to date
 	dvc repro
 test:    ## the tests of some minutes; the others: python -m pytest -m slow
 	python -m pytest -m "not slow"
-ui:      ## MLflow at http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning
+ui:      ## MLflow at http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=headlines
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
 report:  ## open the report in the browser
 	python -m webbrowser -t "file://$(CURDIR)/data/report.html"

@@ -13,6 +13,8 @@ from PIL import Image
 
 from stages.core import figures
 
+from stages.core.runs import VIEW_KEY
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NAMES = {"clean": "trained without an attacker", "adv": "adversarially trained"}
@@ -100,6 +102,12 @@ def test_the_curve_that_is_shown_is_that_of_the_committed_numbers():
 def test_links_lead_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_link_to_mlflow_is_the_one_that_make_tells_and_opens_the_view_that_is_stored():
+    (link,) = re.findall(r"http://127\.0\.0\.1:5000/#[^)\s]+", README)
+    assert link in (ROOT / "Makefile").read_text()
+    assert link.endswith(f"&viewStateShareKey={VIEW_KEY.removeprefix('mlflow.sharedViewState.')}")
 
 
 def test_every_parameter_named_exists():
