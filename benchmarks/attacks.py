@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from stages.core import attacks, autoattack, models  # noqa: E402
 from stages.core.batches import Split  # noqa: E402
-from stages.core.devices import crafting, make_fabric  # noqa: E402
+from stages.core.devices import make_fabric  # noqa: E402
 from stages.core.ensemble import score  # noqa: E402
 from stages.core.params import load_all  # noqa: E402
 from stages.core.store import open_store  # noqa: E402
@@ -72,7 +72,7 @@ def our_pgd(twin: nn.Module, eps: float, fabric: object) -> Run:
         def noise(kind: str, draw: int) -> Tensor:
             return noise_of(x)(kind, draw)[right]
 
-        with crafting(fabric):
+        with fabric.autocast():
             found[right] = attacks.pgd(twin, x[right], y[right], eps, noise, steps=PGD_STEPS, restarts=1)
         return found
 

@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from stages.core import figures
-
 from stages.core.runs import VIEW_KEY
 
 ROOT = Path(__file__).parents[1]

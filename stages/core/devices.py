@@ -1,7 +1,6 @@
 """Where and how precisely the networks run: one Lightning Fabric object carries device, precision and processes."""
 
 import os
-from contextlib import AbstractContextManager
 
 import torch
 from lightning_fabric import Fabric
@@ -52,14 +51,3 @@ def make_fabric(runtime: Runtime) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def crafting(fabric: Fabric) -> AbstractContextManager[None]:
-    """The precision for an attack's gradients: fabric's own, but float32 on a CPU without matrix units.
-
-    There bfloat16 pays only where weights are differentiated too. Measured for ResNet-50 at 56 pixels, BatchNorm folded, two
-    cores: 122 images a second in bfloat16, 147 in float32.
-    """
-    if fabric.device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
-        return torch.autocast("cpu", enabled=False)
-    return fabric.autocast()

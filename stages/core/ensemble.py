@@ -18,7 +18,6 @@ from stages.core import autoattack, perturbations
 from stages.core.attacks import Attack, Noise, attacks_at_budget, curve_attack, image_noise, verify
 from stages.core.batches import Split
 from stages.core.checkpoints import Journal
-from stages.core.devices import crafting
 from stages.core.params import Attack as ThreatModel
 from stages.core.params import AttackEval
 from stages.core.perturbations import attack_mode, lead
@@ -62,7 +61,7 @@ class Target:
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor, eps: float, noise: Noise, name: str) -> Tensor:
         """Verified x_adv. Raises BudgetError when the attack leaves its budget."""
-        with crafting(self.fabric):
+        with self.fabric.autocast():
             x_adv = attack(self.twin, x, y, eps, noise)
         verify(x, x_adv, eps, name, self.norm)
         return x_adv

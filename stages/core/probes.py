@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from stages.core import attacks, perturbations
 from stages.core.attacks import STOP_LEAD, Noise, distance, eight_bits
-from stages.core.devices import crafting
 from stages.core.ensemble import Target, score
 from stages.core.minimum_eps import largest
 from stages.core.params import AttackEval
@@ -166,7 +165,7 @@ def strength(target: Target, x: Tensor, y: Tensor, noise: Noise, eps: float, ste
 
     recorder = _Recorder(twin, y)
     start = noise("uniform", 0)
-    with crafting(target.fabric):
+    with target.fabric.autocast():
         x_adv = perturbations.pgd(recorder, x, y, eps, start, alpha=2.5 * eps / steps, steps=steps, norm=norm)
         far = attacks.pgd(twin, x, y, largest(norm, x), noise, steps=max(steps, 20), restarts=1, norm=norm)
     fooled = broken(x_adv)
@@ -208,7 +207,7 @@ def harder(
     broken = []
     for part in torch.arange(len(x), device=x.device).split(target.batch_size):
         network = _Rescaled(target.twin, y[part], scale[part])
-        with crafting(target.fabric):
+        with target.fabric.autocast():
             how = {"alpha": alpha[part], "steps": steps, "norm": target.norm}
             x_adv = perturbations.pgd(network, x[part], y[part], eps, start[part], **how)
         broken.append(lead(score(target.model, x_adv), y[part]) > 0)
@@ -246,5 +245,5 @@ def _converged(leads: Tensor, fooled: Tensor) -> Finding:
 
 
 def _coarse(target: Target) -> bool:
-    with crafting(target.fabric):
+    with target.fabric.autocast():
         return torch.is_autocast_enabled(target.fabric.device.type)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from stages.core.augmentation import augment
 from stages.core.batches import Split, class_weights, epoch_order
 from stages.core.checkpoints import Checkpoint
-from stages.core.devices import crafting
 from stages.core.models import Classifier, folded
 from stages.core.optimisation import Learner
 from stages.core.params import Training
@@ -106,7 +105,7 @@ def perturbed(fabric: Fabric, model: nn.Module, batch: Batch, method: Method, ep
     if method.perturb is None:
         return batch.x
     some = slice(batch.clean, None)
-    with crafting(fabric):
+    with fabric.autocast():
         x_adv = method.perturb(model, batch.x[some], batch.y[some], eps, batch.noise[some])
     return torch.cat([batch.x[: batch.clean], x_adv])
 

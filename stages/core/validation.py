@@ -11,7 +11,6 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
 from stages.core.batches import Split
-from stages.core.devices import crafting
 from stages.core.perturbations import attack_mode, pgd
 
 Row = dict[str, float]
@@ -45,7 +44,7 @@ def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size
     attacked: list[Tensor] = []
     measured: list[dict[str, Tensor]] = []
     noise_source = torch.Generator().manual_seed(seed)
-    with attack_mode(model), crafting(fabric):
+    with attack_mode(model), fabric.autocast():
         for start in range(0, len(v.split), batch_size):
             x, y = v.split.batch(np.arange(start, min(start + batch_size, len(v.split))), fabric.device)
             labels.append(y)

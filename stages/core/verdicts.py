@@ -6,7 +6,7 @@ from typing import Any
 
 PASS, WARN, FAIL, INFO, UNKNOWN = "PASS", "WARN", "FAIL", "INFO", "not enough to say"
 NAMES = {
-    "D1": "no pixel leaves its budget, also as a picture of 8 bits",
+    "D1": "no change exceeds the budget, also as a picture of 8 bits",
     "D2": "the model gives logits, not probabilities",
     "D3": "same picture, same answer, alone or in a batch",
     "D4": "an attack leaves the model as it was, in eval mode",
@@ -17,7 +17,7 @@ NAMES = {
     "D9": "broken without gradients only (Square, transfer)",
     "D10": "broken by random noise but not by PGD",
     "D11": "accuracy never rises with the budget",
-    "D12": "still right where a quarter of all values may change",
+    "D12": "still right where every value may change by a quarter of its range",
     "D13": "broken by twice the steps",
     "D14": "attacks that haven't converged",
     "D15": "successes lost on the way",
