@@ -75,7 +75,7 @@ def test_pictures_are_small_and_made_by_the_run():
     shown = re.findall(r"!\[[^]]{15,}\]\(([^)]+)\)", README)
     assert len(shown) == README.count("![") > 0, "every picture has a text for those who can't see it"
     for picture in shown:
-        assert picture in made
+        assert picture in made or picture.startswith(".github/"), "what isn't a screenshot is drawn by the run"
         assert (ROOT / picture).stat().st_size < figures.LIMIT
 
 
