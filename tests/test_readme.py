@@ -90,7 +90,7 @@ def test_the_curve_that_is_shown_is_that_of_the_committed_numbers():
             assert drawn == pytest.approx(metrics[model][f"robust_accuracy_worst{end}"], abs=1e-6), model
     norm = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]["norm"]
     again = figures.robustness(table, metrics["majority_rate"], metrics["eps"], norm)
-    pixels = [np.asarray(Image.open(file), int) for file in (ROOT / "plots/robustness.png", io.BytesIO(again))]
+    pixels = [np.asarray(Image.open(file).convert("RGB"), int) for file in (ROOT / "plots/robustness.png", io.BytesIO(again))]
     # Not byte by byte: another build of the fonts moves an edge, other numbers move a line.
     assert pixels[0].shape == pixels[1].shape
     assert (np.abs(pixels[0] - pixels[1]).max(axis=2) > 40).mean() < 1e-3, (
