@@ -179,8 +179,8 @@ def test_what_a_worker_has_computed_is_not_computed_again(project, queued):
     assert "again" not in tracked(project), "no stage ran that could have told MLflow"
     run(sys.executable, "-m", "stages.core.tracking", cwd=project, DVC_EXP_NAME="again")
     parent, children = tracked(project)["again"]
-    assert children == {}
-    same, _ = tracked(project)[queued[BUDGETS[1]][0]]
+    same, told = tracked(project)[queued[BUDGETS[1]][0]]
+    assert not children.keys() & told.keys(), "what the worker has told is not told again"
     assert parent.data.metrics == same.data.metrics
     assert artifacts(parent) == {"report.html"}
     run("git", "reset", "-q", "--hard", cwd=project)
