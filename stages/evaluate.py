@@ -170,9 +170,8 @@ def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame
 
 
 def ensembles_run(models: list[str]) -> list[dict[str, Any]]:
-    """What the ensemble of attacks consisted of, for each distinct one; none for predictions that were made without it."""
-    files = [PREDICTIONS / model / "ensemble.json" for model in models]
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    """What the ensemble of attacks consisted of, for each distinct one."""
+    records = [json.loads((PREDICTIONS / model / "ensemble.json").read_text(encoding="utf-8")) for model in models]
     return [record for i, record in enumerate(records) if record not in records[:i]]
 
 
