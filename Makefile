@@ -2,6 +2,7 @@
 EPS = 2/255,4/255,8/255
 JOBS = 1
 MODEL = adv
+WHAT = preprocess
 # Of the many columns those that name the experiment, what was changed, and the two headlines of each model.
 COLUMNS = Experiment|seed|(data|model|attack|train_clean|attack_eval|train_adv|evaluate)\.|(clean|adv)\.(clean_accuracy|robust_accuracy_worst)$$
 
@@ -19,8 +20,8 @@ sweep:   ## one experiment per budget, JOBS at a time: make sweep EPS=0.01,0.02 
 	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
 exps:    ## all experiments, their changed parameters and their headlines
 	dvc exp show --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## time, memory and exactness of reading photographs
-	python benchmarks/preprocess.py
+bench:   ## speed beside others: make bench WHAT=attacks, methods, preprocess or training
+	python benchmarks/$(WHAT).py
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
 clean:   ## delete what can be made again at once; keeps results, runs and unfinished trainings

@@ -30,6 +30,11 @@ def test_a_target_is_one_command(target):
         assert (ROOT / script).is_file()
 
 
+def test_every_benchmark_is_named():
+    (line,) = [line for line in make().splitlines() if line.startswith("bench")]
+    assert [name for name in (path.stem for path in (ROOT / "benchmarks").glob("*.py")) if name not in line] == []
+
+
 def test_the_columns_of_the_experiments():
     (pattern,) = re.findall(r"--drop '(.*)'", make("-n", "exps"))
     shown = ("Experiment", "seed", "attack.eps", "train_adv.augment.flip", "adv.clean_accuracy", "clean.robust_accuracy_worst")
