@@ -5,8 +5,9 @@
 
 Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights, trained first unless given, and
 follows train_adv in params.yaml but for its own settings below. Accuracy is on **validation** photographs, which also chose
-the epoch: it compares methods and is no estimate for new patients. Worst case: every attack of core.ensemble at attack.eps,
-per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the same settings.
+the epoch, by PGD-10 on all of them: it compares methods and is no estimate for new patients. Worst case: every attack of
+core.ensemble at attack.eps, per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the
+same settings.
 """
 
 import argparse
@@ -111,7 +112,12 @@ def main() -> None:
     store = open_store(ROOT / "data/processed")
     store = shrunk(store, arguments.size or store.images.shape[1])
     fabric = make_fabric(params.runtime)
-    base = params.train_adv if not arguments.epochs else dataclasses.replace(params.train_adv, epochs=arguments.epochs)
+    base = dataclasses.replace(
+        params.train_adv,
+        epochs=arguments.epochs or params.train_adv.epochs,
+        val_images=len(Split.of(store, "val")),  # few would choose an epoch by luck, and compare luck
+        val_steps=10,
+    )
     eps, size = params.attack.eps, store.images.shape[1]
 
     rows = []
