@@ -18,7 +18,7 @@ NAMES = {
     "D10": "broken by random noise but not by PGD",
     "D11": "accuracy never rises with the budget",
     "D12": "still right where every value may change by a quarter of its range",
-    "D13": "broken by twice the steps",
+    "D13": "broken by as many steps again, of half the size",
     "D14": "attacks that haven't converged",
     "D15": "successes lost on the way",
     "D16": "broken by four more random starts",
