@@ -11,15 +11,16 @@ from stages.core.params import Runtime
 
 
 def has_native_bf16(device: str) -> bool:
-    """Whether the hardware computes bfloat16 faster than float32: for a CPU, whether it has matrix units (AMX).
+    """Whether the hardware computes bfloat16 faster than float32: for a CPU, whether it has matrix units (AMX) or is AMD's.
 
-    Dot products alone (AVX512_BF16) don't pay. Measured for ResNet-50 at 56 pixels, batch 32, two cores: an epoch of 1,047
-    pictures takes 17.0 s in bfloat16, 14.2 s in float32.
+    Dot products (AVX512_BF16) pay on one and not on the other. Measured for ResNet-50 at 56 pixels, batch 32, two cores, in
+    images a second of clean training: a Zen 4 makes 99 in bfloat16 and 60 in float32, a Xeon without AMX 62 and 74.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
-        return torch.cpu._is_amx_tile_supported()
+        cpu = torch.cpu.get_capabilities()
+        return cpu.get("amx_bf16", False) or (cpu.get("avx512_bf16", False) and cpu["cpu_name"].startswith("AMD"))
     return False
 
 
