@@ -1,15 +1,20 @@
 """The classifier: normalisation inside, weights from a file checked, the same bytes on every save."""
 
 import hashlib
+import re
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
 import torchvision
+from torchvision.models._api import WeightsEnum
 
 from stages.core import models
 from stages.core.models import ModelError, build, load, save
 
 CLASSES = ("Type_1", "Type_2", "Type_3")
+FIRST_NORM = "features.denseblock1.denselayer1.norm1.weight"
 
 
 def resnet18(weights="none", sha256="none"):
@@ -99,12 +104,18 @@ def test_bad_weights_are_refused(tmp_path):
         resnet18(tmp_path / "r-0123abcd.pth")
 
 
-def test_pickled_code_is_never_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "owned"), "w"))
+class Evil:
+    """Pickled, it writes a file when it is read."""
 
-    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    torch.save({"a": Evil(tmp_path / "owned")}, tmp_path / "evil.pth")
     with pytest.raises(ModelError):
         resnet18(tmp_path / "evil.pth")
     assert not (tmp_path / "owned").exists()
@@ -118,6 +129,69 @@ def test_a_failed_download_names_the_two_ways_out(monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere")
     with pytest.raises(ModelError, match=r"expected to download resnet18-\w+\.pth, got: no network. Two ways out"):
         resnet18("imagenet")
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """A server of weights on this machine in place of torchvision's; gives (its folder, torch's cache, what was asked for)."""
+    served, asked = tmp_path / "served", []
+    served.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=served)
+
+        def log_message(self, form, *args):
+            asked.append(self.path)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/{{}}"
+        monkeypatch.setattr(WeightsEnum, "url", property(lambda self: url.format(next(served.iterdir()).name)))
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield served, tmp_path / "cache" / "checkpoints", asked
+        server.shutdown()
+
+
+def saved(state, folder):
+    """A file as torchvision names them: with the beginning of its sha256."""
+    torch.save(state, folder / "new")
+    return (folder / "new").rename(folder / f"net-{hashlib.sha256((folder / 'new').read_bytes()).hexdigest()[:8]}.pth")
+
+
+def test_imagenet_weights_are_downloaded_once_with_a_progress_line(imagenet, capfd):
+    served, cache, asked = imagenet
+    donor = torchvision.models.densenet121(num_classes=1000).state_dict()
+    # The names in torchvision's own file of this network.
+    file = saved({re.sub(r"(layer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", k): v for k, v in donor.items()}, served)
+    for _ in range(2):
+        model = build("densenet121", CLASSES, 32, "imagenet", "none", 0)
+    assert torch.equal(model.backbone.features.denseblock1.denselayer1.norm1.weight, donor[FIRST_NORM])
+    assert asked == [f"/{file.name}"]
+    assert [path.name for path in cache.iterdir()] == [file.name]
+    out, err = capfd.readouterr()
+    assert f"downloading {file.name}" in out
+    assert "100%" in err
+
+
+def test_a_broken_download_is_refused_and_not_kept(imagenet):
+    served, cache, _ = imagenet
+    file = saved({}, served)
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ModelError, match=rf"expected to download {file.name}, got: invalid hash value.*Two ways out"):
+        resnet18("imagenet")
+    assert not list(cache.iterdir())
+
+
+def test_a_file_in_the_cache_is_not_trusted(imagenet, tmp_path):
+    served, cache, asked = imagenet
+    cache.mkdir(parents=True)
+    evil = saved({"a": Evil(tmp_path / "owned")}, cache)
+    (served / evil.name).touch()
+    with pytest.raises(ModelError, match="expected a state dict"):
+        resnet18("imagenet")
+    assert not asked
+    assert not (tmp_path / "owned").exists()
 
 
 def test_frozen_layers_stay_frozen_in_train_mode():

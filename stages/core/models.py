@@ -95,11 +95,16 @@ def folded(model: Classifier) -> Classifier:
     return twin
 
 
+def _sha256_in_name(path: Path) -> str:
+    """The first eight digits of it, by which torchvision names its files; else empty."""
+    return (re.search(r"-([0-9a-f]{8})\.pth$", path.name) or ["", ""])[1]
+
+
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file or of a state dict saved by torch, without running any code from the file."""
     if not path.is_file():
         raise ModelError(f"model.weights: expected none, imagenet or an existing file, got {path}")
-    wanted = sha256 if sha256 != "none" else (re.search(r"-([0-9a-f]{8})\.pth$", path.name) or ["", ""])[1]
+    wanted = sha256 if sha256 != "none" else _sha256_in_name(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if not found.startswith(wanted):
         raise ModelError(f"model.weights: {path}: expected sha256 {wanted}, got {found}")
@@ -113,19 +118,26 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         state = state.get(wrapper, state)
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"model.weights: {path}: expected a state dict of tensors, got {sorted(state)[:5]}")
-    return {re.sub(r"^(module\.|model\.|backbone\.)+", "", name): value for name, value in state.items()}
+    names = {name: re.sub(r"^(module\.|model\.|backbone\.)+", "", name) for name in state}
+    # torchvision's files of DenseNets are older than its names of their layers.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", names[name]): state[name] for name in state}
 
 
-def _download(arch: str) -> dict[str, Tensor]:
-    weights = torchvision.models.get_model_weights(arch).DEFAULT
+def _download(arch: str) -> Path:
+    """The file of torchvision's weights in torch's cache, fetched if it isn't there."""
+    url = torchvision.models.get_model_weights(arch).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            print(f"downloading {file.name}", flush=True)
+            torch.hub.download_url_to_file(url, str(file), _sha256_in_name(file), progress=True)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of a broken download
-        name = weights.url.rsplit("/", 1)[-1]
         raise ModelError(
-            f"model.weights: expected to download {name}, got: {error}. Two ways out: put the file into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}, or set model.weights to its path (or to none)"
+            f"model.weights: expected to download {file.name}, got: {error}. Two ways out: put the file into "
+            f"{file.parent}, or set model.weights to its path (or to none)"
         ) from error
+    return file
 
 
 def build(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int) -> Classifier:
@@ -141,7 +153,7 @@ def build(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sh
             if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
                 nn.init.zeros_((block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2).weight)
         return model
-    state = _download(arch) if weights == "imagenet" else _read_weights(Path(weights), sha256)
+    state = _read_weights(_download(arch) if weights == "imagenet" else Path(weights), sha256)
     own, head = model.backbone.state_dict(), model.head + "."
     wanted = {name for name in own if not name.startswith(head)}
     wrong = sorted(n for n in wanted if n in state and state[n].shape != own[n].shape) or sorted(wanted - state.keys())
