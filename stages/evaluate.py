@@ -79,15 +79,8 @@ def main() -> dict[str, Any]:
         for model, table in predictions.items()
     }
 
-    tables = {
-        "robustness": [m.robustness_table(model, table, setting) for model, table in predictions.items()],
-        "confusion": [m.confusion_table(model, table, setting) for model, table in predictions.items()],
-        "per_class": [m.per_class_table(model, table, setting) for model, table in predictions.items()],
-        "reliability": [m.reliability_table(model, table, setting) for model, table in predictions.items()],
-        "minimum_eps": [m.minimum_eps_table(model, table, smallest[model], setting) for model, table in predictions.items()],
-        "corruptions": [m.corruptions_table(model, table, corrupted[model], setting) for model, table in predictions.items()],
-    }
-    tables = {name: joined(parts) for name, parts in tables.items()}
+    by_model = [tables_of(model, table, smallest[model], corrupted[model], setting) for model, table in predictions.items()]
+    tables = {name: joined([tables[name] for tables in by_model]) for name in by_model[0]}
     counts = figures.table_of_counts(store.manifest, classes_of(images), SPLITS)
     drawn = {
         "classes": figures.classes(class_pictures(store)),
@@ -143,6 +136,20 @@ def main() -> dict[str, Any]:
     if p.attack_eval.strict and (bad := failed(diagnostics)):
         raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(bad)}")
     return metrics
+
+
+def tables_of(
+    model: str, table: pd.DataFrame, smallest: pd.DataFrame, corrupted: pd.DataFrame, setting: m.Setting
+) -> dict[str, pd.DataFrame]:
+    """Name -> the rows of one model in plots/<name>.csv."""
+    return {
+        "robustness": m.robustness_table(model, table, setting),
+        "confusion": m.confusion_table(model, table, setting),
+        "per_class": m.per_class_table(model, table, setting),
+        "reliability": m.reliability_table(model, table, setting),
+        "minimum_eps": m.minimum_eps_table(model, table, smallest, setting),
+        "corruptions": m.corruptions_table(model, table, corrupted, setting),
+    }
 
 
 def by_number(findings: list[Finding]) -> dict[str, dict[str, Any]]:
