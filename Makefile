@@ -3,6 +3,7 @@ EPS = 2/255,4/255,8/255
 JOBS = 1
 MODEL = adv
 WHAT = preprocess
+COMMITS = 1
 # Of the many columns those that name the experiment, what was changed, and the two headlines of each model.
 COLUMNS = Experiment|seed|(data|model|attack|train_clean|attack_eval|train_adv|evaluate)\.|(clean|adv)\.(clean_accuracy|robust_accuracy_worst)$$
 
@@ -18,8 +19,8 @@ report:  ## open the report in the browser
 	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
 sweep:   ## one experiment per budget, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
 	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
-exps:    ## all experiments, their changed parameters and their headlines
-	dvc exp show --only-changed --drop '(?!$(COLUMNS))'
+exps:    ## experiments since the last COMMITS commits, what was changed, and the headlines: make exps COMMITS=5
+	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
 bench:   ## speed beside others: make bench WHAT=attacks, methods, preprocess or training
 	python benchmarks/$(WHAT).py
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
