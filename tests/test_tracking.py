@@ -211,8 +211,10 @@ def test_a_pipeline_is_one_run_per_stage_below_one_parent(project):
     assert not [key for key in parent.data.params if key.startswith("runtime.")]
     assert "| clean_accuracy | 0.750 [0.700, 0.800] |" in parent.data.tags["mlflow.note.content"]
     assert "| robust_accuracy_worst | 0.500 | 0.500 |" in parent.data.tags["mlflow.note.content"]
-    assert children["evaluate"].data.tags["version.numpy"]
-    assert children["evaluate"].data.tags["git.uncommitted"] == "none"
+    tags = children["evaluate"].data.tags
+    assert tags["version.numpy"]
+    assert f"{os.cpu_count()} cores" in tags["device"]
+    assert tags["git.uncommitted"] == "none"
 
     named = {name: files[run.info.run_id] for name, run in children.items()}
     assert named["attack_eval@adv"] == ["examples/0.png"]

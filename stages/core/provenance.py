@@ -29,11 +29,13 @@ def code_tags() -> dict[str, str]:
 
 def environment_tags() -> dict[str, str]:
     """Versions and device of this process, as tags."""
-    tags = {"version.python": platform.python_version(), "device": f"cpu, {os.cpu_count()} cores, {platform.machine()}"}
+    tags = {"version.python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             tags[f"version.{package}"] = metadata.version(package)
     torch = sys.modules.get("torch")  # a stage that never imported it ran on the CPU
-    if torch is not None and load_all().runtime.device != "cpu" and torch.cuda.is_available():
+    cpu = torch.cpu.get_capabilities().get("cpu_name", "cpu") if torch else "cpu"
+    tags["device"] = f"{cpu}, {os.cpu_count()} cores, {platform.machine()}"
+    if torch and load_all().runtime.device != "cpu" and torch.cuda.is_available():
         tags["device"] = torch.cuda.get_device_name()
     return tags
