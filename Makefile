@@ -22,7 +22,7 @@ sweep:   ## one experiment per budget, JOBS at a time: make sweep EPS=0.01,0.02 
 exps:    ## experiments since the last COMMITS commits, what was changed, and the headlines: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
 bench:   ## speed beside others: make bench WHAT=attacks, methods, preprocess or training
-	python benchmarks/$(WHAT).py
+	python -m benchmarks.$(WHAT)
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
 clean:   ## delete what can be made again at once; keeps results, runs and unfinished trainings

@@ -1,6 +1,6 @@
 """Time and strength of our attacks beside the libraries', on the same trained models and test images.
 
-    python benchmarks/attacks.py [--images 64] [--steps 100] [--queries 1000] [--project .]
+    python -m benchmarks.attacks [--images 64] [--steps 100] [--queries 1000] [--project .]
 
 For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of params.yaml:
 
@@ -16,7 +16,6 @@ among the development requirements: install adversarial-robustness-toolbox in an
 import argparse
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -30,15 +29,13 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from stages.core import attacks, autoattack, models  # noqa: E402
-from stages.core.batches import Split  # noqa: E402
-from stages.core.devices import make_fabric  # noqa: E402
-from stages.core.ensemble import score  # noqa: E402
-from stages.core.params import load_all  # noqa: E402
-from stages.core.store import open_store  # noqa: E402
+from stages.attacks import autoattack, suite
+from stages.core.dataset import load_dataset
+from stages.core.devices import make_fabric
+from stages.core.params import load_all
+from stages.models import classifier
+from stages.models.batches import DatasetSplit
+from stages.models.inference import predict_logits
 
 PGD_STEPS, WARM_UP = 20, 4
 
@@ -51,7 +48,7 @@ def timed(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]
     start = time.perf_counter()
     x_adv = run(x, y)
     seconds = time.perf_counter() - start
-    return seconds, int((score(model, x_adv).argmax(1) == y).sum())
+    return seconds, int((predict_logits(model, x_adv).argmax(1) == y).sum())
 
 
 def foolbox_pgd(model: nn.Module, eps: float) -> Run:
@@ -60,20 +57,20 @@ def foolbox_pgd(model: nn.Module, eps: float) -> Run:
     return lambda x, y: attack(oracle, x, y, epsilons=eps)[1]
 
 
-def noise_of(x: Tensor) -> attacks.Noise:
-    return attacks.image_noise(0, np.arange(len(x)), x.shape[1:], x)
+def noise_of(x: Tensor) -> suite.NoiseSampler:
+    return suite.per_image_noise(0, np.arange(len(x)), x.shape[1:], x)
 
 
 def our_pgd(twin: nn.Module, eps: float, fabric: object) -> Run:
     def run(x: Tensor, y: Tensor) -> Tensor:
         found = x.clone()
-        right = (score(twin, x).argmax(1) == y).nonzero().squeeze(1)
+        right = (predict_logits(twin, x).argmax(1) == y).nonzero().squeeze(1)
 
         def noise(kind: str, draw: int) -> Tensor:
             return noise_of(x)(kind, draw)[right]
 
         with fabric.autocast():
-            found[right] = attacks.pgd(twin, x[right], y[right], eps, noise, steps=PGD_STEPS, restarts=1)
+            found[right] = suite.pgd(twin, x[right], y[right], eps, noise, steps=PGD_STEPS, restarts=1)
         return found
 
     return run
@@ -119,11 +116,11 @@ def our_ensemble(model: nn.Module, twin: nn.Module, classes: int, eps: float, st
     def run(x: Tensor, y: Tensor) -> Tensor:
         found = our_pgd(twin, eps, fabric)(x, y)
         for attack in parts.values():
-            left = (score(model, found).argmax(1) == y).nonzero().squeeze(1)
+            left = (predict_logits(model, found).argmax(1) == y).nonzero().squeeze(1)
             if not len(left):
                 break
             found[left] = attack(twin, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
-        attacks.verify(x, found, eps)
+        suite.verify(x, found, eps)
         return found
 
     return run
@@ -137,9 +134,9 @@ def main() -> None:
     parser.add_argument("--project", type=Path, default=Path("."), help="folder with data/ and params.yaml")
     options = parser.parse_args()
     params = load_all(options.project / "params.yaml")
-    store = open_store(options.project / "data/processed")
+    store = load_dataset(options.project / "data/processed")
     fabric = make_fabric(params.runtime)
-    test = Split.of(store, "test").stratified(options.images, params.seed)
+    test = DatasetSplit.of(store, "test").stratified(options.images, params.seed)
     x, y = test.batch(np.arange(len(test)), fabric.device)
     classes, eps = len(store.classes), params.attack.eps
     with_art = find_spec("art") is not None
@@ -154,9 +151,9 @@ def main() -> None:
         if not file.exists():
             print(f"{name}: {file} isn't there; run the pipeline first")
             continue
-        model = models.load(file, store.classes, x.shape[-1]).to(fabric.device)
-        twin = models.folded(model)
-        right = int((score(model, x).argmax(1) == y).sum())
+        model = classifier.load(file, store.classes, x.shape[-1]).to(fabric.device)
+        twin = classifier.fuse_batchnorm(model)
+        right = int((predict_logits(model, x).argmax(1) == y).sum())
         print(f"{name}: {model.arch}, {right} of {len(x)} right without an attack")
         art = {"ART": art_pgd(model, classes, eps)} if with_art else {}
         rivals = {

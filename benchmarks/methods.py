@@ -1,7 +1,7 @@
 """The methods of adversarial training compared: clean and worst-case robust accuracy, and time beside a clean epoch's.
 
-    python benchmarks/methods.py [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5] [--weights data/models/clean.safetensors]
-    python benchmarks/methods.py --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
+    python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5] [--weights data/models/clean.safetensors]
+    python -m benchmarks.methods --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
 
 Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights, trained first unless given, and
 follows train_adv in params.yaml but for its own settings below. Accuracy is on **validation** photographs, which also chose
@@ -15,7 +15,6 @@ import copy
 import dataclasses
 import os
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,20 +24,20 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from stages.attacks.runner import ModelUnderAttack, run_attack_suite
+from stages.core.checkpoints import Checkpoint, StepCache
+from stages.core.dataset import ImageDataset, load_dataset
+from stages.core.devices import make_fabric
+from stages.core.params import Attack, Params, load_all
+from stages.core.predictions import CLEAN
+from stages.models import classifier, initialization
+from stages.models.batches import DatasetSplit
+from stages.training import methods
+from stages.training.loop import Result, TrainingMethod, fit, train_epoch
+from stages.training.optimization import Learner
+from stages.training.validation import Validation
 
-from stages.core import adversarial, models  # noqa: E402
-from stages.core.batches import Split  # noqa: E402
-from stages.core.checkpoints import Checkpoint, Journal  # noqa: E402
-from stages.core.devices import make_fabric  # noqa: E402
-from stages.core.ensemble import Target, attack_split  # noqa: E402
-from stages.core.optimisation import Learner  # noqa: E402
-from stages.core.params import Attack, Params, load_all  # noqa: E402
-from stages.core.predictions import CLEAN  # noqa: E402
-from stages.core.store import Store, open_store  # noqa: E402
-from stages.core.training import Method, Result, fit, train_epoch  # noqa: E402
-from stages.core.validation import Validation  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 METHODS = {
     "fgsm": {"method": "fgsm"},
@@ -52,7 +51,7 @@ METHODS = {
 }
 
 
-def shrunk(store: Store, size: int) -> Store:
+def shrunk(store: ImageDataset, size: int) -> ImageDataset:
     """The same photographs at another size."""
     if size == store.images.shape[1]:
         return store
@@ -61,39 +60,43 @@ def shrunk(store: Store, size: int) -> Store:
     return dataclasses.replace(store, images=small.numpy())
 
 
-def train(fabric, model, store: Store, p, eps: float, method: Method, seed: int, robust: bool) -> Result:
+def train(fabric, model, store: ImageDataset, p, eps: float, method: TrainingMethod, seed: int, robust: bool) -> Result:
     """``fit`` as the stages call it; the model comes back with the chosen weights."""
 
     def score(row: dict[str, float]) -> tuple[float, ...]:
         return (row["val_robust_accuracy"], -row["val_robust_loss"]) if robust else (-row["val_loss"],)
 
-    validation = Validation(Split.of(store, "val"), "linf", eps, p.val_steps, p.val_images, score)
+    validation = Validation(DatasetSplit.of(store, "val"), "linf", eps, p.val_steps, p.val_images, score)
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Checkpoint("benchmark", "methods")
         checkpoint.folder, checkpoint.file = Path(name), Path(name) / "last.pt"
-        result = fit(fabric, model, Split.of(store, "train"), validation, p, method=method, seed=seed, checkpoint=checkpoint)
+        result = fit(
+            fabric, model, DatasetSplit.of(store, "train"), validation, p, method=method, seed=seed, checkpoint=checkpoint
+        )
     model.load_state_dict(result.state)
     return result
 
 
-def seconds_of_an_epoch(fabric, model, store: Store, p, method: Method) -> float:
+def seconds_of_an_epoch(fabric, model, store: ImageDataset, p, method: TrainingMethod) -> float:
     """Of the steps alone, at the full budget, on a copy of the weights; the better of two."""
     learner = Learner(fabric, copy.deepcopy(model), p, 10**6)
     steps, best = dataclasses.replace(method, eps_ramp=0.0), float("inf")
     for epoch in range(2):
         start = time.perf_counter()
-        train_epoch(fabric, learner, Split.of(store, "train"), p, steps, 0, epoch, {})
+        train_epoch(fabric, learner, DatasetSplit.of(store, "train"), p, steps, 0, epoch, {})
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def accuracies(fabric, model, store: Store, params: Params, seed: int) -> tuple[float, float]:
+def accuracies(fabric, model, store: ImageDataset, params: Params, seed: int) -> tuple[float, float]:
     """Clean, and right under every attack, on the validation photographs."""
-    split = Split.of(store, "val")
+    split = DatasetSplit.of(store, "val")
     model = model.to(fabric.device).eval()
-    target = Target(fabric, model, models.folded(model), split, "linf", params.attack_eval.batch_size, seed)
+    target = ModelUnderAttack(
+        fabric, model, classifier.fuse_batchnorm(model), split, "linf", params.attack_eval.batch_size, seed
+    )
     threat = Attack("linf", params.attack.eps, (params.attack.eps,))
-    table = attack_split(target, store, threat, params.attack_eval, np.arange(len(split)), Journal())
+    table = run_attack_suite(target, store, threat, params.attack_eval, np.arange(len(split)), StepCache())
     right = table.assign(right=table["prediction"] == table["label"])
     return right[right["attack"] == CLEAN]["right"].mean(), right.groupby("path")["right"].all().mean()
 
@@ -109,13 +112,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="clean model to start from; trained here if not given")
     arguments = parser.parse_args()
     params = load_all(ROOT / "params.yaml")
-    store = open_store(ROOT / "data/processed")
+    store = load_dataset(ROOT / "data/processed")
     store = shrunk(store, arguments.size or store.images.shape[1])
     fabric = make_fabric(params.runtime)
     base = dataclasses.replace(
         params.train_adv,
         epochs=arguments.epochs or params.train_adv.epochs,
-        val_images=len(Split.of(store, "val")),  # few would choose an epoch by luck, and compare luck
+        val_images=len(DatasetSplit.of(store, "val")),  # few would choose an epoch by luck, and compare luck
         val_steps=10,
     )
     eps, size = params.attack.eps, store.images.shape[1]
@@ -123,15 +126,17 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seeds):
         if arguments.weights:
-            clean = models.load(arguments.weights, store.classes, size)
+            clean = classifier.load(arguments.weights, store.classes, size)
         else:
-            clean = models.build(arguments.arch or params.model.arch, store.classes, size, params.model.weights, "none", seed)
-            train(fabric, clean, store, params.train_clean, eps, Method(), seed, robust=False)
+            clean = initialization.create_model(
+                arguments.arch or params.model.arch, store.classes, size, params.model.weights, "none", seed
+            )
+            train(fabric, clean, store, params.train_clean, eps, TrainingMethod(), seed, robust=False)
         rows.append(("clean", seed, *accuracies(fabric, clean, store, params, seed), 1.0))
-        unit = seconds_of_an_epoch(fabric, clean, store, base, Method())
+        unit = seconds_of_an_epoch(fabric, clean, store, base, TrainingMethod())
         for name in arguments.methods:
             p = dataclasses.replace(base, **METHODS[name])
-            method = adversarial.of(p, "linf", eps)
+            method = methods.of(p, "linf", eps)
             taken = seconds_of_an_epoch(fabric, clean, store, p, method)
             model = copy.deepcopy(clean)
             train(fabric, model, store, p, eps, method, seed, robust=True)
@@ -139,7 +144,7 @@ def main() -> None:
             print(f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs")
 
     table = pd.DataFrame(rows, columns=["method", "seed", "clean", "worst case", "time"])
-    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(Split.of(store, "val"))
+    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(DatasetSplit.of(store, "val"))
     print(
         f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; {clean.arch}, {size} pixels,"
     )

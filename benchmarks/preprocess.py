@@ -1,6 +1,6 @@
 """Time, memory and exactness of reading 12-megapixel photographs, beside the usual ways.
 
-    python benchmarks/preprocess.py [--photographs 24] [--store 10000]
+    python -m benchmarks.preprocess [--photographs 24] [--store 10000]
 
 Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set), then reads it on one core
 
@@ -34,11 +34,10 @@ from threadpoolctl import threadpool_limits
 from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from stages.photographs.decoding import OVERSAMPLE, decode_image
+from stages.photographs.reading import DecodeConfig, decode_file
 
-from stages.core.decoding import Recipe, decode_file  # noqa: E402
-from stages.core.photographs import OVERSAMPLE, read_photograph  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 SIZE = 224  # pixels, what ResNet-50 is usually fed
 WIDTH, HEIGHT = 4128, 3096
@@ -88,7 +87,7 @@ def compare(folder: Path, count: int) -> None:
         with files[-1].open("ab") as stream:
             stream.write(seed.to_bytes(4, "big"))  # another hash for the cache, the same picture
     usual = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()])
-    square, cervix = (Recipe(SIZE, crop, 1.0) for crop in ("square", "cervix"))
+    square, cervix = (DecodeConfig(SIZE, crop, 1.0) for crop in ("square", "cervix"))
     fresh = (folder / f"cache{number}" for number in itertools.count())  # another one each time, so that nothing is in it
     for file in files:
         decode_file(file, square, folder / "known")
@@ -111,7 +110,7 @@ def compare(folder: Path, count: int) -> None:
     whole = Image.open(io.BytesIO(content)).convert("RGB")
     print("against a full decode with the same filter:")
     for crop in ("square", "cervix"):
-        reduced = read_photograph(content, SIZE, crop, 1)
+        reduced = decode_image(content, SIZE, crop, 1)
         region = reduced.region
         box = (region.left * WIDTH, region.top * HEIGHT, region.right * WIDTH, region.bottom * HEIGHT)
         full = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
@@ -123,6 +122,8 @@ MEASURE = """
 import json, re, resource, time
 from pathlib import Path
 from stages import preprocess
+
+ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     start = time.perf_counter()
     images = preprocess.main()["images"]

@@ -1,6 +1,6 @@
 """Speed of training: ours beside the usual notebook loop, and on a GPU beside the machine's limit.
 
-    python benchmarks/training.py [--images 256] [--size 56] [--batch 32] [--rounds 2]
+    python -m benchmarks.training [--images 256] [--size 56] [--batch 32] [--rounds 2]
 
 Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples, after a few steps to warm up; best of rounds.
 
@@ -14,7 +14,6 @@ clean, N-FGSM and PGD-10 step in images a second, and which share of the matrix 
 import argparse
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,15 +29,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from stages.core.devices import make_fabric
+from stages.core.params import Runtime, TrainAdv, load_all
+from stages.models import classifier, initialization
+from stages.models.batches import DatasetSplit
+from stages.training import methods
+from stages.training.loop import TrainingMethod, train_epoch
+from stages.training.optimization import Learner
 
-from stages.core import adversarial, models  # noqa: E402
-from stages.core.batches import Split  # noqa: E402
-from stages.core.devices import make_fabric  # noqa: E402
-from stages.core.optimisation import Learner  # noqa: E402
-from stages.core.params import Runtime, TrainAdv, load_all  # noqa: E402
-from stages.core.training import Method, train_epoch  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 EPS = 8 / 255
 
@@ -65,9 +64,9 @@ def timed(function: Callable[[], object], rounds: int) -> float:
 
 def usual_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, attacked: bool) -> None:
     model.train()
-    low = ((torch.zeros(3) - torch.tensor(models.MEAN)) / torch.tensor(models.STD)).view(3, 1, 1)
-    high = ((torch.ones(3) - torch.tensor(models.MEAN)) / torch.tensor(models.STD)).view(3, 1, 1)
-    step = EPS / torch.tensor(models.STD).view(3, 1, 1)
+    low = ((torch.zeros(3) - torch.tensor(classifier.MEAN)) / torch.tensor(classifier.STD)).view(3, 1, 1)
+    high = ((torch.ones(3) - torch.tensor(classifier.MEAN)) / torch.tensor(classifier.STD)).view(3, 1, 1)
+    step = EPS / torch.tensor(classifier.STD).view(3, 1, 1)
     for x, y in loader:
         if attacked:
             x.requires_grad_(True)
@@ -81,7 +80,7 @@ def usual_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader
 def compare(p: TrainAdv, size: int, images: int, rounds: int) -> None:
     """Images a second of both loops on one machine in one run."""
     usual = transforms.Compose(
-        [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(models.MEAN, models.STD)]
+        [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(classifier.MEAN, classifier.STD)]
     )
     folder = ImageFolder(str(ROOT / "data/sample/train/train"), usual, is_valid_file=is_whole)
     chosen = np.random.default_rng(0).permutation(len(folder))[:images]
@@ -89,7 +88,9 @@ def compare(p: TrainAdv, size: int, images: int, rounds: int) -> None:
     loader = DataLoader(Subset(folder, chosen.tolist()), p.batch_size, shuffle=True)
     start = time.perf_counter()
     pixels = [Image.open(folder.samples[i][0]).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for i in chosen]
-    split = Split(np.stack([np.asarray(image) for image in pixels]), np.array(folder.targets)[chosen], np.arange(len(chosen)))
+    split = DatasetSplit(
+        np.stack([np.asarray(image) for image in pixels]), np.array(folder.targets)[chosen], np.arange(len(chosen))
+    )
     stored = time.perf_counter() - start
 
     classes, short = tuple(folder.classes), slice(2 * p.batch_size)
@@ -106,9 +107,9 @@ def compare(p: TrainAdv, size: int, images: int, rounds: int) -> None:
     print(f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its store decoded in {stored:.1f} s (not counted)")
     print("images a second   usual    ours   ratio")
     for name, usual_time in usual_seconds.items():
-        method = adversarial.of(p, "linf", EPS) if name == "FGSM" else Method()
-        learner = Learner(fabric, models.build("resnet50", classes, size, "none", "none", 0), p, 1000)
-        train_epoch(fabric, learner, Split(split.images, split.labels, split.rows[short]), p, method, 0, 0, {})
+        method = methods.of(p, "linf", EPS) if name == "FGSM" else TrainingMethod()
+        learner = Learner(fabric, initialization.create_model("resnet50", classes, size, "none", "none", 0), p, 1000)
+        train_epoch(fabric, learner, DatasetSplit(split.images, split.labels, split.rows[short]), p, method, 0, 0, {})
         ours = timed(lambda: train_epoch(fabric, learner, split, p, method, 0, 0, {}), rounds)  # noqa: B023
         print(f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x")
 
@@ -136,7 +137,7 @@ def on_gpu(p: TrainAdv, size: int = 224, batch: int = 256) -> None:
 
     fabric: Fabric = make_fabric(Runtime(device="cuda", devices=1, precision="auto", workers=0, tracking=False))
     rng, steps = np.random.default_rng(0), 10
-    split = Split(
+    split = DatasetSplit(
         rng.integers(0, 255, (steps * batch, size, size, 3), dtype=np.uint8),
         np.arange(steps * batch) % 3,
         np.arange(steps * batch),
@@ -144,9 +145,9 @@ def on_gpu(p: TrainAdv, size: int = 224, batch: int = 256) -> None:
     for name, method, attack_steps in (("clean", None, 0), ("N-FGSM", "nfgsm", 1), ("PGD-10", "pgd", 10)):
         settings = vars(p) | {"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps or 1}
         q = TrainAdv(**settings)
-        how = adversarial.of(q, "linf", 4 / 255) if method else Method()
-        learner = Learner(fabric, models.build("resnet50", ("a", "b", "c"), size, "none", "none", 0), q, 1000)
-        one = Split(split.images, split.labels, split.rows[:batch])
+        how = methods.of(q, "linf", 4 / 255) if method else TrainingMethod()
+        learner = Learner(fabric, initialization.create_model("resnet50", ("a", "b", "c"), size, "none", "none", 0), q, 1000)
+        one = DatasetSplit(split.images, split.labels, split.rows[:batch])
         with FlopCounterMode(display=False) as counter:
             train_epoch(fabric, learner, one, q, how, 0, 0, {})
         taken = seconds(lambda: train_epoch(fabric, learner, split, q, how, 0, 0, {}), 2) / steps  # noqa: B023

@@ -11,58 +11,62 @@ from typing import Any
 import pandas as pd
 from lightning_fabric import Fabric
 
-from stages.core import autoattack, ensemble, models, tracking
-from stages.core.batches import Split
-from stages.core.checkpoints import Checkpoint, Journal, die_with_parent, work_key
-from stages.core.corruptions import corrupted_answers
+from stages.attacks import autoattack, runner
+from stages.attacks.corruptions import evaluate_corruptions
+from stages.attacks.examples import save_examples, select_examples
+from stages.attacks.minimum_eps import smallest_budgets
+from stages.attacks.runner import ModelUnderAttack
+from stages.attacks.sanity_checks import run_sanity_checks
+from stages.core.checkpoints import Checkpoint, StepCache, exit_with_parent, run_fingerprint
+from stages.core.dataset import ImageDataset, load_dataset
 from stages.core.devices import make_fabric
-from stages.core.ensemble import Target
 from stages.core.errors import run
-from stages.core.examples import save_examples, typical_cases
-from stages.core.minimum_eps import smallest_budgets
 from stages.core.params import load_params
 from stages.core.predictions import write_json, write_predictions, write_table, write_transfer
-from stages.core.probes import probe
-from stages.core.store import Store, open_store
+from stages.models import classifier
+from stages.models.batches import DatasetSplit
+from stages.tracking.stage_logging import log_stage
 
 STORE, MODELS, PREDICTIONS = Path("data/processed"), Path("data/models"), Path("data/predictions")
 
 
 def main(name: str) -> pd.DataFrame:
     p = load_params("seed", "attack", "attack_eval", "runtime")
-    die_with_parent()
-    store = open_store(STORE)
-    test = Split.of(store, "test")
+    exit_with_parent()
+    store = load_dataset(STORE)
+    test = DatasetSplit.of(store, "test")
     file, clean = MODELS / f"{name}.safetensors", MODELS / "clean.safetensors"
     fabric = make_fabric(p.runtime)
     target = made_ready(file, store, test, p, fabric)
     subset = target.sample(p.attack_eval.subset)
 
-    work = work_key((p.seed, p.attack, p.attack_eval), [STORE / "images.npy", STORE / "manifest.csv", file, clean])
+    work = run_fingerprint((p.seed, p.attack, p.attack_eval), [STORE / "images.npy", STORE / "manifest.csv", file, clean])
     with Checkpoint(f"attack_eval_{name}", work).held(fabric) as checkpoint:
-        journal = Journal(checkpoint, writes=fabric.is_global_zero)
+        journal = StepCache(checkpoint, writes=fabric.is_global_zero)
         folder = PREDICTIONS / name
-        table = ensemble.attack_split(target, store, p.attack, p.attack_eval, subset, journal)
+        table = runner.run_attack_suite(target, store, p.attack, p.attack_eval, subset, journal)
         write_predictions(table, folder)
         write_json("ensemble", autoattack.record(len(store.classes), len(subset), p.attack_eval, p.seed), folder)
         write_table("minimum_eps", smallest_budgets(target, store, subset, table, p.attack_eval, journal), folder)
-        write_table("corruptions", corrupted_answers(target, store, subset, journal), folder)
-        found = journal("diagnostics", lambda: {"findings": probe(target, subset, p.attack.eps, p.attack_eval)})
+        write_table("corruptions", evaluate_corruptions(target, store, subset, journal), folder)
+        found = journal("diagnostics", lambda: {"findings": run_sanity_checks(target, subset, p.attack.eps, p.attack_eval)})
         write_json("diagnostics", found["findings"], folder)
         if name == "adv":  # the clean model is attacked before this one exists
             pair = {"adv": target, "clean": made_ready(clean, store, test, p, fabric)}
             steps = p.attack_eval.pgd_steps
-            write_transfer(ensemble.transfer(pair, store, p.attack.eps, steps, subset, journal), folder)
-        shown = typical_cases(table, p.attack_eval.examples)
+            write_transfer(runner.transfer(pair, store, p.attack.eps, steps, subset, journal), folder)
+        shown = select_examples(table, p.attack_eval.examples)
         save_examples(target, store, shown, p.attack.eps, p.attack_eval, folder / "examples")
-    tracking.log_stage(f"attack_eval@{name}", p)
+    log_stage(f"attack_eval@{name}", p)
     return table
 
 
-def made_ready(file: Path, store: Store, test: Split, p: Any, fabric: Fabric) -> Target:
+def made_ready(file: Path, store: ImageDataset, test: DatasetSplit, p: Any, fabric: Fabric) -> ModelUnderAttack:
     """The model of a file, to be attacked on the test split. Raises ModelError when it was made for something else."""
-    model = models.load(file, store.classes, store.images.shape[1]).to(fabric.device)
-    return Target(fabric, model, models.folded(model), test, p.attack.norm, p.attack_eval.batch_size, p.seed)
+    model = classifier.load(file, store.classes, store.images.shape[1]).to(fabric.device)
+    return ModelUnderAttack(
+        fabric, model, classifier.fuse_batchnorm(model), test, p.attack.norm, p.attack_eval.batch_size, p.seed
+    )
 
 
 if __name__ == "__main__":

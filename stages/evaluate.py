@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import figures, tracking
-from stages.core import metrics as m
-from stages.core.diagnostics import Finding, failed, from_tables, listed
+from stages.core.dataset import SPLITS, ImageDataset, load_dataset
 from stages.core.errors import InputError, run
 from stages.core.params import load_params
 from stages.core.predictions import (
@@ -23,8 +21,11 @@ from stages.core.predictions import (
     read_table,
     read_transfer,
 )
-from stages.core.report import Report, render, terminal
-from stages.core.store import SPLITS, Store, open_store
+from stages.evaluation import figures
+from stages.evaluation import metrics as m
+from stages.evaluation.diagnostics import CheckResult, failed, listed, run_table_checks
+from stages.evaluation.report import Report, render, terminal
+from stages.tracking.stage_logging import log_stage
 
 PROCESSED, PREDICTIONS, REPORT = Path("data/processed"), Path("data/predictions"), Path("data/report.html")
 METRICS, PLOTS = Path("metrics"), Path("plots")
@@ -36,7 +37,7 @@ LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 def main() -> dict[str, Any]:
     """Run the stage in the current folder; return what it writes to metrics/evaluate.json."""
     p = load_params("seed", "attack", "attack_eval.strict", "evaluate")
-    store = open_store(PROCESSED)
+    store = load_dataset(PROCESSED)
     predictions = {
         model: read_predictions(PREDICTIONS / model)
         for model in figures.MODEL_NAMES
@@ -56,8 +57,8 @@ def main() -> dict[str, Any]:
     }
 
     images = m.answers(next(iter(predictions.values())))
-    intervals = m.Intervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
-    setting = m.Setting(p.attack.eps, p.attack.eps_grid, intervals)
+    intervals = m.ConfidenceIntervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
+    setting = m.EvaluationContext(p.attack.eps, p.attack.eps_grid, intervals)
     metrics: dict[str, Any] = {"eps": p.attack.eps, "n": len(images), "groups": int(images["group"].nunique())}
     metrics |= m.baselines(images)
     metrics |= {model: m.model_metrics(table, setting) for model, table in predictions.items()}
@@ -72,8 +73,8 @@ def main() -> dict[str, Any]:
     diagnostics = {
         model: by_number(
             [
-                *(Finding(**found) for found in json.loads((PREDICTIONS / model / "diagnostics.json").read_text("utf-8"))),
-                *from_tables(model, table, p.attack.eps, training.get(model), metrics["majority_rate"]),
+                *(CheckResult(**found) for found in json.loads((PREDICTIONS / model / "diagnostics.json").read_text("utf-8"))),
+                *run_table_checks(model, table, p.attack.eps, training.get(model), metrics["majority_rate"]),
             ]
         )
         for model, table in predictions.items()
@@ -131,7 +132,7 @@ def main() -> dict[str, Any]:
     REPORT.write_text(render(page), encoding="utf-8", newline="\n")
     print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %", p.attack.norm))
     print(listed(diagnostics))
-    tracking.log_stage("evaluate", p)
+    log_stage("evaluate", p)
     # Last, so that everything is written and the dear stages stay in the cache; DVC then records no result.
     if p.attack_eval.strict and (bad := failed(diagnostics)):
         raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(bad)}")
@@ -139,7 +140,7 @@ def main() -> dict[str, Any]:
 
 
 def tables_of(
-    model: str, table: pd.DataFrame, smallest: pd.DataFrame, corrupted: pd.DataFrame, setting: m.Setting
+    model: str, table: pd.DataFrame, smallest: pd.DataFrame, corrupted: pd.DataFrame, setting: m.EvaluationContext
 ) -> dict[str, pd.DataFrame]:
     """Name -> the rows of one model in plots/<name>.csv."""
     return {
@@ -152,12 +153,12 @@ def tables_of(
     }
 
 
-def by_number(findings: list[Finding]) -> dict[str, dict[str, Any]]:
+def by_number(findings: list[CheckResult]) -> dict[str, dict[str, Any]]:
     """D1, D2, ..., D27 -> as metrics/diagnostics.json keeps it."""
     return {found.id: found.record() for found in sorted(findings, key=lambda found: int(found.id[1:]))}
 
 
-def class_pictures(store: Store) -> dict[str, np.ndarray]:
+def class_pictures(store: ImageDataset) -> dict[str, np.ndarray]:
     """Class -> uint8 (k, H, W, 3) from the training part, spread evenly over it."""
     train = store.indices("train")
     chosen = {}
@@ -172,7 +173,7 @@ def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame
     how = ["attack", "steps", "seed", "budgets"]
     table = pd.concat([table.assign(model=model) for model, table in predictions.items()])
     grouped = table[table["attack"] != CLEAN].groupby(["model", *how[:-1]], sort=False)["eps"]
-    told = grouped.agg(lambda eps: ", ".join(figures.describe_eps(one, norm) for one in sorted(set(eps))))
+    told = grouped.agg(lambda eps: ", ".join(figures.format_eps(one, norm) for one in sorted(set(eps))))
     return told.rename("budgets").reset_index().groupby(how, sort=False)["model"].agg(", ".join).rename("models").reset_index()
 
 
@@ -191,8 +192,8 @@ def settings(p: Any) -> dict[str, str]:
     """What this stage was told, and the libraries that it used, for the report."""
     return {
         "attack.norm": p.attack.norm,
-        "attack.eps": figures.describe_eps(p.attack.eps, p.attack.norm),
-        "attack.eps_grid": ", ".join(figures.describe_eps(eps, p.attack.norm) for eps in p.attack.eps_grid),
+        "attack.eps": figures.format_eps(p.attack.eps, p.attack.norm),
+        "attack.eps_grid": ", ".join(figures.format_eps(eps, p.attack.norm) for eps in p.attack.eps_grid),
         "seed": str(p.seed),
         "evaluate.confidence": f"{p.evaluate.confidence:g}",
         "evaluate.bootstrap": f"{p.evaluate.bootstrap} resamples",

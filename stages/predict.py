@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 
 from stages.core.errors import InputError, run
-from stages.core.model_card import read_card, weights_of
-from stages.core.photograph_classifier import PhotographClassifier
-from stages.core.photographs import BadPhotographError
+from stages.photographs.decoding import ImageDecodeError
+from stages.serving.card import read_card, weights_path
+from stages.serving.predictor import ImagePredictor
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def main(model: str, paths: list[Path]) -> dict[Path, dict[str, float]]:
     """Print an answer for each photograph; returns file -> class -> probability."""
-    classifier = PhotographClassifier(weights_of(model), read_card(model))
+    classifier = ImagePredictor(weights_path(model), read_card(model))
     pixels, refused = {}, {}
     for file in [file for path in paths for file in photographs(path)]:
         try:
             pixels[file] = classifier.pixels(file.read_bytes())
-        except BadPhotographError as error:
+        except ImageDecodeError as error:
             refused[file] = str(error)
     answers = {}
     for file, row in zip(pixels, classifier.probabilities(list(pixels.values())), strict=True):

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from stages.core import tracking
-from stages.core.contact_sheets import draw_crops, draw_duplicates, draw_rejected
-from stages.core.decoding import decode_all, worker_map
 from stages.core.errors import run
-from stages.core.groups import conflicting, find_duplicates, group, surplus
-from stages.core.inventory import describe, stop_if_class_lost, stop_if_too_many, summarize
-from stages.core.listing import list_photographs
 from stages.core.params import load_params
-from stages.core.splits import LEAK, assign_splits
-from stages.core.store_writer import spooled, write_rejected, write_store
+from stages.photographs.contact_sheets import draw_crops, draw_duplicates, draw_rejected
+from stages.photographs.dataset_writer import open_pixel_spool, write_rejected, write_store
+from stages.photographs.groups import find_duplicates, find_label_conflicts, group, rows_to_drop
+from stages.photographs.inventory import check_invalid_fraction, check_no_class_lost, describe, summarize
+from stages.photographs.listing import list_images
+from stages.photographs.reading import decode_all, parallel_map
+from stages.photographs.splits import LEAK, assign_splits
+from stages.tracking.stage_logging import log_stage
 
 OUT, METRICS, PLOTS = Path("data/processed"), Path("metrics/data.json"), Path("plots")
 
@@ -28,23 +28,23 @@ OUT, METRICS, PLOTS = Path("data/processed"), Path("metrics/data.json"), Path("p
 def main() -> dict:
     """Run the stage; returns what it wrote to metrics/data.json."""
     p = load_params("seed", "data", "runtime")
-    listing = list_photographs(p.data)
+    listing = list_images(p.data)
     cache = Path(os.environ.get("DVC_ROOT", ".")) / ".cache" / "preprocess"
 
     # One thread in this process, too: the order in which a sum is taken must not depend on the number of cores.
-    with spooled(OUT) as spool, worker_map(p.runtime.workers) as map_, threadpool_limits(1):
+    with open_pixel_spool(OUT) as spool, parallel_map(p.runtime.workers) as map_, threadpool_limits(1):
         decoded = decode_all(listing.photographs, p.data, spool, map_, cache)
         rejected = listing.rejected | decoded.rejected
         write_rejected(OUT, rejected)  # now, so that it can be read when there are too many
-        stop_if_too_many(rejected, len(decoded.listed), p.data.max_rejected)
-        stop_if_class_lost(listing.photographs, decoded.listed)
+        check_invalid_fraction(rejected, len(decoded.listed), p.data.max_rejected)
+        check_no_class_lost(listing.photographs, decoded.listed)
 
         listed = decoded.listed
         links = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_)
         groups = group([one.path for one in listed], [one.patient for one in listed], links)
-        left_out = surplus(listed, decoded.hashes, links, drop_conflicts=p.data.conflicting_labels == "drop")
+        left_out = rows_to_drop(listed, decoded.hashes, links, drop_conflicts=p.data.conflicting_labels == "drop")
         kept = [row for row in range(len(listed)) if row not in left_out]
-        stop_if_class_lost(listed, [listed[row] for row in kept])
+        check_no_class_lost(listed, [listed[row] for row in kept])
         drawn = assign_splits(
             [listed[row].label for row in kept],
             [groups[row] for row in kept],
@@ -64,9 +64,9 @@ def main() -> dict:
         METRICS.parent.mkdir(parents=True, exist_ok=True)
         METRICS.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
         write_rejected(OUT, rejected)
-        write_store(OUT, spool, p.data.image_size, decoded, groups, splits, conflicting(listed, links))
+        write_store(OUT, spool, p.data.image_size, decoded, groups, splits, find_label_conflicts(listed, links))
     print(describe(metrics))
-    tracking.log_stage("preprocess", p)
+    log_stage("preprocess", p)
     return metrics
 
 

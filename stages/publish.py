@@ -14,11 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from stages.core.errors import run
-from stages.core.model_card import Card, read_card, weights_of
-from stages.core.runs import Session, open_session
+from stages.serving.card import ModelCard, read_card, weights_path
+from stages.tracking.mlflow_runs import MlflowSession, open_session
 
 NAME, ALIAS = "colposcopy-classifier", "champion"
-SERVED = "stages/core/served_model.py"
+SERVED = "stages/serving/pyfunc_model.py"
 
 
 def main(model: str) -> str:
@@ -32,7 +32,7 @@ def main(model: str) -> str:
     return str(version)
 
 
-def register(session: Session, card: Card, tags: dict[str, str]) -> str:
+def register(session: MlflowSession, card: ModelCard, tags: dict[str, str]) -> str:
     """A new version, logged by a run of its own below the pipeline's; returns its number."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
@@ -47,7 +47,7 @@ def register(session: Session, card: Card, tags: dict[str, str]) -> str:
         published = mlflow.pyfunc.log_model(
             name=NAME,
             python_model=SERVED,
-            artifacts={"weights": str(weights_of(card.model)), "card": str(file)},
+            artifacts={"weights": str(weights_path(card.model)), "card": str(file)},
             code_paths=["stages"],
             pip_requirements="requirements.txt",
             signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),

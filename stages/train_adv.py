@@ -6,22 +6,24 @@ Reads data/processed, data/models/clean.safetensors.  Writes data/models/adv.saf
 from functools import partial
 from pathlib import Path
 
-from stages.core import adversarial, models, overfitting
-from stages.core.batches import Split
+from stages.core.dataset import load_dataset
 from stages.core.errors import run
 from stages.core.params import load_params
-from stages.core.store import open_store
-from stages.core.training_stage import carry_out
-from stages.core.validation import Row, Validation
+from stages.models import classifier
+from stages.models.batches import DatasetSplit
+from stages.tracking.stage_logging import log_epoch, log_stage
+from stages.training import methods, overfitting
+from stages.training.run import run_training
+from stages.training.validation import Row, Validation
 
 STORE, START = Path("data/processed"), Path("data/models/clean.safetensors")
 
 
 def main() -> Row:
     p = load_params("seed", "attack.norm", "attack.eps", "train_adv", "runtime")
-    store = open_store(STORE)
+    store = load_dataset(STORE)
     validation = Validation(
-        Split.of(store, "val"),
+        DatasetSplit.of(store, "val"),
         p.attack.norm,
         p.attack.eps,
         p.train_adv.val_steps,
@@ -31,16 +33,18 @@ def main() -> Row:
         watch=partial(overfitting.watch, eps=p.attack.eps),
         alarm=partial(overfitting.alarm, eps=p.attack.eps),
     )
-    return carry_out(
+    return run_training(
         "train_adv",
         p,
         store,
-        models.load(START, store.classes, store.images.shape[1]),
+        classifier.load(START, store.classes, store.images.shape[1]),
         validation,
-        adversarial.of(p.train_adv, p.attack.norm, p.attack.eps),
+        methods.of(p.train_adv, p.attack.norm, p.attack.eps),
         inputs=[STORE / "images.npy", STORE / "manifest.csv", START],
         model_file=Path("data/models/adv.safetensors"),
         history_file=Path("plots/training_adv.csv"),
+        on_epoch=partial(log_epoch, "train_adv"),
+        on_end=partial(log_stage, "train_adv", p),
     )
 
 

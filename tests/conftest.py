@@ -7,13 +7,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from stages.core.batches import Split
-from stages.core.checkpoints import Journal
-from stages.core.ensemble import Target, attack_split
-from stages.core.models import Classifier
+from stages.attacks.runner import ModelUnderAttack, run_attack_suite
+from stages.core.checkpoints import StepCache
+from stages.core.dataset import ImageDataset
 from stages.core.params import Attack, AttackEval
-from stages.core.store import Store
-from tests.projects import make_project
+from stages.models.batches import DatasetSplit
+from stages.models.classifier import Classifier
+from tests.helpers.projects import make_project
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def pictures():
     return x, torch.arange(24) % 3
 
 
-def toy_store(images: int = 96, size: int = 32, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c")) -> Store:
+def toy_store(images: int = 96, size: int = 32, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c")) -> ImageDataset:
     """Classes that differ in one colour channel, under noise."""
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % len(classes)
@@ -102,20 +102,20 @@ def toy_store(images: int = 96, size: int = 32, seed: int = 0, classes: tuple[st
             "sha256": [f"{i:064x}" for i in range(images)],
         }
     )
-    return Store(pixels.astype(np.uint8), manifest, classes, labels.astype(np.int64))
+    return ImageDataset(pixels.astype(np.uint8), manifest, classes, labels.astype(np.int64))
 
 
 def attack_table(
     fabric: Fabric,
     model: nn.Module,
-    store: Store,
+    store: ImageDataset,
     threat: Attack,
     p: AttackEval,
     *,
     twin: nn.Module | None = None,
-    journal: Journal | None = None,
+    journal: StepCache | None = None,
 ) -> pd.DataFrame:
     """predictions.csv of a model on the test split, as the stage makes it."""
-    split = Split.of(store, "test")
-    target = Target(fabric, model, twin or model, split, threat.norm, p.batch_size, seed=0)
-    return attack_split(target, store, threat, p, target.sample(p.subset), journal or Journal())
+    split = DatasetSplit.of(store, "test")
+    target = ModelUnderAttack(fabric, model, twin or model, split, threat.norm, p.batch_size, seed=0)
+    return run_attack_suite(target, store, threat, p, target.sample(p.subset), journal or StepCache())

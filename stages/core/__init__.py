@@ -1,1 +1,1 @@
-"""What the stages share. Nothing here imports a stage."""
+"""What every other package may rely on: errors, parameters, devices, checkpoints, and the tables that pass between stages."""

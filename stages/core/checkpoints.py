@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from stages.core.errors import InputError
 
 
-def work_key(params: object, inputs: list[Path]) -> str:
+def run_fingerprint(params: object, inputs: list[Path]) -> str:
     """A name for one piece of work: the same params, inputs and code give the same name, anything else another."""
     digest = hashlib.sha256(repr(params).encode())
     for file in [*inputs, *sorted(Path(__file__).parents[1].rglob("*.py"))]:
@@ -27,14 +27,14 @@ def work_key(params: object, inputs: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def die_with_parent() -> None:
+def exit_with_parent() -> None:
     """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no trainer behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-class BusyError(InputError):
+class AlreadyRunningError(InputError):
     """Another process does the same work."""
 
 
@@ -50,7 +50,7 @@ class Checkpoint:
     def held(self, fabric: Fabric) -> Iterator["Checkpoint"]:
         """Keep every other process off the same work; delete the states when the work is done.
 
-        Raises BusyError when another process holds it already.
+        Raises AlreadyRunningError when another process holds it already.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.with_suffix(".lock"))
@@ -58,7 +58,7 @@ class Checkpoint:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise BusyError(
+                raise AlreadyRunningError(
                     f"{self.folder}: expected to be the only process at this work, got another that is running"
                 ) from None
         try:
@@ -90,7 +90,7 @@ class Checkpoint:
         return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.exists() else None
 
 
-class Journal:
+class StepCache:
     """Named pieces of one work, each done once: after a kill, what was finished is read back, not done again.
 
     Without a checkpoint it remembers for this process only. A piece gives tensors, numbers, texts, lists and dicts of them.

@@ -1,7 +1,7 @@
 """The tables between attack_eval, which runs a model, and evaluate, which never does: one row per image, attack and budget.
 
 ``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
-and budget that was run; a dear attack (``on_subset``) may have been run on some of the images, at each budget the same ones.
+and budget that was run; an expensive attack (``is_subset_attack``) may have been run on some images, at each eps the same ones.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) attacked with pictures made for the other one.
 ``minimum_eps.csv``, ``corruptions.csv``: the smallest budget found, and common defects, on some of the images.
 ``diagnostics.json``: a list of findings (verdicts.py). ``ensemble.json``: what the ensemble of attacks consisted of, to stand
@@ -67,7 +67,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
     return [f"p_{name}" for name in classes]
 
 
-def on_subset(attack: str) -> bool:
+def is_subset_attack(attack: str) -> bool:
     """Whether the attack may have been run on some of the images only."""
     return attack.startswith("aa-k") or attack == TRANSFER
 
@@ -113,7 +113,7 @@ def check(table: pd.DataFrame, where: str = "predictions") -> pd.DataFrame:
         raise PredictionsError(f"{where}: attack: expected the rows of attack {CLEAN}, got none")
     images = set(table["path"])
     for (attack, eps), paths in table.groupby(["attack", "eps"])["path"]:
-        wanted = set(table.loc[table["attack"] == attack, "path"]) if on_subset(attack) else images
+        wanted = set(table.loc[table["attack"] == attack, "path"]) if is_subset_attack(attack) else images
         if len(paths) != len(wanted):
             raise PredictionsError(f"{where}: {attack} at eps {eps:g}: expected all {len(wanted)} images, got {len(paths)}")
     if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):

@@ -1,0 +1,1 @@
+"""Adversarial attacks and everything else that measures a trained model's robustness."""

@@ -1,0 +1,63 @@
+"""The few pictures that are shown with their perturbation: chosen by a rule, saved without loss."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from stages.attacks.runner import ModelUnderAttack
+from stages.attacks.suite import attack_suite, quantize_8bit
+from stages.core.dataset import ImageDataset
+from stages.core.params import AttackEval
+from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples
+from stages.models.inference import predict_logits
+
+
+def select_examples(table: pd.DataFrame, count: int) -> list[str]:
+    """Paths of images that the model gets right with the median confidence of their class: not the most dramatic ones."""
+    clean = table[(table["attack"] == CLEAN) & (table["label"] == table["prediction"])]
+    ranked = []
+    for _, members in clean.groupby("label", sort=True):
+        distance = (members["confidence"] - members["confidence"].median()).abs()
+        ranked.append(members.assign(distance=distance).sort_values(["distance", "path"])["path"].tolist())
+    rounds = [paths[i] for i in range(count) for paths in ranked if i < len(paths)]  # every class in turn
+    return rounds[:count]
+
+
+def save_examples(
+    target: ModelUnderAttack, store: ImageDataset, paths: list[str], eps: float, p: AttackEval, folder: Path
+) -> None:
+    """PGD at eps on these images: PNGs of 8 bits, and what the model says of exactly those PNGs, in ``examples.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {path: position for position, path in enumerate(store.manifest["path"].iloc[target.split.rows])}
+    attack, _ = attack_suite(p, target.norm)["pgd"]
+    records = []
+    for _, x, y, noise in target.batches(np.array([where[path] for path in paths], dtype=int)):
+        x_adv = quantize_8bit(x, target.craft(attack, x, y, eps, noise, "pgd"))  # what a picture file can hold
+        before, after = predict_logits(target.model, x).softmax(1), predict_logits(target.model, x_adv).softmax(1)
+        for i in range(len(x)):
+            number = len(records)
+            files = {"original": f"{number}_original.png", "adversarial": f"{number}_adversarial.png"}
+            for file, image in zip(files.values(), (x[i], x_adv[i]), strict=True):
+                Image.fromarray(to_uint8(image)).save(folder / file)
+            records.append(
+                {
+                    "path": paths[number],
+                    "attack": "pgd",
+                    "eps": eps,
+                    "label": store.classes[y[i]],
+                    "original_prediction": store.classes[before[i].argmax()],
+                    "original_confidence": before[i].max().item(),
+                    "adversarial_prediction": store.classes[after[i].argmax()],
+                    "adversarial_confidence": after[i].max().item(),
+                    **files,
+                }
+            )
+    write_examples(pd.DataFrame(records, columns=list(EXAMPLE_COLUMNS)), folder)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,1 @@
+"""The classifier, its weights, and batches of images for it."""

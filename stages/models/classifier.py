@@ -1,0 +1,122 @@
+"""The classifier: any torchvision classification architecture behind its own normalisation."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from stages.core.errors import InputError
+from stages.models.batchnorm import revert_sync_batchnorm
+
+# Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ModelError(InputError):
+    """An architecture, a weights file or a saved model is not what was expected."""
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1] to float32 logits.
+
+    Normalisation is the first layer, so that everything outside the model (attacks, budgets, pictures) is in pixel units.
+
+    Args:
+        arch: a torchvision classification architecture.
+        classes: names in the order of the logits.
+        image_size: height and width in pixels that it was made for.
+    """
+
+    def __init__(self, arch: str, classes: tuple[str, ...], image_size: int) -> None:
+        super().__init__()
+        known = torchvision.models.list_models(
+            module=torchvision.models, exclude=("inception_v3", "googlenet")
+        )  # no second head
+        if arch not in known:
+            raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
+        self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
+        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self._frozen: list[nn.Module] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) in [0, 1] -> logits (B, K) as precise as x, also under autocast."""
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # fastest for convolutions
+        return self.backbone(x).to(x.dtype)
+
+    @property
+    def head(self) -> str:
+        """Name of the last linear layer, the one that gives the logits."""
+        return [name for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+
+    def freeze(self, last: str) -> None:
+        """Stop training every layer of the backbone up to and including the top-level layer ``last`` ("none": train all).
+
+        A frozen BatchNorm keeps its running statistics too: frozen layers stay in eval mode.
+        """
+        layers = dict(self.backbone.named_children())
+        if last != "none" and last not in layers:
+            raise ModelError(f"freeze: expected none or one of {', '.join(layers)}, got {last!r}")
+        names = list(layers)
+        self._frozen = [layers[name] for name in names[: names.index(last) + 1]] if last != "none" else []
+        self.requires_grad_(True)
+        for layer in self._frozen:
+            layer.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        for layer in self._frozen:
+            layer.eval()
+        return self
+
+
+def fuse_batchnorm(model: Classifier) -> Classifier:
+    """A copy to craft attacks on, in eval mode, every BatchNorm folded into the convolution before it.
+
+    The same function up to rounding, and cheaper to differentiate.
+    """
+    twin = copy.deepcopy(model).eval()
+    revert_sync_batchnorm(twin)
+    twin.backbone = fuse(twin.backbone)
+    return twin
+
+
+def save(path: Path, model: Classifier) -> None:
+    """Write weights and what rebuilds the model as one safetensors file; the same model gives the same bytes."""
+    config = {"arch": model.arch, "classes": model.classes, "image_size": model.image_size}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    # One metadata key only: safetensors writes several in no fixed order.
+    temporary.write_bytes(safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)}))
+    os.replace(temporary, path)
+
+
+def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | None = None) -> Classifier:
+    """The model of a file that ``save`` wrote, in eval mode.
+
+    Raises ModelError when the file is missing, isn't such a file, or was made for other classes or another image size.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            config: dict[str, Any] = json.loads((file.metadata() or {})["config"])
+        tensors = safetensors.torch.load_file(path)
+        model = Classifier(config["arch"], tuple(config["classes"]), config["image_size"])
+        model.load_state_dict(tensors)
+    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: expected a model that this pipeline saved, got: {error}") from error
+    if classes is not None and model.classes != tuple(classes):
+        raise ModelError(f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}")
+    if image_size is not None and model.image_size != image_size:
+        raise ModelError(f"{path}: expected a model for {image_size} pixels, got {model.image_size}")
+    return model.eval()

@@ -1,0 +1,86 @@
+"""A new classifier: with random weights, or with a pretrained backbone from a file or a download."""
+
+import hashlib
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from stages.models.classifier import Classifier, ModelError
+
+
+def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int) -> Classifier:
+    """A classifier with a fresh head and, unless ``weights`` is "none", a pretrained backbone.
+
+    Raises ModelError for an unknown architecture, a missing or broken file, or weights of another architecture.
+    """
+    torch.manual_seed(seed)
+    model = Classifier(arch, classes, image_size)
+    if weights == "none":
+        # Every residual block starts as the identity (arXiv:1706.02677): from scratch, a few epochs then suffice.
+        for block in model.backbone.modules():
+            if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
+                nn.init.zeros_((block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2).weight)
+        return model
+    state = _read_weights(_download(arch) if weights == "imagenet" else Path(weights), sha256)
+    own, head = model.backbone.state_dict(), model.head + "."
+    wanted = {name for name in own if not name.startswith(head)}
+    wrong = sorted(n for n in wanted if n in state and state[n].shape != own[n].shape) or sorted(wanted - state.keys())
+    # A checkpoint of before BatchNorm counted its batches lacks only that counter.
+    wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise ModelError(
+            f"model.weights: {weights}: expected the layers of {arch}, got none or another shape for {', '.join(wrong[:3])}"
+        )
+    model.backbone.load_state_dict({n: state[n] for n in wanted if n in state}, strict=False)
+    return model
+
+
+def _sha256_in_name(path: Path) -> str:
+    """The first eight digits of it, by which torchvision names its files; else empty."""
+    return (re.search(r"-([0-9a-f]{8})\.pth$", path.name) or ["", ""])[1]
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a state dict saved by torch, without running any code from the file."""
+    if not path.is_file():
+        raise ModelError(f"model.weights: expected none, imagenet or an existing file, got {path}")
+    wanted = sha256 if sha256 != "none" else _sha256_in_name(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(wanted):
+        raise ModelError(f"model.weights: {path}: expected sha256 {wanted}, got {found}")
+    try:
+        state = (
+            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
+    except Exception as error:  # each format has its own errors for a broken file; all mean the same to the user
+        raise ModelError(f"model.weights: {path}: expected a state dict or a safetensors file, got: {error}") from error
+    for wrapper in ("state_dict", "model"):  # training scripts wrap the state dict
+        state = state.get(wrapper, state)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"model.weights: {path}: expected a state dict of tensors, got {sorted(state)[:5]}")
+    names = {name: re.sub(r"^(module\.|model\.|backbone\.)+", "", name) for name in state}
+    # torchvision's files of DenseNets are older than its names of their layers.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", names[name]): state[name] for name in state}
+
+
+def _download(arch: str) -> Path:
+    """The file of torchvision's weights in torch's cache, fetched if it isn't there."""
+    url = torchvision.models.get_model_weights(arch).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            print(f"downloading {file.name}", flush=True)
+            torch.hub.download_url_to_file(url, str(file), _sha256_in_name(file), progress=True)
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of a broken download
+        raise ModelError(
+            f"model.weights: expected to download {file.name}, got: {error}. Two ways out: put the file into "
+            f"{file.parent}, or set model.weights to its path (or to none)"
+        ) from error
+    return file

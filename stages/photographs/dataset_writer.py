@@ -1,0 +1,80 @@
+"""Writing the store that `store.py` reads: plain files, pixels first, the manifest last, each whole or not at all."""
+
+import csv
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from stages.core.dataset import COLUMNS, IMAGES, MANIFEST
+from stages.photographs.reading import DecodedImages
+
+REJECTED = "rejected.csv"
+SPOOL = "decoded.part"  # pixels of every sound photograph in the order of decoding
+
+
+@contextmanager
+def open_pixel_spool(folder: Path) -> Iterator[BinaryIO]:
+    """A scratch file for pixels in the store's folder, where the old store stops being one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (MANIFEST, IMAGES):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        with (folder / SPOOL).open("w+b") as spool:
+            yield spool
+    finally:
+        (folder / SPOOL).unlink(missing_ok=True)
+
+
+def write_rejected(folder: Path, rejected: Mapping[str, str]) -> None:
+    """rejected.csv: path,reason, sorted by path."""
+    _write_csv(folder / REJECTED, ("path", "reason"), sorted(rejected.items()))
+
+
+def write_store(
+    folder: Path,
+    spool: BinaryIO,
+    size: int,
+    decoded: DecodedImages,
+    groups: Sequence[str],
+    splits: Mapping[int, str],
+    disputed: Container[int],
+) -> None:
+    """images.npy and manifest.csv for the rows of `splits`, in that order.
+
+    spool: the pixels of all decoded rows, at row x size x size x 3; disputed: rows whose duplicates have another label.
+    """
+    part = folder / f"{IMAGES}.part"
+    picture_bytes = size * size * 3
+    with part.open("wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(splits), size, size, 3)})
+        for row in splits:
+            spool.seek(row * picture_bytes)
+            stream.write(spool.read(picture_bytes))
+        stream.flush()
+        os.fsync(stream.fileno())  # before the manifest vouches for it
+    part.replace(folder / IMAGES)
+    original = ("width", "height", "mode", "stain_guess", "disputed", "crop", "left", "top", "right", "bottom")
+    rows = []
+    for row, split in splits.items():
+        one, facts = decoded.listed[row], decoded.facts[row]
+        region = facts.region
+        box = (f"{edge:.4f}" for edge in (region.left, region.top, region.right, region.bottom))
+        described = (facts.width, facts.height, facts.mode, facts.stain, int(row in disputed), region.kind, *box)
+        rows.append((one.path, one.label, groups[row], split, decoded.hashes[row], *described))
+    _write_csv(folder / MANIFEST, (*COLUMNS, *original), rows)
+
+
+def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    with part.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)

@@ -1,0 +1,1 @@
+"""Trained models in use: model card, prediction on photographs, the served model."""

@@ -1,0 +1,63 @@
+"""The store's reader: what a sound store gives, and what each kind of damage says."""
+
+import numpy as np
+import pytest
+
+from stages.core.dataset import IMAGES, MANIFEST, DatasetError, load_dataset, natural_sort_key
+
+ROWS = "path,label,group,split,sha256\na.jpg,Type_10,g,train,0\nb.jpg,Type_2,h,val,1\nc.jpg,Type_2,i,test,2\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    np.save(tmp_path / IMAGES, np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3))
+    (tmp_path / MANIFEST).write_text(ROWS, encoding="utf-8")
+    return tmp_path
+
+
+def test_reads_images_labels_and_splits(folder):
+    store = load_dataset(folder)
+    assert store.images.shape == (3, 4, 4, 3)
+    assert isinstance(store.images, np.memmap)
+    assert store.classes == ("Type_2", "Type_10")
+    assert store.labels.tolist() == [1, 0, 0]
+    assert store.indices("val").tolist() == [1]
+    with pytest.raises(ValueError, match="expected a split out of train, val, test, got 'dev'"):
+        store.indices("dev")
+
+
+def test_class_names_are_names(folder):
+    (folder / MANIFEST).write_text(ROWS.replace("Type_10", "NA").replace("Type_2", "1"), encoding="utf-8")
+    assert load_dataset(folder).classes == ("1", "NA")
+
+
+def test_natural_order():
+    names = ["Type_10", "b", "Type_2", "a", "2", "10", "Type_02", "", "²"]
+    assert sorted(names, key=natural_sort_key) == ["", "2", "10", "a", "b", "Type_02", "Type_2", "Type_10", "²"]
+
+
+@pytest.mark.parametrize("name", [IMAGES, MANIFEST])
+def test_missing_part(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(DatasetError, match=f"{name}: expected a file written by preprocess, got none"):
+        load_dataset(folder)
+
+
+def test_truncated_images(folder):
+    (folder / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"images\.npy: expected a NumPy array, got"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[:-24], r"expected uint8 of shape \(2, H, W, 3\)"),
+        (ROWS.replace("val", "dev"), "expected the splits train, val, test, got 'dev'"),
+        (ROWS.replace("group", "patient"), "got none named group"),
+    ],
+)
+def test_mismatch(folder, rows, message):
+    (folder / MANIFEST).write_text(rows, encoding="utf-8")
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(folder)

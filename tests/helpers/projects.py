@@ -1,0 +1,88 @@
+"""The real dvc.yaml in a clone, on a few pictures with few steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests.helpers.repository import ROOT
+
+SMALL = {
+    "data.source": "data/few",
+    "data.image_size": 32,
+    "data.groups": "none",
+    "data.max_rejected": 0.2,
+    "model.arch": "resnet18",
+    "train_clean.epochs": 2,
+    "train_clean.val_steps": 2,
+    "train_adv.epochs": 1,
+    "train_adv.val_steps": 2,
+    "attack.eps_grid": ["4/255", "8/255"],
+    "attack_eval.pgd_steps": 2,
+    "attack_eval.bim_steps": 2,
+    "attack_eval.curve_steps": 2,
+    "attack_eval.noise_draws": 2,
+    "attack_eval.subset": 6,
+    "attack_eval.aa_steps": 2,
+    "attack_eval.aa_queries": 5,
+    "evaluate.bootstrap": 100,
+    "runtime.device": "cpu",
+}
+
+
+def draw_few(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in range(3):
+        (folder / f"Type_{kind + 1}").mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.integers(0, 120, (40, 40, 3))
+            pixels[:, :, kind] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"Type_{kind + 1}/{i}.jpg")
+    (folder / "Type_1/empty.jpg").touch()
+
+
+def set_params(file: Path, **values) -> None:
+    params = yaml.safe_load(file.read_text())
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        node = params[section] if section else params
+        assert name in node, key
+        node[name] = value
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def run(*command, cwd, code=0, **env) -> str:
+    command = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
+    mail = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Of MLflow's settings the defaults hold, whoever runs the tests.
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "", **mail, "PATH": path, "OMP_NUM_THREADS": "2", **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == (code != 0), f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def executed(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def make_project(folder: Path) -> None:
+    """A clone of this repository with few pictures, in which ``dvc repro`` has run; its results are not committed."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    # The files as they stand here, so that a change is tested before it is committed.
+    changed = subprocess.run(
+        ["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in changed.stdout.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    draw_few(folder / "data/few")
+    set_params(folder / "params.yaml", **SMALL)
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "-qm", "Shrink", cwd=folder)
+    run("dvc", "repro", cwd=folder)

@@ -1,0 +1,187 @@
+"""DVC's experiments for real: queued, in a temporary folder, compared, applied; and what MLflow then knows of them."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import vl_convert
+import yaml
+
+from stages.tracking.mlflow_runs import EXPERIMENT
+from tests.helpers.projects import executed, run
+
+pytestmark = pytest.mark.slow
+BUDGETS = (0.004, 0.012)  # of no other test: DVC would take their results from its cache, and nothing would run
+RERUN = {"attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate"}  # by another budget
+
+
+@pytest.fixture(scope="module")
+def project(clone, tmp_path_factory):
+    """A copy of the finished project in which two workers have run one queued experiment each.
+
+    MLflow has no database when the two start.
+    """
+    folder = tmp_path_factory.mktemp("experiments") / "project"
+    shutil.copytree(clone, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "-qm", "Results", "--allow-empty", cwd=folder)
+    run("dvc", "exp", "run", "--queue", "-S", f"attack.eps={','.join(map(str, BUDGETS))}", cwd=folder)
+    try:
+        run("dvc", "queue", "start", "-j", "2", cwd=folder)
+        end = time.monotonic() + 900
+        while re.search("Queued|Running", status := run("dvc", "queue", "status", cwd=folder)):
+            assert time.monotonic() < end, status
+            time.sleep(3)
+        assert status.count("Success") == 2, status + logs(folder)
+        yield folder
+    finally:
+        end_workers(folder)
+
+
+def logs(folder: Path) -> str:
+    return "\n".join(file.read_text() for file in (folder / ".dvc/tmp/exps/run").glob("*/*.out"))
+
+
+def end_workers(folder: Path) -> None:
+    """Idle workers end by themselves after some seconds; no test leaves one behind."""
+    pids = [int(file.read_text()) for file in (folder / ".dvc/tmp/exps/celery").glob("*.pid")]
+    run("dvc", "queue", "stop", "--kill", cwd=folder)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def show(folder: Path, revision: str, file: str) -> dict:
+    return yaml.safe_load(run("git", "show", f"{revision}:{file}", cwd=folder))
+
+
+@pytest.fixture(scope="module")
+def queued(project):
+    """Budget -> name and commit of the queued experiments."""
+    lines = run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps", cwd=project).splitlines()
+    # DVC keeps refs of its own there, too.
+    named = [line.split() for line in lines if re.fullmatch(r"\w+ \w+-\w+", line)]
+    found = {show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit) for commit, name in named}
+    return {eps: found[eps] for eps in found if eps in BUDGETS}  # the copied project may bring experiments of its own
+
+
+def tracked(folder: Path) -> dict[str, tuple]:
+    """Name of a parent run -> the run, and its children by stage; from the database of the main repository."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "stage" not in run.data.tags]
+    return {
+        parent.info.run_name: (
+            parent,
+            {r.data.tags["stage"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id},
+        )
+        for parent in parents
+    }
+
+
+def artifacts(run) -> set[str]:
+    folder = Path(urlsplit(run.info.artifact_uri).path)
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_two_workers_that_start_at_once_log_everything_in_the_main_repository(project, queued):
+    assert sorted(queued) == sorted(BUDGETS)
+    assert not (warned := [line for line in logs(project).splitlines() if "is not logged" in line]), warned
+    known = tracked(project)
+    assert set(known) == {name for name, _ in queued.values()}
+    for name, commit in queued.values():
+        parent, children = known[name]
+        assert set(children) == RERUN, "the clean model and the photographs come from the cache"
+        assert {r.info.run_name: r.info.status for r in [parent, *children.values()]} == dict.fromkeys(
+            [name, *RERUN], "FINISHED"
+        )
+        expected = show(project, commit, "metrics/evaluate.json")
+        for model in ("clean", "adv"):
+            assert parent.data.metrics[f"{model}/robust_accuracy_worst"] == expected[model]["robust_accuracy_worst"]
+        assert all(Path(urlsplit(r.info.artifact_uri).path).is_relative_to(project) for r in children.values())
+        assert artifacts(parent) == {"report.html"}
+        assert artifacts(children["evaluate"]) >= {"report.html", "metrics/evaluate.json", "plots/robustness.csv"}
+        assert artifacts(children["train_adv"]) == {"plots/training_adv.csv"}
+    assert not list((project / ".dvc/tmp/exps").glob("tmp*")), "DVC has deleted the temporary folders"
+
+
+def test_an_experiment_in_a_temporary_folder_leaves_the_workspace_alone(project):
+    before = run("git", "status", "--porcelain", cwd=project)
+    output = run("dvc", "exp", "run", "--temp", "-n", "more-resamples", "-S", "evaluate.bootstrap=120", cwd=project)
+    assert executed(output) == ["evaluate"]
+    assert run("git", "status", "--porcelain", cwd=project) == before
+    parent, children = tracked(project)["more-resamples"]
+    assert set(children) == {"evaluate"}
+    assert parent.data.params["evaluate.bootstrap"] == "120"
+    assert artifacts(parent) == {"report.html"}
+    # Cached stages log nothing, yet the run of the experiment has their numbers.
+    assert {"data/images", "clean/clean_accuracy"} <= parent.data.metrics.keys()
+
+
+def test_differences_are_named(project, queued):
+    names = [name for name, _ in queued.values()]
+    (change,) = json.loads(run("dvc", "params", "diff", *names, "--json", cwd=project))["params.yaml"].items()
+    assert change[0] == "attack.eps"
+    assert (change[1]["old"], change[1]["new"]) == tuple(queued)
+    changed = json.loads(run("dvc", "metrics", "diff", "HEAD", names[0], "--json", cwd=project))
+    assert "metrics/data.json" not in changed
+    assert "eps" in changed["metrics/evaluate.json"]
+
+
+def test_plots_diff_draws_every_chart_without_internet(project, queued):
+    names = ["HEAD", *(name for name, _ in queued.values())]
+    run(sys.executable, "-m", "stages.evaluation.offline_plots", cwd=project)
+    run("dvc", "plots", "diff", *names, "-o", "page", cwd=project)
+    page = (project / "page/index.html").read_text(encoding="utf-8")
+    shutil.rmtree(project / "page")
+    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
+    assert "window.vegaEmbed=" in page
+    charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*\});\n", page)]
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values()
+    declared = [item for stage in stages for plot in stage.get("plots", ()) for item in plot.items()]
+    tables = [options for path, options in declared if path.endswith(".csv")]
+    assert {chart["title"]["text"] for chart in charts} == {spec["title"] for spec in tables}
+    for chart in charts:
+        drawn = vl_convert.vegalite_to_svg(chart, vl_version="5.8")
+        assert all(name in drawn for name in names)
+        assert "NaN" not in drawn
+        marks = re.findall(r'class="mark-\w+ role-mark[^"]*"[^>]*>(.*?)</g>', drawn, re.S)
+        assert sum(len(re.findall("<(?:path|text)", mark)) for mark in marks) >= 2 * len(names), chart["title"]["text"]
+
+
+def test_an_experiment_becomes_the_workspace_or_a_branch(project, queued):
+    name, commit = queued[BUDGETS[0]]
+    run("dvc", "exp", "branch", name, "kept", cwd=project)
+    assert show(project, "kept", "params.yaml")["attack"]["eps"] == BUDGETS[0]
+    run("dvc", "exp", "apply", name, cwd=project)
+    try:
+        assert json.loads((project / "metrics/evaluate.json").read_text()) == show(project, commit, "metrics/evaluate.json")
+        assert executed(run("dvc", "repro", cwd=project)) == [], "its files came with it"
+    finally:
+        run("git", "reset", "-q", "--hard", cwd=project)
+        run("dvc", "checkout", cwd=project)
+
+
+def test_what_a_worker_has_computed_is_not_computed_again(project, queued):
+    output = run("dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={BUDGETS[1]}", cwd=project)
+    assert executed(output) == []
+    assert "again" not in tracked(project), "no stage ran that could have told MLflow"
+    run(sys.executable, "-m", "stages.tracking", cwd=project, DVC_EXP_NAME="again")
+    parent, children = tracked(project)["again"]
+    same, told = tracked(project)[queued[BUDGETS[1]][0]]
+    assert not children.keys() & told.keys(), "what the worker has told is not told again"
+    assert parent.data.metrics == same.data.metrics
+    assert artifacts(parent) == {"report.html"}
+    run("git", "reset", "-q", "--hard", cwd=project)
+    run("dvc", "checkout", cwd=project)

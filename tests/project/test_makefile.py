@@ -1,0 +1,50 @@
+"""`make` lists the targets, and each of them is one command that names only files that are there."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.helpers.repository import ROOT
+
+TARGETS = {"help", "repro", "test", "ui", "report", "sweep", "exps", "bench", "serve", "clean"}
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_alone_lists_every_target():
+    assert {line.split()[0] for line in make().splitlines()} == TARGETS
+    assert not [target for target in TARGETS if (ROOT / target).exists()], "a file of that name would hide the target"
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_a_target_is_one_command(target):
+    (command,) = make("-n", target).splitlines()
+    for module in re.findall(r"python -m (stages\.[\w.]+)", command):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+    for script in re.findall(r"python (\S+\.py)", command):
+        assert (ROOT / script).is_file()
+
+
+def test_every_benchmark_is_named():
+    (line,) = [line for line in make().splitlines() if line.startswith("bench")]
+    assert [name for name in (path.stem for path in (ROOT / "benchmarks").glob("*.py")) if name not in line] == []
+
+
+def test_the_columns_of_the_experiments():
+    (pattern,) = re.findall(r"--drop '(.*)'", make("-n", "exps"))
+    shown = ("Experiment", "seed", "attack.eps", "train_adv.augment.flip", "adv.clean_accuracy", "clean.robust_accuracy_worst")
+    hidden = (
+        "Executor",
+        "adv.robust_accuracy_worst_low",
+        "difference.clean_accuracy",
+        "n",
+        "data/processed",
+        "stages/predict.py",
+    )
+    assert not [name for name in shown if re.match(pattern, name)]
+    assert all(re.match(pattern, name) for name in hidden)

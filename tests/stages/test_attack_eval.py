@@ -1,0 +1,149 @@
+"""The attack stage from files to files, in both norms, and what it says of files that don't fit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from stages import attack_eval
+from stages.core.dataset import DatasetError
+from stages.core.predictions import read_examples, read_predictions, read_table, read_transfer
+from stages.models import classifier, initialization
+from stages.models.classifier import ModelError
+from tests.conftest import toy_store
+from tests.helpers.repository import ROOT
+
+CLASSES, SIZE = ("a", "b", "c"), 16
+SMALL = {
+    "attack": {"eps": 0.03, "eps_grid": [0.01, 0.03]},
+    "attack_eval": {
+        "noise_draws": 1,
+        "bim_steps": 1,
+        "pgd_steps": 2,
+        "curve_steps": 1,
+        "subset": 6,
+        "aa_steps": 2,
+        "aa_queries": 2,
+        "min_eps_rounds": 1,
+        "examples": 2,
+    },
+    "runtime": {"device": "cpu", "precision": "fp32", "tracking": False},
+}
+
+
+def write_store(store) -> None:
+    folder = Path("data/processed")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images.npy", store.images)
+    store.manifest.to_csv(folder / "manifest.csv", index=False)
+
+
+def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=0) -> None:
+    classifier.save(
+        Path(f"data/models/{name}.safetensors"), initialization.create_model(arch, classes, size, "none", "none", seed)
+    )
+
+
+def set_params(**sections) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    for section, values in sections.items():
+        params[section] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    set_params(**SMALL)
+    write_store(toy_store(images=48, size=SIZE))
+    write_model()
+    return tmp_path
+
+
+@pytest.mark.parametrize("threat", [{"norm": "linf"}, {"norm": "l2", "eps": 0.5, "eps_grid": [0.2, 0.5]}])
+def test_everything_is_written_within_its_budget_and_the_same_again(threat, project):
+    write_model("adv", seed=1)
+    set_params(attack=threat)
+    attack_eval.main("adv")
+    folder = Path("data/predictions/adv")
+    table = read_predictions(folder)
+    distance = table[threat["norm"]]
+    assert (distance <= table["eps"] * (1 + 1e-4) + 1e-6).all()
+    assert distance.max() > 0
+    assert {"none", "fgsm", "pgd", "aa-k3"} <= set(table["attack"])
+    assert len(read_table("minimum_eps", folder)) == len(read_transfer(folder, "clean")) == 6
+    assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
+    assert len(read_examples(folder / "examples")) == 2
+    record = json.loads((folder / "ensemble.json").read_text())
+    assert (record["name"], record["images"], record["iterations"]) == ("aa-k3", 6, 2)
+    assert {"D1", "D24"} <= {found["id"] for found in json.loads((folder / "diagnostics.json").read_text())}
+    assert not list(Path(".ckpt").rglob("last.pt"))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    attack_eval.main("adv")
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_subset_larger_than_the_set_is_the_set(project):
+    set_params(attack_eval={"subset": 1000})
+    table = attack_eval.main("clean")
+    images = table["path"].nunique()
+    assert (table["attack"] == "aa-k3").sum() == images
+    assert json.loads(Path("data/predictions/clean/ensemble.json").read_text())["images"] == images
+
+
+def test_a_killed_stage_does_nothing_twice(project, monkeypatch):
+    write_model("adv", seed=1)
+    expected = attack_eval.main("adv")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attack_eval, "select_examples", killed)
+        with pytest.raises(KeyboardInterrupt):
+            attack_eval.main("adv")
+    with monkeypatch.context() as patch:  # the pictures that are shown are all that is left to make
+        for name in ("attack_remaining", "clean_result"):
+            patch.setattr(attack_eval.runner, name, killed)
+        patch.setattr(attack_eval, "run_sanity_checks", killed)
+        pd.testing.assert_frame_equal(attack_eval.main("adv"), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ({"classes": ("a", "b")}, "expected a model of the classes a, b, c, got a, b"),
+        ({"classes": ("a", "c", "b")}, "expected a model of the classes a, b, c, got a, c, b"),
+        ({"size": 32}, "expected a model for 16 pixels, got 32"),
+    ],
+)
+def test_a_model_made_for_something_else(model, error, project):
+    write_model(**model)
+    with pytest.raises(ModelError, match=rf"clean\.safetensors: {error}"):
+        attack_eval.main("clean")
+
+
+def test_a_file_with_the_layers_of_another_architecture(project):
+    other = initialization.create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
+    other.arch = "resnet18"
+    classifier.save(Path("data/models/clean.safetensors"), other)
+    with pytest.raises(ModelError, match=r"clean\.safetensors: expected a model that this pipeline saved"):
+        attack_eval.main("clean")
+
+
+def test_a_missing_model(project):
+    with pytest.raises(ModelError, match=r"adv\.safetensors: expected a model that this pipeline saved"):
+        attack_eval.main("adv")
+
+
+def test_an_empty_test_set(project):
+    store = toy_store(images=48, size=SIZE)
+    write_store(dataclasses.replace(store, manifest=store.manifest.replace({"split": {"test": "train"}})))
+    with pytest.raises(DatasetError, match="expected photographs in the split 'test', got none"):
+        attack_eval.main("clean")
