@@ -4,29 +4,29 @@ JOBS = 1
 MODEL = adv
 WHAT = preprocess
 COMMITS = 1
-# Of the many columns those that name the experiment, what was changed, and the two headlines of each model.
+# Columns that `make exps` shows: the experiment, the parameters, two main metrics of each model.
 COLUMNS = Experiment|seed|(data|model|attack|train_clean|attack_eval|train_adv|evaluate)\.|(clean|adv)\.(clean_accuracy|robust_accuracy_worst)$$
 
-help:    ## these lines
+help:    ## show this help
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/: *##/\t/'
 repro:   ## bring everything up to date
 	dvc repro
-test:    ## the tests of some minutes; the others: python -m pytest -m slow
+test:    ## run the fast tests (slow: python -m pytest -m slow)
 	python -m pytest -m "not slow"
 ui:      ## MLflow at http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=headlines
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
 report:  ## open the report in the browser
 	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
-sweep:   ## one experiment per budget, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
+sweep:   ## one experiment per eps, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
 	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
-exps:    ## experiments since the last COMMITS commits, what was changed, and the headlines: make exps COMMITS=5
+exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## speed beside others: make bench WHAT=attacks, methods, preprocess or training
+bench:   ## run a benchmark: make bench WHAT=attacks, methods, preprocess or training
 	python -m benchmarks.$(WHAT)
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
-clean:   ## delete what can be made again at once; keeps results, runs and unfinished trainings
-	rm -rf .cache .hypothesis .pytest_cache .ruff_cache dvc_plots
+clean:   ## remove caches; keeps results, MLflow runs and checkpoints
+	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
 .PHONY: help repro test ui report sweep exps bench serve clean

@@ -14,10 +14,10 @@ at the squamocolumnar junction (SCJ).  With `s(angle) = distance to the SCJ / di
     Type_2   s >= 0.5 everywhere, s < 0.9 on at least 35 %         the junction dips into the canal, still in view
     Type_3   s < 0.25 on at least 40 %                             the junction is lost in the dark of the canal
 
-Everything else (size and shape of the os, colours, framing, light, camera) comes from one distribution for
+Everything else (size and shape of the os, colors, framing, light, camera) comes from one distribution for
 all three types, so the geometry alone tells them apart.
 
-Randomness has two levels.  The patient gives what stays put during an examination: anatomy, colours, texture,
+Randomness has two levels.  The patient gives what stays put during an examination: anatomy, colors, texture,
 stain, the stand of the colposcope.  Patient and shot together give what differs between two photographs of it.
 So pictures of one patient resemble each other more than the label explains, and a split that ignores
 patients makes a model look better than it is.
@@ -121,12 +121,12 @@ def scj_profile(label: int, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What defines a patient.  Lengths in radii of the cervix, colours in 0..255 RGB."""
+    """What defines a patient.  Lengths in radii of the cervix, colors in 0..255 RGB."""
 
     scj: np.ndarray  # (ANGLES,) s(angle)
     os_radius: float  # geometric mean of the two half axes
     os_aspect: float  # horizontal / vertical half axis
-    os_centre: np.ndarray  # (2,) from the centre of the cervix
+    os_center: np.ndarray  # (2,) from the center of the cervix
     squamous: np.ndarray  # (3,)
     columnar: np.ndarray  # (3,)
 
@@ -135,10 +135,10 @@ def draw_anatomy(label: int, rng: np.random.Generator) -> Anatomy:
     """Draw a patient.  Only `scj` depends on the label, and it is drawn last: the rest is the same in law."""
     os_radius = float(np.clip(rng.normal(0.37, 0.055), 0.26, 0.50))
     os_aspect = float(np.clip(np.exp(rng.normal(0.18, 0.16)), 0.8, 1.7))
-    os_centre = rng.normal(0, 0.05, 2)
+    os_center = rng.normal(0, 0.05, 2)
     squamous = np.array([220, 158, 158]) + rng.normal(0, 8, 3) + rng.normal(0, 8)
     columnar = squamous - rng.uniform(0.82, 1.12) * np.array([36, 100, 96]) + rng.normal(0, 9, 3)
-    return Anatomy(scj_profile(label, rng), os_radius, os_aspect, os_centre, squamous, columnar)
+    return Anatomy(scj_profile(label, rng), os_radius, os_aspect, os_center, squamous, columnar)
 
 
 def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
@@ -150,7 +150,7 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     y = y + 0.03 * smooth_noise(rng, CANVAS, 6)
     portio = np.hypot(x / rng.uniform(0.95, 1.08), y / rng.uniform(0.92, 1.04))  # 1 at the edge of the cervix
 
-    dx, dy = x - anatomy.os_centre[0], y - anatomy.os_centre[1]
+    dx, dy = x - anatomy.os_center[0], y - anatomy.os_center[1]
     distance, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
     half_x = anatomy.os_radius * math.sqrt(anatomy.os_aspect)
     half_y = anatomy.os_radius / math.sqrt(anatomy.os_aspect)
@@ -203,9 +203,9 @@ class Examination:
 
     canvas: np.ndarray  # (CANVAS, CANVAS, 3) float32, 0..255
     view: float  # half the side of the picture, in radii of the cervix
-    shift: np.ndarray  # (2,) centre of the picture, in radii of the cervix
+    shift: np.ndarray  # (2,) center of the picture, in radii of the cervix
     turn: float  # radians
-    light: np.ndarray  # (2,) hot spot, in picture halves from the centre
+    light: np.ndarray  # (2,) hot spot, in picture halves from the center
     falloff: float  # loss of light per squared picture half from the hot spot
     exposure: float
     balance: np.ndarray  # (3,) white balance gains
@@ -248,12 +248,12 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     """One shot of an examination: a JPEG of SIZE x SIZE pixels."""
     # Framing: the colposcope stands on the floor, the patient moves a little.
     view = examination.view * np.exp(rng.normal(0, 0.02))
-    centre = examination.shift + rng.normal(0, 0.018, 2)
+    center = examination.shift + rng.normal(0, 0.018, 2)
     turn = examination.turn + rng.normal(0, 0.03)
     unit = CANVAS / (2 * REACH)  # canvas pixels per radius
     scale = 2 * view * unit / SIZE
     a, b = scale * math.cos(turn), -scale * math.sin(turn)
-    origin = CANVAS / 2 + centre * unit
+    origin = CANVAS / 2 + center * unit
     affine = (a, b, origin[0] - (a + b) * SIZE / 2, -b, a, origin[1] - (a - b) * SIZE / 2)
     canvas = Image.fromarray(np.clip(examination.canvas, 0, 255).astype(np.uint8))
     picture = canvas.transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)

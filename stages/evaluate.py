@@ -1,220 +1,304 @@
-"""Tables of predictions -> metrics/evaluate.json, the plots and the report. Never loads a model."""
+"""Compute metrics, plots and the report from the tables of predictions; no model is loaded.
 
-import json
+Run: python -m stages.evaluate
+
+Reads data/processed, data/predictions, plots/training_*.csv, metrics/data.json and the figures of preprocess.  Writes
+metrics/evaluate.json, metrics/diagnostics.json, plots/ and data/report.html.
+"""
+
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.core.dataset import SPLITS, ImageDataset, load_dataset
-from stages.core.errors import InputError, run
-from stages.core.params import load_params
+from stages.core.checks import CheckResult
+from stages.core.dataset import ImageDataset, is_transformation_zone, load_dataset
+from stages.core.errors import InputError, run_cli
+from stages.core.files import round_floats, write_csv, write_json
+from stages.core.params import (
+    AttackEvalParams,
+    DataParams,
+    EvaluateParams,
+    ModelParams,
+    Seeded,
+    ThreatModel,
+    TrainAdvParams,
+    TrainCleanParams,
+)
+from stages.core.params_file import flatten, load_stage_params
+from stages.core.paths import METRICS, MODELS, PLOTS, PREDICTIONS, PROCESSED, REPORT, history_path
 from stages.core.predictions import (
     CLEAN,
     PredictionsError,
-    classes_of,
+    read_checks,
     read_examples,
+    read_json,
     read_predictions,
     read_table,
     read_transfer,
 )
-from stages.evaluation import figures
-from stages.evaluation import metrics as m
-from stages.evaluation.diagnostics import CheckResult, failed, listed, run_table_checks
-from stages.evaluation.report import Report, render, terminal
+from stages.evaluation import figures, image_figures
+from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
+from stages.evaluation.formatting import attack_label, format_budget, format_eps
+from stages.evaluation.intervals import ConfidenceIntervals
+from stages.evaluation.metrics import (
+    EvaluationContext,
+    baselines,
+    corruption_metrics,
+    min_eps_metrics,
+    model_metrics,
+    paired_difference,
+)
+from stages.evaluation.report import Report, render
+from stages.evaluation.selection import select_predictions
+from stages.evaluation.summary import cluster_name, terminal_summary
+from stages.evaluation.tables import matched_subset_table, plot_tables
 from stages.tracking.stage_logging import log_stage
 
-PROCESSED, PREDICTIONS, REPORT = Path("data/processed"), Path("data/predictions"), Path("data/report.html")
-METRICS, PLOTS = Path("metrics"), Path("plots")
-SHEETS = ("rejected", "duplicates", "crops")  # drawn by preprocess
-PICTURES_PER_CLASS = 6
+SHEETS = ("rejected", "duplicates", "crops")  # figures of preprocess
+EXAMPLES_PER_CLASS = 6
 LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
 
+class Params(Seeded):
+    """What this stage reads of params.yaml: all that changes a result, for the report."""
+
+    data: DataParams
+    model: ModelParams
+    attack: ThreatModel
+    train_clean: TrainCleanParams
+    attack_eval: AttackEvalParams
+    train_adv: TrainAdvParams
+    evaluate: EvaluateParams
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What attack_eval and training wrote about one model.
+
+    Attributes:
+        predictions: with the rows of the transfer attack.
+        minimum_eps: minimum_eps.csv.
+        corruptions: corruptions.csv.
+        training: the training curve, where there is one.
+        checks: the sanity checks that need the model.
+        ensemble: ensemble.json.
+        description: model.json.
+        examples: examples.csv.
+    """
+
+    predictions: pd.DataFrame
+    minimum_eps: pd.DataFrame
+    corruptions: pd.DataFrame
+    training: pd.DataFrame | None
+    checks: list[CheckResult]
+    ensemble: dict[str, Any]
+    description: dict[str, Any]
+    examples: pd.DataFrame
+
+
 def main() -> dict[str, Any]:
-    """Run the stage in the current folder; return what it writes to metrics/evaluate.json."""
-    p = load_params("seed", "attack", "attack_eval.strict", "evaluate")
-    store = load_dataset(PROCESSED)
-    predictions = {
-        model: read_predictions(PREDICTIONS / model)
-        for model in figures.MODEL_NAMES
-        if (PREDICTIONS / model / "predictions.csv").exists()
-    }
-    # Pictures made for the other model are within the budget too: they count in the worst case.
-    predictions = {
-        model: pd.concat([table, read_transfer(PREDICTIONS / "adv", model)], ignore_index=True)
-        for model, table in predictions.items()
-    }
-    if not predictions:
-        raise PredictionsError(f"{PREDICTIONS}: expected predictions of {' or '.join(figures.MODEL_NAMES)}, got none")
-    training = {
-        model: pd.read_csv(PLOTS / f"training_{model}.csv")
-        for model in predictions
-        if (PLOTS / f"training_{model}.csv").exists()
-    }
+    """Run the stage in the current folder; returns what it writes to metrics/evaluate.json."""
+    p = load_stage_params(Params)
+    dataset, inputs, data = load_dataset(PROCESSED), load_inputs(), read_json(METRICS / "data.json")
+    images = select_predictions(next(iter(inputs.values())).predictions)
+    intervals = ConfidenceIntervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
+    context = EvaluationContext(p.attack.eps, p.attack.eps_grid, intervals)
 
-    images = m.answers(next(iter(predictions.values())))
-    intervals = m.ConfidenceIntervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
-    setting = m.EvaluationContext(p.attack.eps, p.attack.eps_grid, intervals)
-    metrics: dict[str, Any] = {"eps": p.attack.eps, "n": len(images), "groups": int(images["group"].nunique())}
-    metrics |= m.baselines(images)
-    metrics |= {model: m.model_metrics(table, setting) for model, table in predictions.items()}
-    smallest = {model: read_table("minimum_eps", PREDICTIONS / model) for model in predictions}
-    corrupted = {model: read_table("corruptions", PREDICTIONS / model) for model in predictions}
-    for model in predictions:
-        metrics[model] |= m.smallest_budgets(smallest[model]) | m.corrupted(corrupted[model])
-    if len(predictions) == 2:
-        metrics["difference"] = m.difference(*predictions.values(), setting)
-    metrics = rounded(metrics)
-
-    diagnostics = {
-        model: by_number(
-            [
-                *(CheckResult(**found) for found in json.loads((PREDICTIONS / model / "diagnostics.json").read_text("utf-8"))),
-                *run_table_checks(model, table, p.attack.eps, training.get(model), metrics["majority_rate"]),
-            ]
-        )
-        for model, table in predictions.items()
-    }
-
-    by_model = [tables_of(model, table, smallest[model], corrupted[model], setting) for model, table in predictions.items()]
-    tables = {name: joined([tables[name] for tables in by_model]) for name in by_model[0]}
-    counts = figures.table_of_counts(store.manifest, classes_of(images), SPLITS)
-    drawn = {
-        "classes": figures.classes(class_pictures(store)),
-        "counts": figures.counts(counts),
-        "overview": figures.overview(store.manifest, counts.index),
-        "training": figures.training(training) if training else None,
-        "robustness": figures.robustness(tables["robustness"], metrics["majority_rate"], p.attack.eps, p.attack.norm),
-    }
-    for model in predictions:
-        folder = PREDICTIONS / model / "examples"
-        drawn[f"examples_{model}"] = figures.examples(read_examples(folder), folder, p.attack.norm)
-    drawn = {name: png for name, png in drawn.items() if png}
-
-    sheets = {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS}
-    shown = {
-        "reliability": figures.reliability(tables["reliability"]),
-        "minimum_eps": figures.minimum_eps(tables["minimum_eps"], p.attack.norm),
-        "corruptions": figures.corruptions(tables["corruptions"]),
-    }
+    metrics = compute_metrics(inputs, images, context)
+    checks = compute_checks(inputs, p.attack.eps, metrics["majority_rate"])
+    tables = compute_tables(inputs, context)
+    attacks = attack_configurations(inputs, p.attack.norm)
+    drawn = draw_figures(inputs, dataset, tables, attacks, chart_context(metrics, data, p), p)
+    charts = draw_report_charts(tables, chart_context(metrics, data, p))
+    report = make_report(inputs, dataset, tables, attacks, metrics, checks, data, drawn | charts, context, p)
 
     write_json(METRICS / "evaluate.json", metrics)
-    write_json(METRICS / "diagnostics.json", rounded(diagnostics))
+    write_json(METRICS / "diagnostics.json", checks)
     for name, table in tables.items():
-        table.to_csv(PLOTS / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        write_csv(PLOTS / f"{name}.csv", table)
     for name, png in drawn.items():
         (PLOTS / f"{name}.png").write_bytes(png)
-    page = Report(
-        norm=p.attack.norm,
-        metrics=metrics,
-        data=json.loads((METRICS / "data.json").read_text(encoding="utf-8")),
-        counts=counts,
-        rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
-        robustness=tables["robustness"],
-        same_images=joined([m.same_images_table(model, table, setting) for model, table in predictions.items()]),
-        confusion=tables["confusion"],
-        per_class=tables["per_class"],
-        minimum_eps=tables["minimum_eps"],
-        corruptions=tables["corruptions"],
-        training=training,
-        attacks=attacks_run(predictions, p.attack.norm),
-        ensembles=ensembles_run(list(predictions)),
-        figures=drawn | sheets | shown,
-        settings=settings(p),
-        confidence=p.evaluate.confidence,
-        suspicious_accuracy=p.evaluate.suspicious_accuracy,
-        diagnostics=rounded(diagnostics),
-    )
-    REPORT.write_text(render(page), encoding="utf-8", newline="\n")
-    print(terminal(metrics, f"{100 * p.evaluate.confidence:g} %", p.attack.norm))
-    print(listed(diagnostics))
+    REPORT.write_text(render(report), encoding="utf-8", newline="\n")
+    print(terminal_summary(metrics, report.level, p.attack.norm))
+    print(format_checks(checks))
     log_stage("evaluate", p)
-    # Last, so that everything is written and the dear stages stay in the cache; DVC then records no result.
-    if p.attack_eval.strict and (bad := failed(diagnostics)):
-        raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(bad)}")
+    # Last, so that everything is written and the expensive stages stay in the cache; DVC then records no result.
+    if p.attack_eval.strict and (failed := failed_checks(checks)):
+        raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(failed)}")
     return metrics
 
 
-def tables_of(
-    model: str, table: pd.DataFrame, smallest: pd.DataFrame, corrupted: pd.DataFrame, setting: m.EvaluationContext
-) -> dict[str, pd.DataFrame]:
-    """Name -> the rows of one model in plots/<name>.csv."""
-    return {
-        "robustness": m.robustness_table(model, table, setting),
-        "confusion": m.confusion_table(model, table, setting),
-        "per_class": m.per_class_table(model, table, setting),
-        "reliability": m.reliability_table(model, table, setting),
-        "minimum_eps": m.minimum_eps_table(model, table, smallest, setting),
-        "corruptions": m.corruptions_table(model, table, corrupted, setting),
-    }
+def load_inputs() -> dict[str, ModelInputs]:
+    """Model -> what was written about it, for the models that have predictions. Raises PredictionsError when none has."""
+    inputs = {}
+    for model in MODELS:
+        folder = PREDICTIONS / model
+        if (folder / "predictions.csv").exists():
+            # Adversarial examples of the other model are within the budget too: they count in the worst case.
+            tables = [read_predictions(folder), read_transfer(PREDICTIONS / "adv", model)]
+            history = history_path(model)
+            inputs[model] = ModelInputs(
+                predictions=pd.concat(tables, ignore_index=True),
+                minimum_eps=read_table("minimum_eps", folder),
+                corruptions=read_table("corruptions", folder),
+                training=pd.read_csv(history) if history.exists() else None,
+                checks=read_checks(folder),
+                ensemble=read_json(folder / "ensemble.json"),
+                description=read_json(folder / "model.json"),
+                examples=read_examples(folder / "examples"),
+            )
+    if not inputs:
+        raise PredictionsError(f"{PREDICTIONS}: expected predictions of {' or '.join(MODELS)}, got none")
+    return inputs
 
 
-def by_number(findings: list[CheckResult]) -> dict[str, dict[str, Any]]:
-    """D1, D2, ..., D27 -> as metrics/diagnostics.json keeps it."""
-    return {found.id: found.record() for found in sorted(findings, key=lambda found: int(found.id[1:]))}
+def compute_metrics(inputs: dict[str, ModelInputs], images: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
+    """The content of metrics/evaluate.json."""
+    metrics: dict[str, Any] = {"eps": context.eps, "n": len(images), "groups": int(images["group"].nunique())}
+    metrics |= baselines(images)
+    for model, tables in inputs.items():
+        metrics[model] = model_metrics(tables.predictions, context)
+        metrics[model] |= min_eps_metrics(tables.minimum_eps) | corruption_metrics(tables.corruptions)
+    if len(inputs) == 2:
+        metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)
+    return round_floats(metrics)
 
 
-def class_pictures(store: ImageDataset) -> dict[str, np.ndarray]:
-    """Class -> uint8 (k, H, W, 3) from the training part, spread evenly over it."""
-    train = store.indices("train")
-    chosen = {}
-    for index, name in enumerate(store.classes):
-        rows = train[store.labels[train] == index]
-        chosen[name] = store.images[rows[np.linspace(0, max(0, len(rows) - 1), min(len(rows), PICTURES_PER_CLASS)).astype(int)]]
-    return chosen
+def compute_checks(inputs: dict[str, ModelInputs], eps: float, majority_rate: float) -> dict[str, Any]:
+    """The content of metrics/diagnostics.json: model -> D1, D2, ..., D27."""
+    checks = {}
+    for model, tables in inputs.items():
+        results = tables.checks + run_table_checks(model, tables.predictions, eps, tables.training, majority_rate)
+        checks[model] = {result.id: result.to_dict() for result in sorted(results, key=lambda result: int(result.id[1:]))}
+    return round_floats(checks)
 
 
-def attacks_run(predictions: dict[str, pd.DataFrame], norm: str) -> pd.DataFrame:
-    """attack,steps,seed,budgets,models: what attack_eval did, a row for each distinct way."""
-    how = ["attack", "steps", "seed", "budgets"]
-    table = pd.concat([table.assign(model=model) for model, table in predictions.items()])
-    grouped = table[table["attack"] != CLEAN].groupby(["model", *how[:-1]], sort=False)["eps"]
-    told = grouped.agg(lambda eps: ", ".join(figures.format_eps(one, norm) for one in sorted(set(eps))))
-    return told.rename("budgets").reset_index().groupby(how, sort=False)["model"].agg(", ".join).rename("models").reset_index()
+def compute_tables(inputs: dict[str, ModelInputs], context: EvaluationContext) -> dict[str, pd.DataFrame]:
+    """Name -> plots/<name>.csv."""
+    by_model = [
+        plot_tables(model, tables.predictions, tables.minimum_eps, tables.corruptions, context)
+        for model, tables in inputs.items()
+    ]
+    return {name: concat_tables([tables[name] for tables in by_model]) for name in by_model[0]}
 
 
-def ensembles_run(models: list[str]) -> list[dict[str, Any]]:
-    """What the ensemble of attacks consisted of, for each distinct one."""
-    records = [json.loads((PREDICTIONS / model / "ensemble.json").read_text(encoding="utf-8")) for model in models]
-    return [record for i, record in enumerate(records) if record not in records[:i]]
-
-
-def joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+def concat_tables(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """The models' tables as one; of those without rows only the columns."""
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
-def settings(p: Any) -> dict[str, str]:
-    """What this stage was told, and the libraries that it used, for the report."""
+def attack_configurations(inputs: dict[str, ModelInputs], norm: str) -> pd.DataFrame:
+    """attack,steps,n,budgets,models: what attack_eval ran, a row for each distinct way."""
+    how = ["attack", "steps", "n", "budgets"]
+    table = pd.concat([tables.predictions.assign(model=model) for model, tables in inputs.items()])
+    table = table[table["attack"] != CLEAN]
+    counts = table.groupby(["model", "attack", "steps", "eps"], sort=False)["path"].nunique().rename("n").reset_index()
+    grouped = counts.groupby(["model", "attack", "steps", "n"], sort=False)["eps"]
+    budgets = grouped.agg(lambda values: ", ".join(format_eps(eps, norm) for eps in sorted(set(values)))).rename("budgets")
+    rows = budgets.reset_index().groupby(how, sort=False)["model"].agg(lambda models: ", ".join(models)).rename("models")
+    rows = rows.reset_index()
+    return rows.assign(label=[attack_label(attack) for attack in rows["attack"]])
+
+
+def chart_context(metrics: dict[str, Any], data: dict[str, Any], p: Params) -> figures.Context:
+    """What all charts have in common."""
+    synthetic = data.get("synthetic", False)
+    images = f"n = {metrics['n']} test images, {metrics['groups']} {cluster_name(data)}"
+    note = f"{100 * p.evaluate.confidence:g}% CI" + ("; synthetic data" if synthetic else "")
+    return figures.Context(p.attack.eps, p.attack.norm, metrics["majority_rate"], images, note, synthetic)
+
+
+def draw_figures(
+    inputs: dict[str, ModelInputs],
+    dataset: ImageDataset,
+    tables: dict[str, pd.DataFrame],
+    attacks: pd.DataFrame,
+    context: figures.Context,
+    p: Params,
+) -> dict[str, bytes]:
+    """Name -> plots/<name>.png."""
+    steps = {attack: int(number) for attack, number in attacks.groupby("attack")["steps"].max().items()}
+    synthetic, stains = context.synthetic, is_transformation_zone(dataset.classes)
+    drawn = {
+        "classes": image_figures.class_examples(class_examples(dataset), synthetic=synthetic),
+        "overview": figures.overview(dataset.manifest, dataset.classes, stains=stains, synthetic=synthetic),
+        "robustness": figures.robustness(tables["robustness"], steps, context),
+    }
+    if curves := {model: tables.training for model, tables in inputs.items() if tables.training is not None}:
+        drawn["training"] = figures.training(curves, validation_attacks(p), context)
+    for model, tables_ in inputs.items():
+        folder = PREDICTIONS / model / "examples"
+        drawn[f"examples_{model}"] = image_figures.adversarial_examples(
+            tables_.examples, folder, p.attack_eval.pgd_steps, p.attack.norm, synthetic=synthetic
+        )
+    return drawn
+
+
+def validation_attacks(p: Params) -> dict[str, str]:
+    """Model -> the attack of the validation after each epoch, in words."""
+    clean, adv = p.train_clean, p.train_adv
     return {
-        "attack.norm": p.attack.norm,
-        "attack.eps": figures.format_eps(p.attack.eps, p.attack.norm),
-        "attack.eps_grid": ", ".join(figures.format_eps(eps, p.attack.norm) for eps in p.attack.eps_grid),
-        "seed": str(p.seed),
-        "evaluate.confidence": f"{p.evaluate.confidence:g}",
-        "evaluate.bootstrap": f"{p.evaluate.bootstrap} resamples",
-        "evaluate.suspicious_accuracy": f"{p.evaluate.suspicious_accuracy:g}",
-        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]),
+        "clean": f"under attack: PGD-{clean.val_steps}, {format_budget(clean.val_eps, 'linf')}, n = {clean.val_images}",
+        "adv": f"under attack: PGD-{adv.val_steps}, {format_budget(p.attack.eps, p.attack.norm)}, n = {adv.val_images}",
     }
 
 
-def rounded(value: Any) -> Any:
-    """The same nested dict with its floats at 6 significant digits, as in the tables: enough, and stable in a diff."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def draw_report_charts(tables: dict[str, pd.DataFrame], context: figures.Context) -> dict[str, bytes]:
+    """Charts that stand in the report only: DVC draws its own from the same tables."""
+    return {
+        "reliability": figures.reliability(tables["reliability"], context),
+        "minimum_eps": figures.minimum_eps(tables["minimum_eps"], context),
+        "corruptions": figures.corruptions(tables["corruptions"], context),
+    }
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Sorted, indented; refuses NaN."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+def class_examples(dataset: ImageDataset) -> dict[str, np.ndarray]:
+    """Class -> uint8 (k, H, W, 3) from the training split, spread evenly over it."""
+    train = dataset.split_rows("train")
+    examples = {}
+    for index, name in enumerate(dataset.classes):
+        rows = train[dataset.labels[train] == index]
+        spread = np.linspace(0, max(0, len(rows) - 1), min(len(rows), EXAMPLES_PER_CLASS)).astype(int)
+        examples[name] = dataset.images[rows[spread]]
+    return examples
+
+
+def make_report(
+    inputs: dict[str, ModelInputs],
+    dataset: ImageDataset,
+    tables: dict[str, pd.DataFrame],
+    attacks: pd.DataFrame,
+    metrics: dict[str, Any],
+    checks: dict[str, Any],
+    data: dict[str, Any],
+    drawn: dict[str, bytes],
+    context: EvaluationContext,
+    p: Params,
+) -> Report:
+    """All that the page shows."""
+    ensembles = [tables.ensemble for tables in inputs.values()]
+    matched = [matched_subset_table(model, tables.predictions, context) for model, tables in inputs.items()]
+    return Report(
+        params=flatten(p),
+        metrics=metrics,
+        checks=checks,
+        data=data,
+        counts=figures.table_of_counts(dataset.manifest, dataset.classes),
+        rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
+        tables=tables,
+        matched_subset=concat_tables(matched),
+        training={model: tables.training for model, tables in inputs.items() if tables.training is not None},
+        attacks=attacks,
+        models={model: tables.description for model, tables in inputs.items()},
+        ensembles=[config for i, config in enumerate(ensembles) if config not in ensembles[:i]],
+        figures=drawn | {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS},
+        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    )
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

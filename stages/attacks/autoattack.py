@@ -1,16 +1,17 @@
-"""The parts of AutoAttack (Croce and Hein, arXiv:2003.01690) for any number of classes, by way of the library pyautoattack.
+"""The attacks of AutoAttack (Croce and Hein, arXiv:2003.01690) for any number of classes, by way of the library pyautoattack.
 
-Its own ``standard`` list needs ten classes: targeted DLR divides by the fourth logit, FAB-T asks for nine wrong classes; with
-three it stops with an IndexError. Below four classes the list here is another one, so its name says how many: ``aa-k3``. It is
-not to be called AutoAttack.
+Its own ``standard`` list needs ten classes: targeted DLR divides by the fourth logit, FAB-T asks for nine target classes; with
+three classes it stops with an IndexError. Below four classes the list here is another one, so its name tells the number of
+classes: ``aa-k3``. It must not be called AutoAttack.
 
-The library draws a whole batch from the global generators. Here APGD starts from the noise that belongs to an image, Square
-tries the same squares on every image and FAB-T draws nothing, so that no result depends on the batch; the global generators
-are put back. Everything runs in float32: FAB-T and Square end so close to the boundary that a coarser answer would lose them.
+The library draws random numbers for a whole batch from the global generators. Here APGD starts from the noise that belongs to
+an image, Square tries the same squares on every image and FAB-T draws nothing, so that no result depends on the batch; the
+global generators are put back. Everything runs in float32: FAB-T and Square end so close to the decision boundary that lower
+precision would lose their results.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,15 +23,14 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from stages.core.params import AttackEval
+from stages.attacks.suite import Attack, NoiseSampler
+from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-APGD_DRAW = 1_000_000  # a draw of the images' noise that no other attack starts from
-LOG = logging.getLogger("pyautoattack")
-LOG.setLevel(logging.ERROR)  # its warnings about zero gradients are D5, with a threshold
-
-Part = Callable[[nn.Module, Tensor, Tensor, float, Callable[[str, int], Tensor]], Tensor]
+APGD_SAMPLE = 1_000_000  # a sample of the images' noise that no other attack starts from
+LOGGER = logging.getLogger("pyautoattack")
+LOGGER.setLevel(logging.ERROR)  # its warnings about zero gradients are diagnostic D5, with a threshold
 
 
 def ensemble_name(classes: int) -> str:
@@ -38,36 +38,41 @@ def ensemble_name(classes: int) -> str:
     return f"aa-k{classes}"
 
 
-def parts(classes: int, *, steps: int, queries: int, norm: str, seed: int) -> dict[str, Part]:
-    """The attacks of the ensemble by name, from cheap to dear; each is an attack as in attacks.py.
+def target_classes(classes: int) -> int:
+    """How many of the other classes targeted attacks aim at: the likeliest nine at most, as in AutoAttack."""
+    return min(9, classes - 1)
 
-    K >= 4: the standard list (APGD-CE, targeted APGD-DLR, FAB-T, Square) against the min(9, K - 1) likeliest wrong classes.
-    K = 3: APGD-CE, untargeted APGD-DLR, APGD on the margin z_t - z_y of each wrong class t, FAB-T, Square.
+
+def ensemble_attacks(classes: int, *, steps: int, queries: int, norm: str, seed: int) -> dict[str, Attack]:
+    """The attacks of the ensemble by name, from cheap to expensive.
+
+    K >= 4: the standard list: APGD-CE, targeted APGD-DLR, FAB-T, Square.
+    K = 3: APGD-CE, untargeted APGD-DLR, APGD on the margin z_t - z_y of each target class t, FAB-T, Square.
     K = 2: the same without DLR, which divides by the third logit.
     """
-    targets = min(9, classes - 1)
-    gradient = {"steps": steps, "norm": norm}
-    named: dict[str, Part] = {"apgd_ce": partial(_apgd, loss="ce", targets=0, **gradient)}
+    targets = target_classes(classes)
+    apgd = partial(_apgd, steps=steps, norm=norm)
+    attacks: dict[str, Attack] = {"apgd_ce": partial(apgd, loss="ce", targets=0)}
     if classes >= 4:
-        named["apgd_t"] = partial(_apgd, loss="dlr-targeted", targets=targets, **gradient)
+        attacks["apgd_t"] = partial(apgd, loss="dlr-targeted", targets=targets)
     else:
         if classes == 3:
-            named["apgd_dlr"] = partial(_apgd, loss="dlr", targets=0, **gradient)
-        named["apgd_margin"] = partial(_apgd, loss="margin-targeted", targets=targets, **gradient)
-    named["fab_t"] = partial(_fab, targets=targets, **gradient)
-    named["square"] = partial(_square, queries=queries, norm=norm, seed=seed)
-    return named
+            attacks["apgd_dlr"] = partial(apgd, loss="dlr", targets=0)
+        attacks["apgd_margin"] = partial(apgd, loss="margin-targeted", targets=targets)
+    attacks["fab_t"] = partial(_fab, targets=targets, steps=steps, norm=norm)
+    attacks["square"] = partial(_square, queries=queries, norm=norm, seed=seed)
+    return attacks
 
 
-def record(classes: int, images: int, p: AttackEval, seed: int) -> dict[str, Any]:
-    """ensemble.json: what the ensemble consisted of, to stand beside its number."""
+def ensemble_config(classes: int, images: int, p: AttackEvalParams, seed: int) -> dict[str, Any]:
+    """ensemble.json: what the ensemble consisted of, to be reported with its result."""
     return {
         "name": ensemble_name(classes),
-        "attacks": list(parts(classes, steps=p.aa_steps, queries=p.aa_queries, norm="linf", seed=seed)),
+        "attacks": list(ensemble_attacks(classes, steps=p.aa_steps, queries=p.aa_queries, norm="linf", seed=seed)),
         "iterations": p.aa_steps,
         "restarts": 1,
         "queries": p.aa_queries,
-        "wrong_classes": min(9, classes - 1),
+        "wrong_classes": target_classes(classes),
         "images": images,
         "seed": seed,
         "library": f"pyautoattack {version('pyautoattack')}",
@@ -75,14 +80,14 @@ def record(classes: int, images: int, p: AttackEval, seed: int) -> dict[str, Any
 
 
 @contextmanager
-def _prepared(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Frozen model in eval mode, full precision, global generators put back afterwards."""
+def _float32_frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Frozen model in eval mode, float32, global generators put back afterwards."""
     devices = [x.device] if x.device.type == "cuda" else []
     with frozen_eval_mode(model), torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices):
         yield
 
 
-class _MarginApgd(APGDAttack_targeted):
+class _MarginAPGD(APGDAttack_targeted):
     """APGD on the difference of two logits, z_t - z_y: unlike DLR it isn't divided by others, and needs two classes only."""
 
     def ce_loss_targeted(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -94,54 +99,46 @@ def _apgd(
     x: Tensor,
     y: Tensor,
     eps: float,
-    noise: Callable[[str, int], Tensor],
+    noise: NoiseSampler,
     *,
     loss: str,
     targets: int,
     steps: int,
     norm: str,
 ) -> Tensor:
-    kind = {"dlr-targeted": APGDAttack_targeted, "margin-targeted": _MarginApgd}.get(loss, APGDAttack)
-    attack = kind(model, n_iter=steps, norm=NORMS[norm], eps=eps, device=x.device, logger=LOG)
+    kind = {"dlr-targeted": APGDAttack_targeted, "margin-targeted": _MarginAPGD}.get(loss, APGDAttack)
+    attack = kind(model, n_iter=steps, norm=NORMS[norm], eps=eps, device=x.device, logger=LOGGER)
     attack.loss = "ce-targeted" if loss == "margin-targeted" else loss  # the library's name of the loss that is replaced
     x = x.contiguous()  # the library takes views that channels-last memory doesn't allow
     attack.init_hyperparam(x)
-    draw = noise("uniform" if norm == "linf" else "gaussian", APGD_DRAW).contiguous()
-    start = x + eps * attack.normalize(draw)
-    found = x.clone()
-    with _prepared(model, x):
+    sample = noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE).contiguous()
+    start = x + eps * attack.normalize(sample)
+    x_adv = x.clone()
+    with _float32_frozen_eval(model, x):
         for rank in range(2, targets + 2) if targets else [0]:
             with torch.no_grad():
-                logits = model(found)
-            todo = (logits.argmax(1) == y).nonzero().squeeze(1)
-            if not len(todo):
+                logits = model(x_adv)
+            active = (logits.argmax(1) == y).nonzero().squeeze(1)
+            if not len(active):
                 break
-            attack.y_target = logits[todo].argsort(1)[:, -rank] if targets else None
-            _, right, _, tried = attack.attack_single_run(x[todo], y[todo], start[todo])
-            broken = right == 0
-            found[todo[broken]] = tried[broken]
-    return found.detach()
+            attack.y_target = logits[active].argsort(1)[:, -rank] if targets else None
+            _, correct, _, candidate = attack.attack_single_run(x[active], y[active], start[active])
+            successful = correct == 0
+            x_adv[active[successful]] = candidate[successful]
+    return x_adv.detach()
 
 
 def _fab(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    noise: Callable[[str, int], Tensor],
-    *,
-    targets: int,
-    steps: int,
-    norm: str,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, targets: int, steps: int, norm: str
 ) -> Tensor:
     attack = FABAttack_PT(
         model, norm=NORMS[norm], n_restarts=1, n_iter=steps, eps=eps, targeted=True, device=x.device, n_target_classes=targets
     )
-    with _prepared(model, x):
+    with _float32_frozen_eval(model, x):
         return attack.perturb(x.contiguous(), y).detach()
 
 
-class _SameSquares(SquareAttack):
+class _BatchInvariantSquare(SquareAttack):
     """Square that gives every image of a batch the same random signs, as it does with the squares: images stay independent."""
 
     def random_choice(self, shape: list[int]) -> Tensor:
@@ -151,18 +148,10 @@ class _SameSquares(SquareAttack):
 
 
 def _square(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    noise: Callable[[str, int], Tensor],
-    *,
-    queries: int,
-    norm: str,
-    seed: int,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, queries: int, norm: str, seed: int
 ) -> Tensor:
-    attack = _SameSquares(
+    attack = _BatchInvariantSquare(
         model, norm=NORMS[norm], n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=False, device=x.device
     )
-    with _prepared(model, x), torch.no_grad():
+    with _float32_frozen_eval(model, x), torch.no_grad():
         return attack.perturb(x.contiguous(), y).detach()

@@ -1,5 +1,6 @@
-"""The few pictures that are shown with their perturbation: chosen by a rule, saved without loss."""
+"""The few images that are shown with their perturbation: selected by a rule, saved without loss."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,18 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from stages.attacks import suite
 from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.suite import attack_suite, quantize_8bit
+from stages.attacks.suite import quantize_8bit
 from stages.core.dataset import ImageDataset
-from stages.core.params import AttackEval
+from stages.core.params import AttackEvalParams
 from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples
 from stages.models.inference import predict_logits
 
 
-def select_examples(table: pd.DataFrame, count: int) -> list[str]:
-    """Paths of images that the model gets right with the median confidence of their class: not the most dramatic ones."""
-    clean = table[(table["attack"] == CLEAN) & (table["label"] == table["prediction"])]
+def select_examples(predictions: pd.DataFrame, count: int) -> list[str]:
+    """Paths of correctly classified images whose confidence is the median of their class: not the most dramatic ones."""
+    clean = predictions[(predictions["attack"] == CLEAN) & (predictions["label"] == predictions["prediction"])]
     ranked = []
     for _, members in clean.groupby("label", sort=True):
         distance = (members["confidence"] - members["confidence"].median()).abs()
@@ -27,15 +29,18 @@ def select_examples(table: pd.DataFrame, count: int) -> list[str]:
 
 
 def save_examples(
-    target: ModelUnderAttack, store: ImageDataset, paths: list[str], eps: float, p: AttackEval, folder: Path
+    target: ModelUnderAttack, dataset: ImageDataset, paths: list[str], eps: float, p: AttackEvalParams, folder: Path
 ) -> None:
-    """PGD at eps on these images: PNGs of 8 bits, and what the model says of exactly those PNGs, in ``examples.csv``."""
+    """PGD at eps on these images: PNG files of 8 bits, and the model's predictions on exactly those, in ``examples.csv``.
+
+    Without early stop: an attack that ends at the decision boundary would hide how confident the wrong prediction can be.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    where = {path: position for position, path in enumerate(store.manifest["path"].iloc[target.split.rows])}
-    attack, _ = attack_suite(p, target.norm)["pgd"]
-    records = []
-    for _, x, y, noise in target.batches(np.array([where[path] for path in paths], dtype=int)):
-        x_adv = quantize_8bit(x, target.craft(attack, x, y, eps, noise, "pgd"))  # what a picture file can hold
+    position_of = {path: position for position, path in enumerate(dataset.manifest["path"].iloc[target.split.rows])}
+    attack = partial(suite.pgd, steps=p.pgd_steps, restarts=1, norm=target.norm, early_stop_margin=None)
+    records: list[dict[str, object]] = []
+    for _, x, y, noise in target.batches(np.array([position_of[path] for path in paths], dtype=int)):
+        x_adv = quantize_8bit(x, target.generate(attack, x, y, eps, noise, "pgd"))  # what an image file can hold
         before, after = predict_logits(target.model, x).softmax(1), predict_logits(target.model, x_adv).softmax(1)
         for i in range(len(x)):
             number = len(records)
@@ -47,10 +52,10 @@ def save_examples(
                     "path": paths[number],
                     "attack": "pgd",
                     "eps": eps,
-                    "label": store.classes[y[i]],
-                    "original_prediction": store.classes[before[i].argmax()],
+                    "label": dataset.classes[y[i]],
+                    "original_prediction": dataset.classes[before[i].argmax()],
                     "original_confidence": before[i].max().item(),
-                    "adversarial_prediction": store.classes[after[i].argmax()],
+                    "adversarial_prediction": dataset.classes[after[i].argmax()],
                     "adversarial_confidence": after[i].max().item(),
                     **files,
                 }

@@ -1,34 +1,31 @@
-"""How little it takes: the smallest budget at which the answer changes, image by image."""
+"""Minimum adversarial perturbation: per image the smallest eps at which an attack succeeds (an upper bound)."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.attacks import perturbations
-from stages.attacks.perturbations import margin_loss
+from stages.attacks.perturbations import is_adversarial, pgd_step_size
 from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.suite import NoiseSampler, distance
+from stages.attacks.suite import NoiseSampler, perturbation_norm
 from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
-from stages.core.params import AttackEval
-from stages.models.inference import predict_logits
+from stages.core.params import AttackEvalParams
 
-# Above this no photograph is left to recognise; pixel units, for l2 times the square root of the number of pixel values.
-LARGEST = 64 / 255
-
-
-def largest(norm: str, x: Tensor) -> float:
-    """The budget beyond which nothing is looked for."""
-    return LARGEST * (1 if norm == "linf" else x[0].numel() ** 0.5)
+# Above this no image is left to recognize; pixel units, for l2 times the square root of the number of pixel values.
+MAX_EPS = 64 / 255
 
 
-def bisect(
-    model: nn.Module,
+def max_eps(x: Tensor, *, norm: str) -> float:
+    """The eps beyond which nothing is looked for."""
+    return MAX_EPS * (1 if norm == "linf" else x[0].numel() ** 0.5)
+
+
+def bisect_eps(
+    target: ModelUnderAttack,
     x: Tensor,
     y: Tensor,
     noise: NoiseSampler,
@@ -37,57 +34,70 @@ def bisect(
     *,
     rounds: int,
     steps: int,
-    norm: str,
-    score: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """(B,) the smallest eps found at which ``score`` (logits) is wrong, an upper bound of the true one; inf: none found.
+) -> dict[str, Tensor]:
+    """Bisection for the smallest eps at which PGD succeeds.
 
-    Bisection between ``low`` (B,), where no attack succeeded, and ``high`` (B,), where one did, or inf if none did. PGD starts
-    from the last success, shrunk into the budget, so that few steps suffice.
+    PGD starts from the last success, scaled into the budget, so that few steps suffice. In float32: it ends at the decision
+    boundary.
+
+    Args:
+        target: the model; its images are not used.
+        x: (B, 3, H, W).
+        y: (B,).
+        noise: of these images.
+        low: (B,) eps at which no attack succeeded.
+        high: (B,) eps at which one did, or inf if none did.
+        rounds: bisection steps.
+        steps: of PGD.
+
+    Returns:
+        ``eps``: (B,) the smallest one found; inf where none was.
     """
-    best, low = high.clone(), low.clone()
-    limit = torch.full_like(high, largest(norm, x))
+    norm, best, low = target.norm, high.clone(), low.clone()
+    limit = torch.full_like(high, max_eps(x, norm=norm))
     start = noise("uniform", 0)
-    for _ in range(rounds):
-        eps = (low + torch.minimum(best, limit)) / 2  # (B,)
-        budget = eps[:, None, None, None]
-        x_adv = perturbations.pgd(model, x, y, budget, start, alpha=2.5 * budget / steps, steps=steps, norm=norm)
-        broken = margin_loss(score(x_adv), y) > 0
-        best = torch.where(broken, torch.minimum(distance(x_adv, x, norm), eps), best)
-        low = torch.where(broken, low, eps)
-        start = torch.where(broken[:, None, None, None], (x_adv - x) / budget, start)
-    return best
+    with torch.autocast(x.device.type, enabled=False):
+        for _ in range(rounds):
+            middle = (low + torch.minimum(best, limit)) / 2  # (B,)
+            eps = middle[:, None, None, None]
+            alpha = pgd_step_size(eps, steps)
+            x_adv = perturbations.pgd(target.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=norm)
+            success = is_adversarial(target.model, x_adv, y)
+            best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
+            low = torch.where(success, low, middle)
+            start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
+    return {"eps": best.cpu()}
 
 
-def bracket(rows: pd.DataFrame, norm: str) -> tuple[float, float]:
-    """What the predictions of one image say: the largest budget that PGD failed at, and the smallest distance of a picture that
-    is wrong (inf: there is none)."""
+def initial_bracket(rows: pd.DataFrame, *, norm: str) -> tuple[float, float]:
+    """The largest eps at which PGD failed on an image, and the smallest norm of its adversarial examples.
+
+    From its rows in the table of predictions; the second is inf where no attack succeeded.
+    """
     wrong = rows["label"] != rows["prediction"]
     high = rows.loc[wrong, norm].min() if wrong.any() else float("inf")
     failed = rows.loc[~wrong & (rows["attack"] == "pgd") & (rows["eps"] < high), "eps"]
     return (float(failed.max()) if len(failed) else 0.0), float(high)
 
 
-def smallest_budgets(
-    target: ModelUnderAttack, store: ImageDataset, subset: np.ndarray, table: pd.DataFrame, p: AttackEval, journal: StepCache
+def find_minimum_eps(
+    target: ModelUnderAttack,
+    dataset: ImageDataset,
+    positions: np.ndarray,
+    predictions: pd.DataFrame,
+    p: AttackEvalParams,
+    cache: StepCache,
 ) -> pd.DataFrame:
-    """minimum_eps.csv: starts from what the table says of an image already."""
-    known = {path: rows for path, rows in table.groupby("path")}
-    parts = []
-    for part, x, y, noise in target.batches(subset):
-        images = store.manifest.iloc[target.split.rows[part]][["path", "label"]].reset_index(drop=True)
-        low, high = torch.tensor([bracket(known[path], target.norm) for path in images["path"]]).to(x).unbind(1)
-        limit = largest(target.norm, x)
-
-        def find(
-            x: Tensor = x, y: Tensor = y, noise: NoiseSampler = noise, low: Tensor = low, high: Tensor = high
-        ) -> dict[str, Any]:
-            with torch.autocast(x.device.type, enabled=False):  # it ends at the boundary, where bfloat16 sees nothing
-                how = {"rounds": p.min_eps_rounds, "steps": p.curve_steps, "norm": target.norm}
-                found = bisect(target.twin, x, y, noise, low, high, score=partial(predict_logits, target.model), **how)
-            return {"eps": found.cpu()}
-
-        eps = journal(f"minimum eps {part[0]}", find)["eps"].numpy()
+    """minimum_eps.csv for the images at these positions; starts from what ``predictions`` tells of an image already."""
+    rows_of = dict(list(predictions.groupby("path")))
+    tables = []
+    for batch, x, y, noise in target.batches(positions):
+        images = dataset.manifest.iloc[target.split.rows[batch]][["path", "label"]].reset_index(drop=True)
+        brackets = [initial_bracket(rows_of[path], norm=target.norm) for path in images["path"]]
+        low, high = torch.tensor(brackets).to(x).unbind(1)
+        search = partial(bisect_eps, target, x, y, noise, low, high, rounds=p.min_eps_rounds, steps=p.curve_steps)
+        eps = cache.get_or_compute(f"minimum eps {batch[0]}", search)["eps"].numpy()
         found = np.isfinite(eps)
-        parts.append(images.assign(eps=np.where(found, eps, limit), found=found.astype(int)))
-    return pd.concat(parts, ignore_index=True)
+        limit = max_eps(x, norm=target.norm)
+        tables.append(images.assign(eps=np.where(found, eps, limit), found=found.astype(int)))
+    return pd.concat(tables, ignore_index=True)

@@ -1,45 +1,80 @@
 """Gradient perturbations inside a ball: the steps that attacks, training and validation share.
 
-One contract: ``f(model, x, y, eps, ...) -> x_adv`` with x, x_adv (B, 3, H, W) float32 in [0, 1], y (B,) class indices, eps in
-the same pixel units (linf: of every pixel value; l2: Euclidean length of the change of the whole image), and a model that
-returns logits (B, K). The model is left as it was. Randomness comes in as ``noise``,
+One contract: ``f(model, x, y, eps, ..., norm) -> x_adv`` with x and x_adv float32 (B, 3, H, W) in [0, 1], y class indices
+(B,), and a model that returns logits (B, K). eps is in pixel units of ``norm``: for ``linf`` the largest change of any pixel
+value, for ``l2`` the Euclidean norm of the whole change. The model is left as it was. Randomness comes in as ``noise``,
 uniform in [-1, 1] and shaped like x, never from a global generator: the same inputs give the same x_adv.
 """
+
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.inference import frozen_eval_mode
+from stages.models.inference import frozen_eval_mode, predict_logits
+
+Eps = TypeVar("Eps", float, Tensor)
 
 
-def length(delta: Tensor) -> Tensor:
-    """Euclidean length of each image's change: (B, 3, H, W) -> (B, 1, 1, 1)."""
+def l2_norm(delta: Tensor) -> Tensor:
+    """Euclidean norm of each image's perturbation: (B, 3, H, W) -> (B, 1, 1, 1)."""
     return delta.flatten(1).norm(dim=1)[:, None, None, None]
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: str = "linf") -> Tensor:
-    """A point that is an image and within eps of x: the nearest one for linf; for l2 scaled back to the ball, then clipped."""
+def project(x: Tensor, x_adv: Tensor, eps: float | Tensor, *, norm: str) -> Tensor:
+    """A point that is an image and within eps of x: for linf the nearest one; for l2 scaled back to the ball, then clipped."""
     if norm == "linf":
         return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
     delta = x_adv - x
-    return (x + delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1)).clamp(0, 1)
+    return (x + delta * (eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1)).clamp(0, 1)
 
 
-def ascent(gradient: Tensor, norm: str) -> Tensor:
-    """The direction of length 1 in which the linearised loss grows fastest: the sign for linf, the gradient itself for l2."""
-    return gradient.sign() if norm == "linf" else gradient / length(gradient).clamp_min(1e-12)
+def steepest_ascent(gradient: Tensor, *, norm: str) -> Tensor:
+    """The step of norm 1 along which the linearized loss grows most: the gradient's sign for linf, its direction for l2."""
+    return gradient.sign() if norm == "linf" else gradient / l2_norm(gradient).clamp_min(1e-12)
 
 
-def normalize_noise(noise: Tensor, norm: str) -> Tensor:
-    """Noise (B, 3, H, W) cut off at ±1 for linf, scaled to length 1 for l2."""
-    return noise.clamp(-1, 1) if norm == "linf" else noise / length(noise).clamp_min(1e-12)
+def normalize_noise(noise: Tensor, *, norm: str) -> Tensor:
+    """Noise (B, 3, H, W) clipped to [-1, 1] for linf, scaled to norm 1 for l2."""
+    return noise.clamp(-1, 1) if norm == "linf" else noise / l2_norm(noise).clamp_min(1e-12)
+
+
+def random_start(x: Tensor, eps: float | Tensor, noise: Tensor, *, norm: str) -> Tensor:
+    """The image in the ball around x to which the noise leads."""
+    return project(x, x + eps * normalize_noise(noise, norm=norm), eps, norm=norm)
+
+
+def pgd_step_size(eps: Eps, steps: int) -> Eps:
+    """2.5 eps / steps: far enough to reach any point of the ball, and to move along its boundary (arXiv:1706.06083)."""
+    return 2.5 * eps / steps
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest logit of another class minus the logit of class y (Carlini and Wagner, arXiv:1608.04644): (B, K), (B,) -> (B,).
+
+    Positive for a misclassified image; minus the logit margin.
+    """
+    label = logits.gather(1, y[:, None])  # (B, 1)
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)  # (B,)
+    return other - label.squeeze(1)
+
+
+def is_adversarial(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Whether each image is misclassified: (B, 3, H, W), (B,) -> (B,) bool."""
+    return margin_loss(predict_logits(model, x_adv), y) > 0
 
 
 def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W); y (B,) classes or (B, K) their probabilities.
+    """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W).
 
-    The gradient is taken on the input alone, and of the sum, so that an image's gradient doesn't depend on its batch.
+    The gradient is taken with respect to the input alone, and of the sum, so that an image's gradient doesn't depend on its
+    batch.
+
+    Args:
+        model: returns logits.
+        x: (B, 3, H, W).
+        y: class indices (B,), or their probabilities (B, K).
     """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -49,11 +84,11 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     return logits.detach(), loss.detach(), gradient
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf") -> Tensor:
-    """One step of size eps, for linf along the gradient's sign (Goodfellow et al., arXiv:1412.6572)."""
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str) -> Tensor:
+    """Fast gradient sign method: one step of size eps (Goodfellow et al., arXiv:1412.6572)."""
     with frozen_eval_mode(model):
         _, _, gradient = loss_and_gradient(model, x, y)
-    return project(x + eps * ascent(gradient, norm), x, eps, norm)
+    return project(x, x + eps * steepest_ascent(gradient, norm=norm), eps, norm=norm)
 
 
 def pgd(
@@ -65,42 +100,47 @@ def pgd(
     *,
     alpha: float | Tensor,
     steps: int,
-    norm: str = "linf",
+    norm: str,
     early_stop_margin: float | None = None,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al., arXiv:1706.06083), from x + eps * noise; without noise: BIM (1607.02533).
+    """Projected gradient descent (Madry et al., arXiv:1706.06083) on the cross-entropy.
 
-    Returns for every image the visited point, the last one included, at which a wrong class leads by most: so an iterate that
-    fooled the model is never lost. eps and alpha may be (B, 1, 1, 1), a budget for each image. With ``early_stop_margin`` an
-    image leaves the batch once its margin loss is that large.
+    Args:
+        model: returns logits.
+        x: (B, 3, H, W).
+        y: (B,).
+        eps: a number, or one for each image, (B, 1, 1, 1).
+        noise: where it starts, see `random_start`; None: at x itself, which is BIM (arXiv:1607.02533).
+        alpha: step size, a number or (B, 1, 1, 1).
+        steps: gradient steps.
+        norm: ``linf`` or ``l2``.
+        early_stop_margin: an image leaves the batch once its margin loss is that large; None: all images take all steps.
+
+    Returns:
+        For each image the visited point of the largest margin loss, the last point included: an iterate that was misclassified
+        is never lost.
     """
-    best, best_lead = x.clone(), x.new_full((len(x),), -torch.inf)
-    todo = torch.arange(len(x), device=x.device)
+    best, best_margin = x.clone(), x.new_full((len(x),), -torch.inf)
+    active = torch.arange(len(x), device=x.device)  # positions of the images that still take steps
     eps, alpha = (torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 1) for value in (eps, alpha))
-    point = x if noise is None else project(x + eps * normalize_noise(noise, norm), x, eps, norm)
+    point = x if noise is None else random_start(x, eps, noise, norm=norm)
     with frozen_eval_mode(model):
         for step in range(steps + 1):
             if step < steps:
-                logits, _, gradient = loss_and_gradient(model, point, y[todo])
+                logits, _, gradient = loss_and_gradient(model, point, y[active])
             else:
                 with torch.no_grad():
                     logits = model(point)
-            ahead = margin_loss(logits, y[todo])
-            better = ahead > best_lead[todo]
-            best[todo[better]], best_lead[todo[better]] = point[better], ahead[better]
+            margin = margin_loss(logits, y[active])
+            improved = margin > best_margin[active]
+            best[active[improved]], best_margin[active[improved]] = point[improved], margin[improved]
             if step == steps:
                 break
             if early_stop_margin is not None:
-                going = ahead < early_stop_margin
-                todo, point, gradient = todo[going], point[going], gradient[going]
-                if not len(todo):
+                keep = margin < early_stop_margin
+                active, point, gradient = active[keep], point[keep], gradient[keep]
+                if not len(active):
                     break
-            point = project(point + alpha[todo] * ascent(gradient, norm), x[todo], eps[todo], norm)
+            moved = point + alpha[active] * steepest_ascent(gradient, norm=norm)
+            point = project(x[active], moved, eps[active], norm=norm)
     return best
-
-
-def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """How many logits the strongest wrong class is ahead of class y: (B, K), (B,) -> (B,); positive means fooled."""
-    own = logits.gather(1, y[:, None])  # (B, 1)
-    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)  # (B,)
-    return wrong - own.squeeze(1)

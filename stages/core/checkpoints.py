@@ -1,4 +1,4 @@
-"""States that survive a kill: kept outside DVC's outs, which are deleted before a stage runs."""
+"""States that survive an interruption: kept outside DVC's outs, which are deleted before a stage runs."""
 
 import ctypes
 import hashlib
@@ -9,48 +9,50 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
+import stages
 from stages.core.errors import InputError
 
 
 def run_fingerprint(params: object, inputs: list[Path]) -> str:
-    """A name for one piece of work: the same params, inputs and code give the same name, anything else another."""
+    """A name for one run: the same params, inputs and code give the same name, anything else another."""
     digest = hashlib.sha256(repr(params).encode())
-    for file in [*inputs, *sorted(Path(__file__).parents[1].rglob("*.py"))]:
+    for file in [*inputs, *sorted(Path(stages.__path__[0]).rglob("*.py"))]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def exit_with_parent() -> None:
-    """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no trainer behind."""
+    """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no training behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class AlreadyRunningError(InputError):
-    """Another process does the same work."""
+    """Another process runs the same stage with the same inputs."""
 
 
 class Checkpoint:
-    """The last state of one piece of work: ``<root>/.ckpt/<stage>/<key>/last.pt``."""
+    """The last state of one run: ``<root>/.ckpt/<stage>/<fingerprint>/last.pt``."""
 
-    def __init__(self, stage: str, key: str) -> None:
+    def __init__(self, stage: str, fingerprint: str) -> None:
         # DVC_ROOT is the main repository also in queued experiments, whose own folder is deleted afterwards.
-        self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / key
+        self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / fingerprint
         self.file = self.folder / "last.pt"
 
     @contextmanager
-    def held(self, fabric: Fabric) -> Iterator["Checkpoint"]:
-        """Keep every other process off the same work; delete the states when the work is done.
+    def lock(self, fabric: Fabric) -> Iterator[Self]:
+        """Keep every other process off the same run; delete the states when the run is complete.
 
-        Raises AlreadyRunningError when another process holds it already.
+        Raises:
+            AlreadyRunningError: when another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.with_suffix(".lock"))
@@ -59,7 +61,7 @@ class Checkpoint:
                 lock.acquire(timeout=0)
             except Timeout:
                 raise AlreadyRunningError(
-                    f"{self.folder}: expected to be the only process at this work, got another that is running"
+                    f"{self.folder}: expected to be the only process of this run, got another that is running"
                 ) from None
         try:
             yield self
@@ -70,9 +72,10 @@ class Checkpoint:
             lock.release()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the last state in one step; whatever goes wrong before that, the earlier one stays.
+        """Replace the last state in one step; whatever goes wrong before that, the previous one is kept.
 
-        Raises OSError (disk full, no permission) naming the file.
+        Raises:
+            OSError: disk full or no permission; the message names the file.
         """
         temporary = self.file.with_suffix(".tmp")
         try:
@@ -83,7 +86,7 @@ class Checkpoint:
             os.replace(temporary, self.file)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
             temporary.unlink(missing_ok=True)
-            raise OSError(f"{self.file}: expected to save the state, got: {error}; the state before it is kept") from error
+            raise OSError(f"{self.file}: expected to save the state, got: {error}; the previous one is kept") from error
 
     def load(self) -> dict[str, Any] | None:
         """The last state, or None when there is none."""
@@ -91,18 +94,19 @@ class Checkpoint:
 
 
 class StepCache:
-    """Named pieces of one work, each done once: after a kill, what was finished is read back, not done again.
+    """Results of named steps of one run: after an interruption, finished steps are read back instead of computed again.
 
-    Without a checkpoint it remembers for this process only. A piece gives tensors, numbers, texts, lists and dicts of them.
+    Without a checkpoint it remembers for this process only. A result holds tensors, numbers, texts, lists and dicts of them.
     """
 
     def __init__(self, checkpoint: Checkpoint | None = None, *, writes: bool = True) -> None:
         self._checkpoint, self._writes = checkpoint, writes
         self._finished: dict[str, Any] = (checkpoint.load() if checkpoint else None) or {}
 
-    def __call__(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if name not in self._finished:
-            self._finished[name] = work()
+    def get_or_compute(self, step: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a step: what ``compute`` returns, now or in the run that was interrupted."""
+        if step not in self._finished:
+            self._finished[step] = compute()
             if self._checkpoint and self._writes:
                 self._checkpoint.save(self._finished)
-        return self._finished[name]
+        return self._finished[step]

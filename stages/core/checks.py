@@ -1,44 +1,52 @@
-"""What a diagnostic says: the verdicts D1 to D27 and their names. Needs neither a model nor a table."""
+"""The results of the diagnostics D1 to D27: verdict, value, threshold. Needs neither a model nor a table."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PASS, WARN, FAIL, INFO, UNKNOWN = "PASS", "WARN", "FAIL", "INFO", "not enough to say"
-NAMES = {
-    "D1": "no change exceeds the budget, also as a picture of 8 bits",
-    "D2": "the model gives logits, not probabilities",
-    "D3": "same picture, same answer, alone or in a batch",
-    "D4": "an attack leaves the model as it was, in eval mode",
-    "D5": "pictures without a gradient",
-    "D6": "gradient against finite differences",
-    "D7": "change of the loss under random noise",
-    "D8": "a stronger attack breaks no less",
-    "D9": "broken without gradients only (Square, transfer)",
-    "D10": "broken by random noise but not by PGD",
-    "D11": "accuracy never rises with the budget",
-    "D12": "still right where every value may change by a quarter of its range",
-    "D13": "broken by as many steps again, of half the size",
-    "D14": "attacks that haven't converged",
-    "D15": "successes lost on the way",
-    "D16": "broken by four more random starts",
-    "D17": "pictures made for the other model do more than its own",
-    "D18": "an attack helps the model",
-    "D19": "kinds of attack not seen in training",
-    "D20": "catastrophic overfitting: fooled by PGD though not by FGSM",
-    "D21": "robust overfitting: best epoch minus last",
-    "D22": "broken by another loss or another scale of logits",
-    "D23": "pictures that a saved PNG changes",
-    "D24": "broken only in full precision",
-    "D25": "gap of confidence and accuracy under attack (ECE)",
-    "D26": "share of the commonest answer under attack",
-    "D27": "robust accuracy minus that of the commonest class",
+PASS, WARN, FAIL, INFO, INCONCLUSIVE = "PASS", "WARN", "FAIL", "INFO", "INCONCLUSIVE"
+# Each title names the measured quantity; for all but D19 and D27 lower is better.
+TITLES = {
+    "D1": "Perturbation norm above ε, in float32 or 8 bits",
+    "D2": "Model outputs look like probabilities",
+    "D3": "Logit change between batch sizes or repeats",
+    "D4": "Tensors or modes that an attack changed in the model",
+    "D5": "Images with zero input gradient",
+    "D6": "Relative error of the gradient vs. finite differences",
+    "D7": "Relative loss change under random noise",
+    "D8": "Accuracy increase from a weaker to a stronger attack",
+    "D9": "Images misclassified under black-box attacks only",
+    "D10": "Images misclassified under random noise but not under PGD",
+    "D11": "Accuracy increase with ε",
+    "D12": "Accuracy at ε = 64/255",
+    "D13": "Extra successes of as many further steps of half the size",
+    "D14": "Attacks that have not converged",
+    "D15": "Adversarial iterates that were not returned",
+    "D16": "Extra successes of four more restarts",
+    "D17": "Success rate of the transfer attack minus that of PGD",
+    "D18": "Accuracy increase caused by an attack",
+    "D19": "Attack types unlike the training attack",
+    "D20": "FGSM minus PGD accuracy in validation (catastrophic overfitting)",
+    "D21": "Best minus last robust accuracy in validation (robust overfitting)",
+    "D22": "Extra successes of other losses and logit scales",
+    "D23": "Attack successes changed by 8-bit quantization",
+    "D24": "Extra successes of float32",
+    "D25": "Expected calibration error under attack",
+    "D26": "Fraction of the most frequent prediction under attack",
+    "D27": "Robust accuracy minus majority-class accuracy",
+}
+GROUPS = {  # title of a part of the report's table -> its checks
+    "Model and implementation": ("D1", "D2", "D3", "D4", "D6", "D23", "D24"),
+    "Gradient masking": ("D5", "D7", "D9", "D10", "D17", "D22"),
+    "Attack strength": ("D8", "D11", "D12", "D13", "D14", "D15", "D16", "D18", "D19"),
+    "Training": ("D20", "D21"),
+    "Model behavior": ("D25", "D26", "D27"),
 }
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One verdict. value and threshold are in the same unit (shares in [0, 1]); n: pictures it was computed on."""
+    """One verdict; value and threshold are in the same unit (fractions in [0, 1]), n is what it was computed on."""
 
     id: str
     verdict: str
@@ -46,23 +54,27 @@ class CheckResult:
     threshold: str
     n: int
 
-    def record(self) -> dict[str, Any]:
-        """As metrics/diagnostics.json keeps it; a value that isn't there is left out."""
-        return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {"name": NAMES[self.id]}
+    def to_dict(self) -> dict[str, Any]:
+        """As metrics/diagnostics.json keeps it; a missing value is left out."""
+        return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {"name": TITLES[self.id]}
 
 
-def judge(
-    id: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None, images: int | None = None
+def grade(
+    check: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None, images: int | None = None
 ) -> CheckResult:
-    """Above ``fail`` FAIL, above ``warn`` WARN. A share counts only with more than one image behind it where ``images`` (how
-    many) is given; without images there is nothing to say."""
+    """FAIL above ``fail``, WARN above ``warn``, else PASS; INCONCLUSIVE without data.
+
+    Where ``images`` (how many the value counts) is given, a single image is not enough for WARN or FAIL.
+    """
     limits = [f"> {limit:g} {verdict}" for limit, verdict in ((warn, WARN), (fail, FAIL)) if limit is not None]
-    threshold = ", ".join(limits) + (" and more than one picture" if images is not None else "")
+    threshold = ", ".join(limits) + (" and more than one image" if images is not None else "")
     if n == 0 or not math.isfinite(value):
-        return CheckResult(id, UNKNOWN, None, threshold, n)
+        return CheckResult(check, INCONCLUSIVE, None, threshold, n)
     enough = images is None or images > 1
     if enough and fail is not None and value > fail:
         verdict = FAIL
+    elif enough and warn is not None and value > warn:
+        verdict = WARN
     else:
-        verdict = WARN if enough and warn is not None and value > warn else PASS
-    return CheckResult(id, verdict, float(value), threshold, n)
+        verdict = PASS
+    return CheckResult(check, verdict, float(value), threshold, n)

@@ -7,7 +7,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from stages.core.errors import InputError
-from stages.core.params import Runtime
+from stages.core.params import RuntimeParams
 
 
 def bf16_is_faster(device: str) -> bool:
@@ -24,7 +24,7 @@ def bf16_is_faster(device: str) -> bool:
     return False
 
 
-def make_fabric(runtime: Runtime) -> Fabric:
+def make_fabric(runtime: RuntimeParams) -> Fabric:
     """A launched Fabric for ``runtime``; the same seed then gives the same bytes on the same machine.
 
     Raises InputError when the device that was asked for is not there.
@@ -38,8 +38,8 @@ def make_fabric(runtime: Runtime) -> Fabric:
     bf16 = bf16_is_faster(device) if runtime.precision == "auto" else runtime.precision == "bf16"
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it set early
-    torch.use_deterministic_algorithms(True, warn_only=True)  # an architecture without one is told so, not refused
-    torch.utils.deterministic.fill_uninitialized_memory = False  # that guards against unset memory, and costs 3 to 8 %
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a warning for an architecture without one
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # that guards against unset memory, and costs 3 to 8 %
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 scores are fp32 scores
 

@@ -1,340 +1,218 @@
-"""params.yaml -> frozen dataclasses: this file is the schema, one class a section, and holds no defaults.
+"""The schema of params.yaml: one class per section, every key required, no default values.
 
-The whole file is checked before a stage does any work, so that a typo in a later stage's section is found at once; a stage
-then receives only the sections that it names, the same ones that dvc.yaml declares for it (a test compares the two).
+A stage declares the sections that it reads as a class of its own, with these as fields; `params_file.py` reads the file.
 """
 
-import dataclasses
 import itertools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from stages.core.errors import InputError
-
-LARGEST_LINF = 0.5  # a pixel of 0.5 can then be anything: no image is left
-PIXELS = "(pixel units: write 8/255, not 8)"
+MAX_EPS = {"linf": 0.5, "l2": 100.0}  # at linf 0.5 a pixel of 0.5 can become anything: no image is left
+EPS_UNIT = "(pixel units: write 8/255, not 8)"
+MAX_HELD_OUT = 0.8  # validation and test together
 
 
-class ParamsError(InputError):
-    """A key of params.yaml is unknown, missing, of the wrong type or out of range; the message names it."""
-
-
-def _field(parse: Callable[[Any], Any]) -> Any:
-    return dataclasses.field(metadata={"parse": parse})
-
-
-def _number(value: Any) -> float:
-    """A YAML number, or text such as ``8/255`` or ``1e-05`` (which PyYAML reads as a string)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("a number")
+def _parse_number(value: Any) -> Any:
+    """Text such as ``8/255``, or ``1e-05`` (which PyYAML reads as a string), as a number; anything else as it is."""
+    if not isinstance(value, str):
+        return value
     try:
-        numerator, _, denominator = value.partition("/") if isinstance(value, str) else (value, "", "")
-        number = float(Fraction(numerator) / Fraction(denominator or 1))
-    except (ValueError, OverflowError, ZeroDivisionError):
+        numerator, denominator = map(float, value.split("/")) if "/" in value else (float(value), 1.0)
+        return numerator / denominator
+    except (ValueError, ZeroDivisionError):
         raise ValueError("a number or a fraction such as 8/255") from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number")
-    return number
 
 
-def real(low: float, high: float = math.inf, *, above: bool = False, unit: str = "") -> Any:
-    """A number in [low, high], or in (low, high] with ``above``."""
-    wanted = f"a number in {'(' if above else '['}{low:g}, {high:g}]{' ' + unit if unit else ''}"
-
-    def parse(value: Any) -> float:
-        number = _number(value)
-        if not (low < number if above else low <= number) or number > high:
-            raise ValueError(wanted)
-        return number
-
-    return _field(parse)
+def _parse_list(value: Any) -> Any:
+    """A YAML list as the tuple that strict typing asks for."""
+    return tuple(value) if isinstance(value, list) else value
 
 
-def integer(low: int, high: int = 2**31 - 1) -> Any:
-    """A whole number in [low, high]."""
+Number = Annotated[float, BeforeValidator(_parse_number), AllowInfNan(False)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number of at least {low}" + ("" if high == 2**31 - 1 else f" and at most {high}"))
+
+class Section(BaseModel):
+    """A mapping of params.yaml: every key is required, no other is accepted, values keep their type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataParams(Section):
+    """``data``: which images, how they are cropped and resized, and how they are split."""
+
+    source: Text
+    table: Text
+    image_size: int = Field(ge=16, le=4096)
+    crop: Literal["none", "square", "cervix"]
+    test: Literal["split", "official"]
+    val_fraction: Number = Field(gt=0, le=0.5)
+    test_fraction: Number = Field(gt=0, le=0.5)
+    duplicate_similarity: Number = Field(ge=0.5, le=1)
+    conflicting_labels: Literal["keep", "drop"]
+    usable_part: Number = Field(ge=0, le=1)
+    max_rejected: Number = Field(ge=0, le=1)
+    label_fixes: Text
+    exclude: Text
+    groups: Text
+    group_pattern: Text
+
+    @field_validator("test_fraction")
+    @classmethod
+    def _leave_training_images(cls, value: float, info: ValidationInfo) -> float:
+        if value + info.data.get("val_fraction", 0) > MAX_HELD_OUT:
+            raise ValueError(f"at most {MAX_HELD_OUT:g} together with data.val_fraction")
         return value
 
-    return _field(parse)
+
+class ModelParams(Section):
+    """``model``: the architecture and its initial weights."""
+
+    arch: Text
+    weights: Text
+    weights_sha256: Text
 
 
-def choice(*options: str) -> Any:
-    """One of the given words."""
+class _Budget(Section):
+    norm: Literal["linf", "l2"]
+    eps: Number
 
-    def parse(value: Any) -> str:
-        if value not in options:
-            raise ValueError("one of " + ", ".join(options))
-        return value
-
-    return _field(parse)
-
-
-def flag() -> Any:
-    """true or false."""
-
-    def parse(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError("true or false")
-        return value
-
-    return _field(parse)
+    @field_validator("eps")
+    @classmethod
+    def _check_range(cls, eps: float, info: ValidationInfo) -> float:
+        limit = MAX_EPS[info.data.get("norm", "linf")]
+        if not 0 < eps <= limit:
+            raise ValueError(f"a number in (0, {limit:g}] {EPS_UNIT}")
+        return eps
 
 
-def text() -> Any:
-    """A word or a path, not empty."""
-
-    def parse(value: Any) -> str:
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError("a non-empty text")
-        return value
-
-    return _field(parse)
+class PerturbationBudget(_Budget):
+    """What an attacker may do: perturbations whose ``norm`` is at most ``eps``."""
 
 
-def reals(low: float, high: float, unit: str = "") -> Any:
-    """A strictly increasing list of numbers in (low, high]."""
+class ThreatModel(_Budget):  # no PerturbationBudget: pydantic would hand it on whole to a stage that asks for one
+    """``attack``: what attacks, adversarial training and evaluation share."""
 
-    def parse(value: Any) -> tuple[float, ...]:
-        wanted = f"a list of increasing numbers in ({low:g}, {high:g}] {unit}".strip()
-        if not isinstance(value, list) or not value:
-            raise ValueError(wanted)
-        numbers = tuple(_number(item) for item in value)
-        if any(not low < n <= high for n in numbers) or any(a >= b for a, b in itertools.pairwise(numbers)):
-            raise ValueError(wanted)
-        return numbers
+    eps_grid: Annotated[tuple[Number, ...], BeforeValidator(_parse_list)]
 
-    return _field(parse)
-
-
-def section(kind: type) -> Any:
-    """A nested mapping."""
-    return dataclasses.field(metadata={"section": kind})
+    @field_validator("eps_grid")
+    @classmethod
+    def _check_grid(cls, grid: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        limit = MAX_EPS[info.data.get("norm", "linf")]
+        if not grid or grid[0] <= 0 or grid[-1] > limit or any(a >= b for a, b in itertools.pairwise(grid)):
+            raise ValueError(f"a list of increasing numbers in (0, {limit:g}] {EPS_UNIT}")
+        return grid
 
 
-@dataclass(frozen=True)
-class Data:
-    """``data``: which photographs, how they are cut to size, and how they are split."""
+class AugmentParams(Section):
+    """``augment``: random changes of the training images."""
 
-    source: str = text()
-    table: str = text()
-    image_size: int = integer(16, 4096)
-    crop: str = choice("none", "square", "cervix")
-    test: str = choice("split", "official")
-    val_fraction: float = real(0, 0.5, above=True)
-    test_fraction: float = real(0, 0.5, above=True)
-    duplicate_similarity: float = real(0.5, 1)
-    conflicting_labels: str = choice("keep", "drop")
-    usable_part: float = real(0, 1)
-    max_rejected: float = real(0, 1)
-    label_fixes: str = text()
-    exclude: str = text()
-    groups: str = text()
-    group_pattern: str = text()
+    flip: bool
+    rotate90: bool
+    shift: Number = Field(ge=0, le=0.5)
+    zoom: Number = Field(ge=0, le=0.5)
+    brightness: Number = Field(ge=0, le=1)
+    contrast: Number = Field(ge=0, le=1)
+    saturation: Number = Field(ge=0, le=1)
 
 
-@dataclass(frozen=True)
-class Model:
-    """``model``: the architecture and where its first weights come from."""
+class TrainingParams(Section):
+    """What ``train_clean`` and ``train_adv`` share: one optimization, validated after every epoch."""
 
-    arch: str = text()
-    weights: str = text()
-    weights_sha256: str = text()
-
-
-@dataclass(frozen=True)
-class Attack:
-    """``attack``: the threat model, shared by attack, adversarial training and evaluation."""
-
-    norm: str = choice("linf", "l2")
-    eps: float = real(0, 100, above=True, unit=PIXELS)
-    eps_grid: tuple[float, ...] = reals(0, 100, PIXELS)
-
-
-@dataclass(frozen=True)
-class Augment:
-    """``augment``: random changes of the training batch."""
-
-    flip: bool = flag()
-    rotate90: bool = flag()
-    shift: float = real(0, 0.5)
-    zoom: float = real(0, 0.5)
-    brightness: float = real(0, 1)
-    contrast: float = real(0, 1)
-    saturation: float = real(0, 1)
+    epochs: Count
+    batch_size: int = Field(ge=2, le=2**31 - 1)
+    optimizer: Literal["sgd", "adamw"]
+    lr: Number = Field(gt=0, le=10)
+    backbone_lr: Number = Field(ge=0, le=1)
+    freeze: Text
+    warmup: Number = Field(ge=0, le=0.9)
+    weight_decay: Number = Field(ge=0, le=1)
+    label_smoothing: Number = Field(ge=0, le=0.5)
+    balance: Literal["none", "loss", "sampler"]
+    clip_norm: Number = Field(ge=0)
+    ema: Number = Field(ge=0, le=0.9999)
+    patience: CountOrNone
+    val_images: Count
+    val_steps: Count
+    augment: AugmentParams
 
 
-@dataclass(frozen=True)
-class Training:
-    """What ``train_clean`` and ``train_adv`` share: one optimisation, judged every epoch on validation photographs."""
+class TrainCleanParams(TrainingParams):
+    """``train_clean``: standard training."""
 
-    epochs: int = integer(1)
-    batch_size: int = integer(2)
-    optimizer: str = choice("sgd", "adamw")
-    lr: float = real(0, 10, above=True)
-    backbone_lr: float = real(0, 1)
-    freeze: str = text()
-    warmup: float = real(0, 0.9)
-    weight_decay: float = real(0, 1)
-    label_smoothing: float = real(0, 0.5)
-    balance: str = choice("none", "loss", "sampler")
-    clip_norm: float = real(0)
-    ema: float = real(0, 0.9999)
-    patience: int = integer(0)
-    val_images: int = integer(1)
-    val_steps: int = integer(1)
-    augment: Augment = section(Augment)
+    val_eps: Number = Field(gt=0, le=MAX_EPS["linf"], description=EPS_UNIT)
 
 
-@dataclass(frozen=True)
-class TrainClean(Training):
-    """``train_clean``: the optimisation without an attacker."""
+class TrainAdvParams(TrainingParams):
+    """``train_adv``: adversarial fine-tuning within ``attack.eps``."""
 
-    val_eps: float = real(0, 0.5, above=True, unit=PIXELS)
-
-
-@dataclass(frozen=True)
-class TrainAdv(Training):
-    """``train_adv``: the optimisation against an attacker of budget ``attack.eps``."""
-
-    method: str = choice("fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "mart", "free")
-    alpha_rel: float = real(0, 10, above=True)
-    steps: int = integer(1)
-    beta: float = real(0, 100)
-    awp: float = real(0, 0.1)
-    eps_ramp: float = real(0, 1)
-    clean_share: float = real(0, 0.9)
+    method: Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "mart", "free"]
+    alpha_rel: Number = Field(gt=0, le=10)
+    steps: Count
+    beta: Number = Field(ge=0, le=100)
+    awp: Number = Field(ge=0, le=0.1)
+    eps_ramp: Number = Field(ge=0, le=1)
+    clean_share: Number = Field(ge=0, le=0.9)
 
 
-@dataclass(frozen=True)
-class AttackEval:
-    """``attack_eval``: how hard the two models are attacked."""
+class AttackEvalParams(Section):
+    """``attack_eval``: how strongly both models are attacked."""
 
-    batch_size: int = integer(1)
-    noise_draws: int = integer(1)
-    bim_steps: int = integer(1)
-    pgd_steps: int = integer(1)
-    pgd_restarts: int = integer(1)
-    curve_steps: int = integer(1)
-    subset: int = integer(2)
-    aa_steps: int = integer(2)
-    aa_queries: int = integer(1)
-    min_eps_rounds: int = integer(1)
-    strict: bool = flag()
-    examples: int = integer(1, 16)
+    batch_size: Count
+    noise_draws: Count
+    bim_steps: Count
+    pgd_steps: Count
+    pgd_restarts: Count
+    curve_steps: Count
+    subset: int = Field(ge=2, le=2**31 - 1)
+    aa_steps: int = Field(ge=2, le=2**31 - 1)
+    aa_queries: Count
+    min_eps_rounds: Count
+    strict: bool
+    examples: int = Field(ge=1, le=16)
 
 
-@dataclass(frozen=True)
-class Evaluate:
+class EvaluateParams(Section):
     """``evaluate``: the statistics of the report."""
 
-    confidence: float = real(0.5, 0.999)
-    bootstrap: int = integer(100)
-    suspicious_accuracy: float = real(0, 1)
+    confidence: Number = Field(ge=0.5, le=0.999)
+    bootstrap: int = Field(ge=100, le=2**31 - 1)
+    suspicious_accuracy: Number = Field(ge=0, le=1)
 
 
-@dataclass(frozen=True)
-class Runtime:
+class RuntimeParams(Section):
     """``runtime``: where it runs; not declared to DVC, so that moving to a GPU retrains nothing."""
 
-    device: str = choice("auto", "cpu", "cuda", "mps")
-    devices: int = integer(1)
-    precision: str = choice("auto", "fp32", "bf16")
-    workers: int = integer(0)
-    tracking: bool = flag()
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Count
+    precision: Literal["auto", "fp32", "bf16"]
+    workers: CountOrNone
+    tracking: bool
 
 
-@dataclass(frozen=True)
-class Params:
+class Seeded(Section):
+    """The seed, which every stage reads."""
+
+    seed: CountOrNone
+
+
+class Params(Seeded):
     """The whole of params.yaml."""
 
-    seed: int = integer(0)
-    data: Data = section(Data)
-    model: Model = section(Model)
-    attack: Attack = section(Attack)
-    train_clean: TrainClean = section(TrainClean)
-    attack_eval: AttackEval = section(AttackEval)
-    train_adv: TrainAdv = section(TrainAdv)
-    evaluate: Evaluate = section(Evaluate)
-    runtime: Runtime = section(Runtime)
+    data: DataParams
+    model: ModelParams
+    attack: ThreatModel
+    train_clean: TrainCleanParams
+    attack_eval: AttackEvalParams
+    train_adv: TrainAdvParams
+    evaluate: EvaluateParams
+    runtime: RuntimeParams
 
 
-def _build(kind: type, raw: Any, where: str, file: Path) -> Any:
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{file}: {where or 'the file'}: expected a mapping of keys, got {raw!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown, missing = [k for k in raw if k not in fields], [k for k in fields if k not in raw]
-    if unknown or missing:
-        parts = [f"{what} {', '.join(map(str, keys))}" for what, keys in (("unknown", unknown), ("missing", missing)) if keys]
-        raise ParamsError(f"{file}: {where or 'top level'}: expected the keys {', '.join(fields)}, got {'; '.join(parts)}")
-    values = {}
-    for name, field in fields.items():
-        key = f"{where}.{name}" if where else name
-        if "section" in field.metadata:
-            values[name] = _build(field.metadata["section"], raw[name], key, file)
-            continue
-        try:
-            values[name] = field.metadata["parse"](raw[name])
-        except ValueError as error:
-            raise ParamsError(f"{file}: {key}: expected {error}, got {raw[name]!r}") from None
-    return kind(**values)
+class StageParams(Seeded):
+    """What a stage reads: its own class adds sections. ``runtime`` changes no result and isn't declared to DVC."""
 
-
-def load_all(file: Path | str = "params.yaml") -> Params:
-    """The checked contents of a params file.
-
-    Raises ParamsError, naming file and key, for anything unknown, missing, of the wrong type, out of range or contradictory.
-    """
-    file = Path(file)
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{file}: expected a parameter file, got none: run the stages from the project's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{file}: expected YAML, got an error: {error}") from None
-    params: Params = _build(Params, raw, "", file)
-    if params.attack.norm == "linf":
-        for key, value in [("eps", params.attack.eps), *(("eps_grid", eps) for eps in params.attack.eps_grid)]:
-            if value > LARGEST_LINF:
-                raise ParamsError(f"{file}: attack.{key}: expected a number in (0, {LARGEST_LINF:g}] {PIXELS}, got {value:g}")
-    if params.data.val_fraction + params.data.test_fraction > 0.8:
-        raise ParamsError(
-            f"{file}: data.val_fraction + data.test_fraction: expected at most 0.8, "
-            f"got {params.data.val_fraction + params.data.test_fraction:g}"
-        )
-    return params
-
-
-def load_params(*names: str, file: Path | str = "params.yaml") -> Any:
-    """Check the whole file, return only what is named: what a stage doesn't declare to DVC it can't read.
-
-    names: sections ("data") or single keys ("attack.eps"), the same ones that dvc.yaml lists for the stage.
-    """
-    params, wanted = load_all(file), SimpleNamespace()
-    for name in names:
-        head, _, key = name.partition(".")
-        value = getattr(params, head)
-        if key:
-            value = SimpleNamespace(**vars(getattr(wanted, head, SimpleNamespace())), **{key: getattr(value, key)})
-        setattr(wanted, head, value)
-    return wanted
-
-
-def flatten(params: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys -> values, as ``dvc params diff`` names them; for logging."""
-    flat: dict[str, Any] = {}
-    for name, value in vars(params).items():
-        if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    runtime: RuntimeParams

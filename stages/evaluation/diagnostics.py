@@ -1,6 +1,7 @@
-"""Can the attacks be trusted? Those of the diagnostics D1 to D27 that need only tables; those that need a model: probes.py.
+"""The diagnostics that tables suffice for: were the attacks strong enough, and do their results fit together?
 
-After Carlini et al. (arXiv:1902.06705), AutoAttack's checks (2003.01690) and Pintor et al. (2106.09947).
+After Carlini et al. (arXiv:1902.06705), AutoAttack's checks (2003.01690) and Pintor et al. (2106.09947). Those that need the
+model are in `stages.attacks.sanity_checks`.
 """
 
 import itertools
@@ -11,136 +12,157 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core.checks import FAIL, INFO, PASS, WARN, CheckResult, judge
-from stages.evaluation import metrics as m
+from stages.core.checks import FAIL, INFO, PASS, WARN, CheckResult, grade
+from stages.evaluation.metrics import expected_calibration_error
+from stages.evaluation.selection import (
+    AttackOutcome,
+    attack_outcome,
+    attacks_at,
+    eps_values,
+    is_correct,
+    select_predictions,
+    worst_case_predictions,
+)
+
+Outcomes = Mapping[str, AttackOutcome]  # by attack, all at the main eps
 
 
 def run_table_checks(
     model: str, table: pd.DataFrame, eps: float, training: pd.DataFrame | None, majority_rate: float
 ) -> list[CheckResult]:
-    """The verdicts about one model that its predictions and its training curve suffice for.
+    """The checks of one model that its predictions and its training curve suffice for.
 
-    table: its predictions.csv, with the rows of ``transfer`` where there are any.
+    Args:
+        model: one of MODELS.
+        table: its predictions.csv, with the rows of the transfer attack where there are any.
+        eps: main eps.
+        training: its training curve.
+        majority_rate: accuracy of the majority-class baseline.
     """
-    images = m.answers(table)
-    clean = m.right(images)
-    broken = {
-        attack: m.correct_under_attack(table, attack, eps) for attack in m.attacks_at(table, eps)
-    }  # (still right, was run)
-    success = {attack: ~hits & among for attack, (hits, among) in broken.items()}
-    gradient = [attack for attack in ("fgsm", "bim", "pgd") if attack in success]
+    outcomes = {attack: attack_outcome(table, attack, eps) for attack in attacks_at(table, eps)}
     return [
-        _ladder(broken),
-        _black_box(table, eps, success, broken),
-        _noise(success, len(images)),
-        _monotone(table),
-        _transfer(broken),
-        judge("D18", max([broken[a][0].mean() - clean.mean() for a in gradient], default=math.nan), len(images), fail=0),
-        _independence(table, eps),
-        *_training(model, training),
-        *_answers(model, table, eps, majority_rate),
+        _attack_order(outcomes),
+        _black_box_only(table, eps, outcomes),
+        _noise_only(outcomes),
+        _eps_monotonicity(table),
+        _transfer_gain(outcomes),
+        _accuracy_gain(table, outcomes),
+        _attack_diversity(outcomes, int(table["path"].nunique())),
+        *_training_checks(model, training),
+        *_prediction_checks(model, table, eps, majority_rate),
     ]
 
 
-def _ladder(broken: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> CheckResult:
-    """noise, FGSM, PGD, the ensemble: the largest step back in success, on the images that both rungs were run on."""
-    ensemble = [attack for attack in broken if attack.startswith("aa-k")]
-    rungs = [attack for attack in ("uniform_noise", "fgsm", "pgd", *ensemble) if attack in broken]
+def _ensembles(outcomes: Outcomes) -> list[str]:
+    return [attack for attack in outcomes if attack.startswith("aa-k")]
+
+
+def _attack_order(outcomes: Outcomes) -> CheckResult:
+    """D8: noise, FGSM, PGD, the ensemble: the largest increase of accuracy, on the images that both attacks were run on."""
+    order = [attack for attack in ("uniform_noise", "fgsm", "pgd", *_ensembles(outcomes)) if attack in outcomes]
     worst, images, n = 0.0, 0, 0
-    for weak, strong in itertools.pairwise(rungs):
-        among = broken[weak][1] & broken[strong][1]
-        back = int(broken[strong][0][among].sum()) - int(broken[weak][0][among].sum())
-        if back > images:
-            worst, images = back / among.sum(), back
-        n = max(n, int(among.sum()))
-    return judge("D8", worst if len(rungs) > 1 else math.nan, n, fail=0.01, images=images)
+    for weaker, stronger in itertools.pairwise(outcomes[attack] for attack in order):
+        both = weaker.evaluated & stronger.evaluated
+        increase = int(stronger.correct[both].sum()) - int(weaker.correct[both].sum())
+        if increase > images:
+            worst, images = increase / both.sum(), increase
+        n = max(n, int(both.sum()))
+    return grade("D8", worst if len(order) > 1 else math.nan, n, fail=0.01, images=images)
 
 
-def _black_box(
-    table: pd.DataFrame,
-    eps: float,
-    success: Mapping[str, np.ndarray],
-    broken: Mapping[str, tuple[np.ndarray, np.ndarray]],
-) -> CheckResult:
-    """Square comes last in the ensemble: what it found, nothing with gradients had. Transfer counts likewise."""
-    ensemble = [attack for attack in broken if attack.startswith("aa-k")]
-    if not ensemble:
-        return judge("D9", math.nan, 0, warn=0.002, fail=0.02)
-    rows = m.answers(table, ensemble[0], eps)
-    among = broken[ensemble[0]][1]
-    found = np.zeros(len(among), bool)
-    found[among] = ~m.right(rows) & (rows["found_by"] == "square").to_numpy()
-    if "transfer" in success:
-        found |= success["transfer"] & among & broken[ensemble[0]][0]
-    return judge("D9", found.sum() / among.sum(), int(among.sum()), warn=0.002, fail=0.02)
+def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes) -> CheckResult:
+    """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer counts likewise."""
+    if not (ensembles := _ensembles(outcomes)):
+        return grade("D9", math.nan, 0, warn=0.002, fail=0.02)
+    ensemble, rows = outcomes[ensembles[0]], select_predictions(table, ensembles[0], eps)
+    found = np.zeros(len(ensemble.evaluated), bool)
+    found[ensemble.evaluated] = ~is_correct(rows) & (rows["found_by"] == "square").to_numpy()
+    if "transfer" in outcomes:
+        found |= outcomes["transfer"].success & ensemble.evaluated & ensemble.correct
+    n = int(ensemble.evaluated.sum())
+    return grade("D9", found.sum() / n, n, warn=0.002, fail=0.02)
 
 
-def _noise(success: Mapping[str, np.ndarray], n: int) -> CheckResult:
-    noise = [success[attack] for attack in ("uniform_noise", "gaussian_noise") if attack in success]
-    if not noise or "pgd" not in success:
-        return judge("D10", math.nan, 0, fail=0.005)
-    return judge("D10", (np.any(noise, axis=0) & ~success["pgd"]).mean(), n, fail=0.005)
+def _noise_only(outcomes: Outcomes) -> CheckResult:
+    """D10: images on which noise succeeds but not PGD."""
+    noise = [outcomes[attack].success for attack in ("uniform_noise", "gaussian_noise") if attack in outcomes]
+    if not noise or "pgd" not in outcomes:
+        return grade("D10", math.nan, 0, fail=0.005)
+    only = np.any(noise, axis=0) & ~outcomes["pgd"].success
+    return grade("D10", only.mean(), len(only), fail=0.005)
 
 
-def _monotone(table: pd.DataFrame) -> CheckResult:
-    curve = [m.correct_under_attack(table, "pgd", eps)[0] for eps in m.budgets(table) if "pgd" in m.attacks_at(table, eps)]
+def _eps_monotonicity(table: pd.DataFrame) -> CheckResult:
+    """D11: the largest increase of accuracy under PGD from one eps to the next."""
+    curve = [attack_outcome(table, "pgd", eps).correct for eps in eps_values(table) if "pgd" in attacks_at(table, eps)]
     if len(curve) < 2:
-        return judge("D11", math.nan, 0, fail=0, images=0)
-    back = max(int(b.sum()) - int(a.sum()) for a, b in itertools.pairwise(curve))
-    return judge("D11", back / len(curve[0]), len(curve[0]), fail=0, images=back)
+        return grade("D11", math.nan, 0, fail=0, images=0)
+    increase = max(int(larger.sum()) - int(smaller.sum()) for smaller, larger in itertools.pairwise(curve))
+    return grade("D11", increase / len(curve[0]), len(curve[0]), fail=0, images=increase)
 
 
-def _transfer(broken: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> CheckResult:
-    if "transfer" not in broken or "pgd" not in broken:
-        return judge("D17", math.nan, 0, fail=0)
-    among = broken["transfer"][1]
-    more = broken["pgd"][0][among].mean() - broken["transfer"][0][among].mean()
-    return judge("D17", more, int(among.sum()), fail=0)
+def _transfer_gain(outcomes: Outcomes) -> CheckResult:
+    """D17: success rate of the transfer attack minus that of PGD, on the same images."""
+    if "transfer" not in outcomes or "pgd" not in outcomes:
+        return grade("D17", math.nan, 0, fail=0)
+    transfer, both = outcomes["transfer"], outcomes["transfer"].evaluated
+    gain = outcomes["pgd"].correct[both].mean() - transfer.correct[both].mean()
+    return grade("D17", gain, int(both.sum()), fail=0)
 
 
-def _independence(table: pd.DataFrame, eps: float) -> CheckResult:
-    """Training takes steps along the gradient's sign; the ensemble adds minimum-norm steps (FAB-T) and random search."""
-    others = sum(attack.startswith("aa-k") or attack == "transfer" for attack in m.attacks_at(table, eps))
-    return CheckResult("D19", PASS if others else WARN, float(others), "0 WARN", int(table["path"].nunique()))
+def _accuracy_gain(table: pd.DataFrame, outcomes: Outcomes) -> CheckResult:
+    """D18: the largest increase of accuracy that a gradient attack causes."""
+    clean = is_correct(select_predictions(table))
+    gains = [outcomes[attack].correct.mean() - clean.mean() for attack in ("fgsm", "bim", "pgd") if attack in outcomes]
+    return grade("D18", max(gains, default=math.nan), len(clean), fail=0)
 
 
-def _training(model: str, training: pd.DataFrame | None) -> list[CheckResult]:
+def _attack_diversity(outcomes: Outcomes, n: int) -> CheckResult:
+    """D19: training takes steps along the gradient's sign; the ensemble adds minimum-norm steps (FAB-T) and random search."""
+    others = len(_ensembles(outcomes)) + ("transfer" in outcomes)
+    return CheckResult("D19", PASS if others else WARN, float(others), "0 WARN", n)
+
+
+def _training_checks(model: str, training: pd.DataFrame | None) -> list[CheckResult]:
+    """D20: FGSM minus PGD accuracy in the selected epoch. D21: best minus last robust validation accuracy."""
     if model != "adv" or training is None:
         return []
-    n = len(training)
-    robust = training["val_robust_accuracy"]
-    gap = training["val_fgsm_accuracy"] - robust if "val_fgsm_accuracy" in training else pd.Series([math.nan])
-    chosen = training["chosen"] == 1 if "chosen" in training else pd.Series([True] * n)
-    value = gap[chosen].max() if "val_fgsm_accuracy" in training else math.nan
-    return [judge("D20", value, n, warn=0.15), judge("D21", robust.max() - robust.iloc[-1], n, warn=0.02)]
-
-
-def _answers(model: str, table: pd.DataFrame, eps: float, majority_rate: float) -> list[CheckResult]:
-    worst = m.worst_case_predictions(table, eps)
-    commonest = worst["prediction"].value_counts(normalize=True).iloc[0]
-    above = m.right(worst).mean() - majority_rate
-    # A model that never met an attack promises nothing: below the constant answer is a finding about it, no fault.
-    beaten = INFO if model == "clean" else (PASS if above > 0 else FAIL)
+    n, robust = len(training), training["val_robust_accuracy"]
+    gap = training["val_fgsm_accuracy"] - robust if "val_fgsm_accuracy" in training else pd.Series([math.nan] * n)
+    selected = training["chosen"] == 1 if "chosen" in training else pd.Series([True] * n)
     return [
-        CheckResult("D25", INFO, m.expected_calibration_error(worst), "", len(worst)),
-        judge("D26", commonest, len(worst), warn=0.9),
-        CheckResult("D27", beaten, float(above), "<= 0 FAIL", len(worst)),
+        grade("D20", gap[selected].max(), n, warn=0.15),
+        grade("D21", robust.max() - robust.iloc[-1], n, warn=0.02),
     ]
 
 
-def failed(findings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+def _prediction_checks(model: str, table: pd.DataFrame, eps: float, majority_rate: float) -> list[CheckResult]:
+    """D25: calibration under attack. D26: the most frequent prediction. D27: robust accuracy above the majority class."""
+    worst = worst_case_predictions(table, eps)
+    most_frequent = worst["prediction"].value_counts(normalize=True).iloc[0]
+    above = is_correct(worst).mean() - majority_rate
+    # A model that never saw an attack promises nothing: below the majority class is a finding about it, no fault.
+    verdict = INFO if model == "clean" else (PASS if above > 0 else FAIL)
+    return [
+        CheckResult("D25", INFO, expected_calibration_error(worst), "", len(worst)),
+        grade("D26", most_frequent, len(worst), warn=0.9),
+        CheckResult("D27", verdict, float(above), "<= 0 FAIL", len(worst)),
+    ]
+
+
+def failed_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """``adv D27``: what is FAIL in the contents of metrics/diagnostics.json."""
-    return [f"{model} {id}" for model, found in findings.items() for id, one in found.items() if one["verdict"] == FAIL]
+    return [f"{model} {id_}" for model, results in checks.items() for id_, r in results.items() if r["verdict"] == FAIL]
 
 
-def listed(findings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A line for every verdict that isn't PASS, and how many are."""
+def format_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """How many are PASS, and a line for each that isn't."""
     lines = []
-    for model, found in findings.items():
-        passed = sum(one["verdict"] == PASS for one in found.values())
-        lines.append(f"diagnostics of {model}: {passed} of {len(found)} PASS")
-        for id, one in found.items():
-            if one["verdict"] != PASS:
-                value = f" {one['value']:.3g}" if "value" in one else ""
-                lines.append(f"  [{one['verdict']}] {id} {one['name']}:{value} (n = {one['n']})")
+    for model, results in checks.items():
+        passed = sum(result["verdict"] == PASS for result in results.values())
+        lines.append(f"diagnostics of {model}: {passed} of {len(results)} PASS")
+        for id_, result in results.items():
+            if result["verdict"] != PASS:
+                value = f" {result['value']:.3g}" if "value" in result else ""
+                lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {result['n']})")
     return "\n".join(lines)

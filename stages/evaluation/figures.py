@@ -1,346 +1,254 @@
-"""Pictures of the numbers, as PNG bytes; the only file that draws.
+"""The charts, as PNG bytes: from the tables in plots/ and the training curves."""
 
-Fixed size, fixed resolution, no metadata: the same numbers give the same bytes. Colours are from Okabe and Ito (2008), told
-apart with every common colour blindness; line styles and markers repeat the distinction. Small enough to be kept in git.
-"""
-
-import io
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 
-from stages.core.dataset import STAINS
+from stages.core.dataset import SPLITS, STAINS
+from stages.core.predictions import CLEAN
+from stages.evaluation.formatting import (
+    CORRUPTION_LABELS,
+    MODEL_LABELS,
+    attack_label,
+    class_label,
+    format_budget,
+    percent,
+)
+from stages.evaluation.selection import EPS_TOLERANCE, WORST
+from stages.evaluation.style import (
+    COLORS,
+    GRAY,
+    GREEN,
+    LINES,
+    MARKERS,
+    NEUTRAL,
+    PURPLE,
+    SKY,
+    STYLE,
+    TEXT_COLORS,
+    make_figure,
+    render_png,
+    truncate,
+)
 
-MODEL_NAMES = {"clean": "clean training", "adv": "adversarial training"}
-COLOURS = {"clean": "#0072B2", "adv": "#D55E00"}
-LINES = {"clean": "-", "adv": "--"}
-MARKERS = {"clean": "o", "adv": "s"}
-WRONG = "#B34D00"  # text of the second colour, darker: 4.5 to 1 against white
-GREY, GREEN, SKY = "#555555", "#009E73", "#56B4E9"
-STAIN_COLOURS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
-BUDGETS = {  # norm -> what eps is multiplied by on an axis, and the axis' name
-    "linf": (255, "largest change of a pixel value, grey levels of 255"),
-    "l2": (1, "Euclidean length of the change, pixel values from 0 to 1"),
-}
-LIMIT = 100_000  # bytes of a PNG
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-}
-
-
-def _png(figure: Figure) -> bytes:
-    """The figure at the largest resolution, in true colour if possible, that keeps it below LIMIT; else the smallest."""
-    canvas = FigureCanvasAgg(figure)
-    for dpi in (150, 115, 90, 70):
-        figure.set_dpi(dpi)
-        canvas.draw()
-        true_colour = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        drawn = _encoded(true_colour)
-        if LIMIT < len(drawn) < 5 * LIMIT:  # 256 colours save at most that much
-            drawn = _encoded(true_colour.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
-        if len(drawn) < LIMIT:
-            break
-    return drawn
+STAIN_COLORS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
+EPS_SCALE = {"linf": 255, "l2": 1}  # norm -> what eps is multiplied by on an axis
+EPS_AXIS = {"linf": "Perturbation budget ε (L∞, × 1/255)", "l2": "Perturbation budget ε (L2, pixel values in [0, 1])"}
+MIN_SIZES = 4  # distinct sizes of the originals from which their distribution is drawn
 
 
-def _encoded(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="png")  # Pillow adds no metadata
-    return file.getvalue()
+@dataclass(frozen=True)
+class Context:
+    """What the charts have in common: the threat model, the baseline, and notes on n and intervals."""
 
-
-def format_eps(eps: float, norm: str) -> str:
-    """linf: 0.0313725 -> ``8/255``, other budgets in pixel units, ``0.01``; l2, the length of a whole change: ``0.5``."""
-    levels = Fraction(eps * 255).limit_denominator(8)
-    if norm != "linf" or abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
-        return f"{eps:.4g}"
-    return f"{float(levels):g}/255"
-
-
-def format_budget(eps: float, norm: str) -> str:
-    """``±8/255`` (linf: each pixel value), ``0.5 (l2)`` (the whole change)."""
-    return f"±{format_eps(eps, norm)}" if norm == "linf" else f"{format_eps(eps, norm)} ({norm})"
-
-
-def _budget_axis(axis: Axes, ticks: Sequence[float], unit: str) -> None:
-    """Logarithmic from the smallest positive tick, linear down to 0."""
-    ticks = sorted({0.0, *ticks})
-    axis.set_xscale("symlog", linthresh=ticks[1] if len(ticks) > 1 else 1, linscale=0.35)
-    axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axis.minorticks_off()
-    axis.set(xlim=(0, 1.12 * ticks[-1] or 1), xlabel=f"{unit} (logarithmic)")
-
-
-def _figure(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
-    figure = Figure((width, height), layout="constrained")
-    return figure, figure.subplots(*shape, squeeze=False, **options)
+    eps: float
+    norm: str
+    majority_rate: float
+    images: str
+    note: str
+    synthetic: bool
 
 
 @mpl.rc_context(STYLE)
-def classes(pictures: Mapping[str, np.ndarray]) -> bytes:
-    """One row of example photographs per class. pictures: class -> uint8 (k, H, W, 3); a class may have fewer, or none."""
-    columns = max(1, *(len(some) for some in pictures.values()))
-    figure, axes = _figure(1.25 * columns + 0.6, 1.3 * len(pictures), len(pictures), columns)
-    for row, (name, some) in zip(axes, pictures.items(), strict=True):
-        for axis, picture in zip(row, [*some, *[None] * (columns - len(some))], strict=True):
-            _show(axis, picture)
-        row[0].set_ylabel(_short(name), fontweight="bold")
-    return _png(figure)
+def robustness(table: pd.DataFrame, steps: Mapping[str, int], context: Context) -> bytes:
+    """Above: robust accuracy against eps, with its interval. Below: accuracy under each attack at the main eps.
+
+    Attacks that were run on a subset stand apart, with hollow markers and their n.
+
+    Args:
+        table: plots/robustness.csv.
+        steps: attack -> gradient steps at the main eps.
+        context: of all charts.
+    """
+    here = table[np.isclose(table["eps"], context.eps, rtol=EPS_TOLERANCE) | (table["attack"] == CLEAN)]
+    counts = here.groupby("attack")["count"].min()
+    whole = [attack for attack in dict.fromkeys(here["attack"]) if counts[attack] == counts.max() and attack != WORST]
+    subset = [attack for attack in dict.fromkeys(here["attack"]) if counts[attack] < counts.max()]
+    rows = [*whole, WORST, *([None] if subset else []), *subset]  # None: a gap
+    figure = Figure((6.4, 4.0 + 0.33 * len(rows)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.4, 0.6 + 0.33 * len(rows)])
+    curve, attacks = (part.subplots() for part in parts)
+    _draw_curve(curve, table[table["attack"] == WORST], context)
+    for shift, (model, values) in zip((-0.17, 0.17), here.groupby("model", sort=False), strict=False):
+        for _, row in values.iterrows():
+            y, full = rows.index(row["attack"]) + shift, row["attack"] not in subset
+            attacks.hlines(y, row["low"], row["high"], color=COLORS[model], alpha=0.45, linewidth=3)
+            face = COLORS[model] if full else "white"
+            attacks.plot(row["accuracy"], y, MARKERS[model], color=COLORS[model], markerfacecolor=face, markersize=5)
+            text = f"{percent(row['accuracy'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+            attacks.text(1.02, y, text, va="center", fontsize=7, color=TEXT_COLORS[model])
+    attacks.axvline(context.majority_rate, color=GRAY, linewidth=1, linestyle=":")
+    labels = {name: attack_label(name, steps.get(name)) for name in filter(None, rows)}
+    labels |= {name: f"{labels[name]}, n = {counts[name]}" for name in subset}
+    ticks = [(y, labels[name]) for y, name in enumerate(rows) if name]
+    attacks.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
+    attacks.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Accuracy")
+    attacks.set_title(f"Accuracy per attack ({format_budget(context.eps, context.norm)})")
+    attacks.grid(axis="y", visible=False)
+    parts[0].legend(*curve.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=3.2)
+    return render_png(figure, f"{context.images}; {context.note}")
 
 
-def _show(axis: Axes, picture: np.ndarray | None) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-    if picture is not None:
-        axis.imshow(picture, interpolation="nearest" if len(picture) < 128 else "antialiased")
+def _draw_curve(axis: Axes, worst: pd.DataFrame, context: Context) -> None:
+    scale = EPS_SCALE[context.norm]
+    for model, rows in worst.groupby("model", sort=False):
+        eps = rows["eps"] * scale
+        axis.fill_between(eps, rows["low"], rows["high"], color=COLORS[model], alpha=0.18, linewidth=0)
+        look: Any = {"marker": MARKERS[model], "color": COLORS[model], "label": MODEL_LABELS[model]}
+        axis.plot(eps, rows["accuracy"], LINES[model], **look)
+    label = f"Majority class ({percent(context.majority_rate)})"
+    axis.axhline(context.majority_rate, color=GRAY, linewidth=1, linestyle=":", label=label)
+    _eps_axis(axis, worst["eps"] * scale, context.norm)
+    axis.set(ylim=(0, 1), ylabel="Robust accuracy", title="Robust accuracy vs. ε (worst case over all attacks)")
 
 
-def _short(text: str, length: int = 18) -> str:
-    # A dollar sign would start a formula.
-    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+def _eps_axis(axis: Axes, values: Sequence[float], norm: str) -> None:
+    """Linear, with ticks at the values unless they would touch."""
+    ticks = sorted({round(float(value), 6) for value in values})
+    largest = ticks[-1] or 1
+    kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick == ticks[-1] or largest - tick > 0.06 * largest]
+    kept = [tick for i, tick in enumerate(kept) if i == 0 or tick - kept[i - 1] > 0.06 * largest or tick == kept[-1]]
+    axis.set_xticks(kept, [f"{tick:.3g}" for tick in kept])
+    axis.set(xlim=(0, 1.04 * largest), xlabel=EPS_AXIS[norm])
 
 
 @mpl.rc_context(STYLE)
-def counts(table: pd.DataFrame) -> bytes:
-    """Photographs per class and split. table: one row per class, one column per split."""
-    figure, axes = _figure(5.6, 0.9 + 0.55 * len(table), 1, 1)
-    axis, left = axes[0, 0], np.zeros(len(table))
-    for split, colour, text in zip(table.columns, (COLOURS["clean"], SKY, COLOURS["adv"]), "wkk", strict=False):
-        bars = axis.barh([_short(name) for name in table.index], table[split], left=left, color=colour, label=split)
-        labels = [f"{n}" if n > 0.05 * table.sum(axis=1).max() else "" for n in table[split]]
-        axis.bar_label(bars, labels, label_type="center", color=text, fontsize=8)
-        left += table[split].to_numpy()
+def training(curves: Mapping[str, pd.DataFrame], attacked: Mapping[str, str], context: Context) -> bytes:
+    """Accuracy above, loss below, a column per model: training, validation, validation under attack.
+
+    Args:
+        curves: model -> training curve.
+        attacked: model -> the attack of its validation, in words.
+        context: of all charts.
+    """
+    columns = (
+        ("train_accuracy", "train_loss", SKY, ":", "Training"),
+        ("val_clean_accuracy", "val_loss", GREEN, "-", "Validation, clean"),
+        ("val_robust_accuracy", "val_robust_loss", PURPLE, "--", "Validation under attack"),
+    )
+    figure, axes = make_figure(3.2 * len(curves) + 0.2, 4.8, 2, len(curves), sharex="col", sharey="row")
+    for (above, below), (model, curve) in zip(axes.T, curves.items(), strict=True):
+        best = curve[curve["chosen"] == 1]
+        for accuracy, loss, color, style, label in columns:
+            for axis, column in ((above, accuracy), (below, loss)):
+                if column not in curve:
+                    continue
+                axis.plot(curve["epoch"], curve[column], style, color=color, label=label, marker=".", markersize=4)
+                axis.plot(best["epoch"], best[column], "*", color=color, markersize=9, zorder=3)
+        above.set_title(f"{MODEL_LABELS[model]}\n", loc="center")
+        above.text(0.5, 1.02, attacked[model], transform=above.transAxes, ha="center", fontsize=7, color=GRAY)
+        above.set(ylim=(0, 1.02))
+        below.set(xlabel="Epoch", ylim=(0, None))
+        below.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_ylabel("Accuracy")
+    axes[1, 0].set_ylabel("Loss")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=3.2)
+    return render_png(figure, "★ selected epoch" + ("; synthetic data" if context.synthetic else ""))
+
+
+@mpl.rc_context(STYLE)
+def overview(manifest: pd.DataFrame, names: Sequence[str], *, stains: bool, synthetic: bool) -> bytes:
+    """Images per class and split; sizes of the originals where they differ; on colposcopy images the estimated stain."""
+    shorter = manifest[["width", "height"]].min(axis=1)
+    sizes = shorter.nunique() >= MIN_SIZES
+    panels = 1 + sizes + stains
+    figure, axes = make_figure(3.3 * panels + 0.4, 1.5 + 0.42 * len(names), 1, panels)
+    counts = table_of_counts(manifest, names)
+    _stacked_bars(axes[0, 0], counts, dict(zip(SPLITS, NEUTRAL, strict=True)), "Images per class and split")
+    if sizes:
+        axes[0, 1].hist(shorter, bins=20, color=NEUTRAL[1])
+        axes[0, 1].set(title="Size of the originals", xlabel="Shorter side (pixels)", ylabel="Images")
+    if stains:
+        kinds = pd.crosstab(manifest["label"], manifest["stain_guess"]).reindex(list(names), fill_value=0)
+        kinds = kinds[[stain for stain in STAINS if stain in kinds]]
+        _stacked_bars(axes[0, -1], kinds, STAIN_COLORS, "Estimated stain (from mean color)")
+    return render_png(figure, "synthetic data" if synthetic else "")
+
+
+def _stacked_bars(axis: Axes, counts: pd.DataFrame, colors: Mapping[str, str], title: str) -> None:
+    """A bar for each row, a segment for each column, with its number where it fits."""
+    left = np.zeros(len(counts))
+    names = [truncate(f"{class_label(name)} ({total})", 24) for name, total in counts.sum(axis=1).items()]
+    for column in counts:
+        bars = axis.barh(names, counts[column], left=left, color=colors[column], label=column)
+        texts = [str(n) if n > 0.08 * counts.sum(axis=1).max() else "" for n in counts[column]]
+        dark = np.dot(mpl.colors.to_rgb(colors[column]), (0.299, 0.587, 0.114)) < 0.4
+        axis.bar_label(bars, texts, label_type="center", color="white" if dark else "black", fontsize=8)
+        left += counts[column].to_numpy()
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("photographs")
-    figure.legend(loc="outside upper center", ncols=3)
-    return _png(figure)
+    axis.set(title=title, xlabel="Images")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3)
 
 
 @mpl.rc_context(STYLE)
-def overview(manifest: pd.DataFrame, names: Sequence[str]) -> bytes:
-    """Sizes of the originals, and per class the stain guessed by colour. manifest: with label, width, height, stain_guess."""
-    figure, axes = _figure(7.2, 3.0, 1, 2)
-    sizes, stains = axes[0]
-    found = manifest.groupby(["width", "height"]).size()
-    width, height = (found.index.get_level_values(level) for level in ("width", "height"))
-    sizes.scatter(width, height, 15 + 150 * found / found.max(), color=COLOURS["clean"], alpha=0.5, linewidths=0)
-    largest = 1.1 * max(width.max(), height.max())
-    sizes.set(
-        title="Size", xlim=(0, largest), ylim=(0, largest), aspect="equal", xlabel="width, pixels", ylabel="height, pixels"
-    )
-    counts = pd.crosstab(manifest["label"], manifest["stain_guess"]).reindex(list(names), fill_value=0)
-    left = np.zeros(len(counts))
-    for stain in (name for name in STAINS if name in counts):
-        stains.barh([_short(name) for name in counts.index], counts[stain], left=left, color=STAIN_COLOURS[stain], label=stain)
-        left += counts[stain].to_numpy()
-    stains.invert_yaxis()
-    stains.grid(axis="y", visible=False)
-    stains.set(title="Stain, guessed by colour", xlabel="photographs")
-    figure.legend(*stains.get_legend_handles_labels(), loc="outside lower right", ncols=3)
-    return _png(figure)
-
-
-@mpl.rc_context(STYLE)
-def training(curves: Mapping[str, pd.DataFrame]) -> bytes:
-    """Accuracy above, loss below: clean training, the same model attacked, adversarial training. curves: model -> CSV rows."""
-    panels = [
-        ("clean", "Clean training", [("train", "train", SKY, ":"), ("val", "validation", COLOURS["clean"], "-")]),
-        ("clean", "Clean training, attacked", [("val", "as it is", COLOURS["clean"], "-"), ("robust", "attacked", GREY, "--")]),
-        ("adv", "Adversarial training", [("val", "as it is", COLOURS["adv"], "-"), ("robust", "attacked", GREY, "--")]),
-    ]
-    columns = {
-        "train": ("train_accuracy", "train_loss"),
-        "val": ("val_clean_accuracy", "val_loss"),
-        "robust": ("val_robust_accuracy", "val_robust_loss"),
-    }
-    panels = [panel for panel in panels if panel[0] in curves]
-    figure, axes = _figure(3.1 * len(panels), 4.6, 2, len(panels), sharex="col")
-    for (above, below), (model, title, lines) in zip(axes.T, panels, strict=True):
-        curve = curves[model]
-        for kind, label, colour, style in lines:
-            for axis, column in zip((above, below), columns[kind], strict=True):
-                seen = curve[["epoch", column]].dropna() if column in curve else curve[["epoch"]].assign(none=0).iloc[:0]
-                axis.plot(seen["epoch"], seen.iloc[:, 1], style, color=colour, label=label, marker="o" * (len(seen) == 1))
-        for axis in (above, below):
-            for epoch in curve.loc[curve["chosen"] == 1, "epoch"]:
-                axis.axvline(epoch, color=GREEN, linewidth=1, label="chosen epoch")
-        above.set(title=title, ylim=(0, 1))
-        below.set(xlabel="epoch", ylim=(0, None))
-        below.xaxis.get_major_locator().set_params(integer=True)
-        above.legend(loc="best")
-    axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("loss")
-    return _png(figure)
-
-
-@mpl.rc_context(STYLE)
-def robustness(table: pd.DataFrame, majority_rate: float, eps: float, norm: str) -> bytes:
-    """Above: worst-case accuracy over the budget, with its interval. Below: attack by attack at the headline budget.
-
-    table: rows of plots/robustness.csv.
-    """
-    here = table[np.isclose(table["eps"], eps, rtol=1e-4)]
-    attacks = [*(name for name in dict.fromkeys(here["attack"]) if name != "worst"), "worst"]
-    figure, axes = _figure(6.4, 4.6 + 0.24 * len(attacks), 2, 1, height_ratios=[3.2, 0.6 + 0.24 * len(attacks)])
-    above, below = axes[:, 0]
-    scale, unit = BUDGETS[norm]
-    _budget_axis(above, table["eps"] * scale, unit)
-    for shift, (model, rows) in zip((-0.16, 0.16), table.groupby("model", sort=False), strict=False):
-        worst, colour = rows[rows["attack"] == "worst"], COLOURS[model]
-        above.fill_between(worst["eps"] * scale, worst["low"], worst["high"], color=colour, alpha=0.18, linewidth=0)
-        style = {"marker": MARKERS[model], "color": colour, "label": MODEL_NAMES[model]}
-        above.plot(worst["eps"] * scale, worst["accuracy"], LINES[model], **style)
-        of = here[here["model"] == model]
-        place = np.array([attacks.index(name) for name in of["attack"]]) + shift
-        below.hlines(place, of["low"], of["high"], color=colour, alpha=0.45, linewidth=3)
-        below.plot(of["accuracy"], place, MARKERS[model], color=colour, markersize=5.5)
-    for line in (above.axhline, below.axvline):
-        line(majority_rate, color=GREY, linewidth=1, linestyle=":", label="always the commonest class")
-    above.set(ylim=(0, 1), ylabel="share of photographs still right", title="Worst case over all attacks")
-    tried = here.groupby("attack")["count"].min()
-    names = {"worst": "worst case"} | {name: f"{name} (n = {n})" for name, n in tried.items() if n < tried.max()}
-    below.set_yticks(range(len(attacks)), [names.get(name, name) for name in attacks])
-    below.set(xlim=(0, 1), ylim=(len(attacks) - 0.4, -0.6), title=f"Attack by attack at {format_budget(eps, norm)}")
-    below.set_xlabel("share of photographs still right")
-    below.grid(axis="y", visible=False)
-    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3.2)
-    return _png(figure)
-
-
-@mpl.rc_context(STYLE)
-def minimum_eps(table: pd.DataFrame, norm: str) -> bytes:
-    """Share of the photographs changed within each budget, with its interval. table: rows of plots/minimum_eps.csv."""
-    figure, axes = _figure(6.4, 3.4, 1, 1)
-    axis, (scale, unit) = axes[0, 0], BUDGETS[norm]
-    tried = table["eps"][table["eps"] > 0] * scale
-    powers = np.arange(np.floor(np.log2(tried.min())), np.ceil(np.log2(tried.max())) + 1) if len(tried) else []
-    _budget_axis(axis, [2.0**k for k in powers], unit)
+def minimum_eps(table: pd.DataFrame, context: Context) -> bytes:
+    """Attack success rate against eps, the distribution of the minimum perturbation. table: plots/minimum_eps.csv."""
+    figure, axes = make_figure(6.4, 3.4, 1, 1)
+    axis, scale = axes[0, 0], EPS_SCALE[context.norm]
+    largest = (table["eps"].max() if len(table) else context.eps) * scale
     for model, rows in table.groupby("model", sort=False):
-        rows = pd.concat([rows, rows.tail(1).assign(eps=axis.get_xlim()[1] / scale)])  # beyond the last step nothing changes
-        eps, label = rows["eps"] * scale, f"{MODEL_NAMES[model]} (n = {rows['count'].iloc[0]})"
-        axis.fill_between(eps, rows["low"], rows["high"], step="post", color=COLOURS[model], alpha=0.18, linewidth=0)
-        axis.step(eps, rows["changed"], LINES[model], where="post", color=COLOURS[model], label=label)
-    axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="half of them")
-    axis.set(ylim=(0, 1.02), ylabel="share changed within the budget")
-    figure.legend(loc="outside lower center", ncols=3, handlelength=3.2)
-    return _png(figure)
+        rows = pd.concat([rows, rows.tail(1).assign(eps=1.04 * largest / scale)])  # beyond the last step nothing changes
+        eps, label = rows["eps"] * scale, f"{MODEL_LABELS[model]} (n = {rows['count'].iloc[0]})"
+        axis.fill_between(eps, rows["low"], rows["high"], step="post", color=COLORS[model], alpha=0.18, linewidth=0)
+        axis.step(eps, rows["changed"], LINES[model], where="post", color=COLORS[model], label=label)
+    axis.axhline(0.5, color=GRAY, linewidth=1, linestyle=":", label="Median")
+    axis.set(xlim=(0, 1.04 * largest), ylim=(0, 1.02), ylabel="Attack success rate", xlabel=EPS_AXIS[context.norm])
+    axis.set_title("Minimum adversarial perturbation (cumulative)")
+    figure.legend(loc="outside upper center", ncols=3, handlelength=3.2)
+    return render_png(figure, context.note)
 
 
 @mpl.rc_context(STYLE)
-def corruptions(table: pd.DataFrame) -> bytes:
-    """Accuracy under each defect and severity, one panel per model, with intervals. table: rows of plots/corruptions.csv."""
+def corruptions(table: pd.DataFrame, context: Context) -> bytes:
+    """Accuracy under each corruption and severity, one panel per model, with intervals. table: plots/corruptions.csv."""
     models = list(dict.fromkeys(table["model"]))
     severities = sorted(set(table["severity"]) - {0})
     shades = {severity: 0.25 + 0.6 * severity / max(severities) for severity in severities}
-    figure, axes = _figure(6.4, 2.4 * len(models) + 0.5, len(models), 1, sharex=True)
+    figure, axes = make_figure(6.4, 2.3 * len(models) + 0.6, len(models), 1, sharex=True)
     for axis, model in zip(axes[:, 0], models, strict=True):
         rows = table[table["model"] == model]
-        without, defects = rows[rows["severity"] == 0], rows[rows["severity"] > 0]
-        names = list(dict.fromkeys(defects["corruption"]))
+        clean, corrupted = rows[rows["severity"] == 0], rows[rows["severity"] > 0]
+        names = list(dict.fromkeys(corrupted["corruption"]))
         for shift, severity in zip(np.linspace(-0.26, 0.26, len(severities)), severities, strict=True):
-            of = defects[defects["severity"] == severity]
-            place = np.array([names.index(name) for name in of["corruption"]]) + shift
-            axis.bar(place, of["accuracy"], 0.24, color=COLOURS[model], alpha=shades[severity])
-            axis.vlines(place, of["low"], of["high"], color="#333333", linewidth=1)
-        share, label = without["accuracy"].iloc[0], "the same photographs as they are"
-        same = axis.axhline(share, color=GREY, linestyle="--", linewidth=1.2, label=label)
-        axis.set(title=f"{MODEL_NAMES[model].capitalize()} (n = {rows['count'].max()})", ylim=(0, 1.02))
-        axis.set(xticks=range(len(names)), xticklabels=[_short(name.replace("_", " ")) for name in names])
-        axis.set_ylabel("share right")
+            at = corrupted[corrupted["severity"] == severity]
+            x = np.array([names.index(name) for name in at["corruption"]]) + shift
+            axis.bar(x, at["accuracy"], 0.24, color=COLORS[model], alpha=shades[severity])
+            axis.vlines(x, at["low"], at["high"], color="#333333", linewidth=1)
+        baseline = axis.axhline(clean["accuracy"].iloc[0], color=GRAY, linestyle="--", linewidth=1.2, label="Clean")
+        axis.set(title=f"{MODEL_LABELS[model]} (n = {rows['count'].max()})", ylim=(0, 1.02), ylabel="Accuracy")
+        axis.set(xticks=range(len(names)), xticklabels=[CORRUPTION_LABELS.get(name, name) for name in names])
         axis.grid(axis="x", visible=False)
-    bars = [Patch(color=GREY, alpha=alpha, label=f"severity {severity}") for severity, alpha in shades.items()]
-    figure.legend(handles=[*bars, same], loc="outside lower center", ncols=4)
-    return _png(figure)
+    bars = [Patch(color=GRAY, alpha=alpha, label=f"Severity {severity}") for severity, alpha in shades.items()]
+    figure.legend(handles=[*bars, baseline], loc="outside upper center", ncols=4)
+    return render_png(figure, context.note)
 
 
 @mpl.rc_context(STYLE)
-def reliability(table: pd.DataFrame) -> bytes:
-    """Accuracy against confidence, without attack and in the worst case. table: rows of plots/reliability.csv."""
-    cases = {"none": "as they are", "worst": "attacked"}
-    figure, axes = _figure(6.4, 3.3, 1, 2, sharey=True)
+def reliability(table: pd.DataFrame, context: Context) -> bytes:
+    """Reliability diagrams: accuracy against confidence, clean and in the worst case. table: plots/reliability.csv."""
+    cases = {CLEAN: "Clean images", WORST: f"Worst case ({format_budget(context.eps, context.norm)})"}
+    figure, axes = make_figure(6.4, 3.5, 1, 2, sharey=True)
     for axis, (attack, title) in zip(axes[0], cases.items(), strict=True):
-        axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="confidence = accuracy")
+        axis.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1, label="Perfect calibration")
         for model, rows in table[table["attack"] == attack].groupby("model", sort=False):
-            axis.plot(rows["confidence"], rows["accuracy"], LINES[model], color=COLOURS[model], label=MODEL_NAMES[model])
+            axis.plot(rows["confidence"], rows["accuracy"], LINES[model], color=COLORS[model], label=MODEL_LABELS[model])
             size = 10 + 120 * rows["count"] / table["count"].max()
-            axis.scatter(rows["confidence"], rows["accuracy"], size, color=COLOURS[model], alpha=0.7, linewidths=0)
-        axis.set(title=f"Photographs {title}", xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence of the model")
-    axes[0, 0].set_ylabel("share that is right")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return _png(figure)
+            axis.scatter(rows["confidence"], rows["accuracy"], size, color=COLORS[model], alpha=0.7, linewidths=0)
+        axis.set(title=title, xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="Confidence")
+    axes[0, 0].set_ylabel("Accuracy")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return render_png(figure, context.images + ("; synthetic data" if context.synthetic else ""))
 
 
-@mpl.rc_context(STYLE)
-def examples(table: pd.DataFrame, folder: Path, norm: str, at_most: int = 3) -> bytes:
-    """Original, amplified change, adversarial picture: one row per example, fewer where they would pass LIMIT.
-
-    table: rows of examples.csv; folder: where the PNG files that it names lie.
-    """
-    for count in range(min(at_most, len(table)), 0, -1):
-        drawn = _examples(table.head(count), folder, norm)
-        if len(drawn) < LIMIT or count == 1:
-            return drawn
-    figure, axes = _figure(6.0, 1.2, 1, 1)
-    _show(axes[0, 0], None)
-    axes[0, 0].text(0.5, 0.5, "No example: the model gets no photograph right.", ha="center", transform=axes[0, 0].transAxes)
-    return _png(figure)
-
-
-def _examples(table: pd.DataFrame, folder: Path, norm: str) -> bytes:
-    figure, axes = _figure(6.4, 2.35 * len(table), len(table), 3)
-    for axis, (_, row) in zip(axes, table.iterrows(), strict=True):
-        original, adversarial = (_open(folder / row[name]) for name in ("original", "adversarial"))
-        change, factor = amplified(original, adversarial)
-        for place, picture in zip(axis, (original, change, adversarial), strict=True):
-            _show(place, picture)
-        for place, kind in ((axis[0], "original"), (axis[2], "adversarial")):
-            answer, good = row[f"{kind}_prediction"], row[f"{kind}_prediction"] == row["label"]
-            title = f"“{_short(answer)}”, {row[f'{kind}_confidence']:.0%} sure\n{'right' if good else 'wrong'}"
-            place.set_title(title, color=COLOURS["clean"] if good else WRONG)
-        budget = f"{row['attack']}, at most {format_budget(row['eps'], norm)}"
-        axis[1].set_title(f"+ change \N{MULTIPLICATION SIGN} {factor}\n{budget}", weight="normal", color=GREY)
-        axis[0].set_ylabel(f"label: {_short(row['label'])}")
-    return _png(figure)
-
-
-def _open(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def amplified(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, int]:
-    """uint8 (H, W, 3) change between two such pictures on mid grey, and the whole factor that makes it fill the range."""
-    change = adversarial.astype(int) - original.astype(int)
-    factor = max(1, 127 // max(1, int(np.abs(change).max())))
-    return np.clip(128 + factor * change, 0, 255).astype(np.uint8), factor
-
-
-def table_of_counts(manifest: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) -> pd.DataFrame:
-    """Photographs per class (rows) and split (columns)."""
-    return pd.crosstab(manifest["label"], manifest["split"]).reindex(index=list(names), columns=list(splits), fill_value=0)
+def table_of_counts(manifest: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Images per class (rows) and split (columns)."""
+    return pd.crosstab(manifest["label"], manifest["split"]).reindex(index=list(names), columns=list(SPLITS), fill_value=0)

@@ -1,4 +1,6 @@
-"""Make the page of ``dvc plots show`` and ``dvc plots diff`` work offline.  Run: python -m stages.evaluation.offline_plots
+"""Make the page of ``dvc plots show`` and ``dvc plots diff`` work offline.
+
+Run: python -m stages.evaluation.offline_plots
 
 DVC's own page loads Vega from a server. This writes a template with the JavaScript of the installed package vl-convert-python
 and tells DVC, in the configuration of this clone alone, to use it from now on.
@@ -10,12 +12,13 @@ from pathlib import Path
 
 from dvc_render.html import PAGE_HTML
 
-from stages.core.errors import InputError, run
+from stages.core.errors import InputError, run_cli
 
 TEMPLATE = Path(".dvc/tmp/plots_page.html")  # neither in git nor in DVC
 
 
 def main() -> None:
+    """Write the template and configure DVC."""
     try:
         import vl_convert
     except ImportError:
@@ -31,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -1,4 +1,4 @@
-"""BatchNorm over the whole batch when several processes hold a share each: what one process with all of it computes.
+"""BatchNorm over the whole batch when several processes hold a part each: what one process with all of it computes.
 
 torch's SyncBatchNorm does this on GPUs only; this one does it wherever processes can exchange tensors.
 """
@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes; the gradient is summed too, for every process's loss depends on every share."""
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over processes; the gradient is summed too, for every process's loss depends on every part."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        total = share.clone()
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
         dist.all_reduce(total)
         return total
 
@@ -30,32 +30,35 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are those of all processes together; the state is the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C, H, W)."""
+        """Normalize x (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
         wide = x.to(self.weight.dtype)  # (B, C, H, W); sums in bfloat16 would lose too much
-        count = _Sum.apply(wide.new_tensor(wide.numel() / wide.shape[1]))
-        mean = _Sum.apply(wide.sum((0, 2, 3))) / count  # (C,)
-        centred = wide - mean.view(1, -1, 1, 1)
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # (C,)
+        count = _SumOverProcesses.apply(wide.new_tensor(wide.numel() / wide.shape[1]))
+        mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / count  # (C,)
+        centered = wide - mean.view(1, -1, 1, 1)
+        variance = _SumOverProcesses.apply(centered.square().sum((0, 2, 3))) / count  # (C,)
         with torch.no_grad():
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()  # (C,)
-        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
 def convert_sync_batchnorm(model: nn.Module) -> None:
-    """Make every BatchNorm of the model count the other processes' pictures too."""
+    """Make every BatchNorm of the model count the other processes' images too."""
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = SyncBatchNorm2d
 
 
 def revert_sync_batchnorm(model: nn.Module) -> None:
-    """Undo ``convert_sync_batchnorm``: for a model that is used in one process, in eval mode."""
+    """Undo `convert_sync_batchnorm`: for a model that is used in one process, in eval mode."""
     for layer in model.modules():
         if type(layer) is SyncBatchNorm2d:
-            layer.__class__ = nn.BatchNorm2d
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

@@ -1,6 +1,7 @@
-"""The classifier: any torchvision classification architecture behind its own normalisation."""
+"""The classifier: any torchvision classification architecture behind its own normalization."""
 
 import copy
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.core.errors import InputError
 from stages.models.batchnorm import revert_sync_batchnorm
 
 # Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ModelError(InputError):
@@ -27,7 +28,7 @@ class ModelError(InputError):
 class Classifier(nn.Module):
     """Images in [0, 1] to float32 logits.
 
-    Normalisation is the first layer, so that everything outside the model (attacks, budgets, pictures) is in pixel units.
+    Normalization is the first layer, so that everything outside the model (images, eps, perturbations) is in pixel units.
 
     Args:
         arch: a torchvision classification architecture.
@@ -44,12 +45,15 @@ class Classifier(nn.Module):
             raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
         self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
         self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
 
+    mean: Tensor
+    std: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) in [0, 1] -> logits (B, K) as precise as x, also under autocast."""
+        """Logits (B, K) of x (B, 3, H, W) in [0, 1], as precise as x, also under autocast."""
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # fastest for convolutions
         return self.backbone(x).to(x.dtype)
 
@@ -81,14 +85,14 @@ class Classifier(nn.Module):
 
 
 def fuse_batchnorm(model: Classifier) -> Classifier:
-    """A copy to craft attacks on, in eval mode, every BatchNorm folded into the convolution before it.
+    """A copy to compute attacks on, in eval mode, every BatchNorm fused into the convolution before it.
 
     The same function up to rounding, and cheaper to differentiate.
     """
-    twin = copy.deepcopy(model).eval()
-    revert_sync_batchnorm(twin)
-    twin.backbone = fuse(twin.backbone)
-    return twin
+    fused = copy.deepcopy(model).eval()
+    revert_sync_batchnorm(fused)
+    fused.backbone = fuse(fused.backbone)
+    return fused
 
 
 def save(path: Path, model: Classifier) -> None:
@@ -105,7 +109,8 @@ def save(path: Path, model: Classifier) -> None:
 def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | None = None) -> Classifier:
     """The model of a file that ``save`` wrote, in eval mode.
 
-    Raises ModelError when the file is missing, isn't such a file, or was made for other classes or another image size.
+    Raises:
+        ModelError: when the file is missing, isn't such a file, or was made for other classes or another image size.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -120,3 +125,12 @@ def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | N
     if image_size is not None and model.image_size != image_size:
         raise ModelError(f"{path}: expected a model for {image_size} pixels, got {model.image_size}")
     return model.eval()
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What identifies a saved model, for the report."""
+    model = load(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"arch": model.arch, "image_size": model.image_size, "parameters": parameters, "sha256": sha256}

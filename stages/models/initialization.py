@@ -17,7 +17,16 @@ from stages.models.classifier import Classifier, ModelError
 def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int) -> Classifier:
     """A classifier with a fresh head and, unless ``weights`` is "none", a pretrained backbone.
 
-    Raises ModelError for an unknown architecture, a missing or broken file, or weights of another architecture.
+    Args:
+        arch: a torchvision classification architecture.
+        classes: names in the order of the logits.
+        image_size: height and width in pixels.
+        weights: "none", "imagenet", or the path of a state dict or safetensors file.
+        sha256: of that file, or "none".
+        seed: of the random weights.
+
+    Raises:
+        ModelError: for an unknown architecture, a missing or corrupt file, or weights of another architecture.
     """
     torch.manual_seed(seed)
     model = Classifier(arch, classes, image_size)
@@ -29,15 +38,17 @@ def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: 
         return model
     state = _read_weights(_download(arch) if weights == "imagenet" else Path(weights), sha256)
     own, head = model.backbone.state_dict(), model.head + "."
-    wanted = {name for name in own if not name.startswith(head)}
-    wrong = sorted(n for n in wanted if n in state and state[n].shape != own[n].shape) or sorted(wanted - state.keys())
+    required = {name for name in own if not name.startswith(head)}
+    misshaped = sorted(name for name in required if name in state and state[name].shape != own[name].shape)
+    mismatched = misshaped or sorted(required - state.keys())
     # A checkpoint of before BatchNorm counted its batches lacks only that counter.
-    wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
-    if wrong:
+    mismatched = [name for name in mismatched if not name.endswith("num_batches_tracked")]
+    if mismatched:
         raise ModelError(
-            f"model.weights: {weights}: expected the layers of {arch}, got none or another shape for {', '.join(wrong[:3])}"
+            f"model.weights: {weights}: expected the layers of {arch}, got none or another shape for "
+            f"{', '.join(mismatched[:3])}"
         )
-    model.backbone.load_state_dict({n: state[n] for n in wanted if n in state}, strict=False)
+    model.backbone.load_state_dict({name: state[name] for name in required if name in state}, strict=False)
     return model
 
 
@@ -50,15 +61,15 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file or of a state dict saved by torch, without running any code from the file."""
     if not path.is_file():
         raise ModelError(f"model.weights: expected none, imagenet or an existing file, got {path}")
-    wanted = sha256 if sha256 != "none" else _sha256_in_name(path)
+    expected = sha256 if sha256 != "none" else _sha256_in_name(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not found.startswith(wanted):
-        raise ModelError(f"model.weights: {path}: expected sha256 {wanted}, got {found}")
+    if not found.startswith(expected):
+        raise ModelError(f"model.weights: {path}: expected sha256 {expected}, got {found}")
     try:
         state = (
             safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         )
-    except Exception as error:  # each format has its own errors for a broken file; all mean the same to the user
+    except Exception as error:  # each format has its own errors for a corrupt file; all mean the same to the user
         raise ModelError(f"model.weights: {path}: expected a state dict or a safetensors file, got: {error}") from error
     for wrapper in ("state_dict", "model"):  # training scripts wrap the state dict
         state = state.get(wrapper, state)
@@ -78,7 +89,7 @@ def _download(arch: str) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             print(f"downloading {file.name}", flush=True)
             torch.hub.download_url_to_file(url, str(file), _sha256_in_name(file), progress=True)
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of a broken download
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of an incomplete download
         raise ModelError(
             f"model.weights: expected to download {file.name}, got: {error}. Two ways out: put the file into "
             f"{file.parent}, or set model.weights to its path (or to none)"

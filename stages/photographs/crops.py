@@ -1,4 +1,4 @@
-"""Which part of a photograph is kept: all of it, the central square, or the square around the cervix."""
+"""Which part of an image is kept: all of it, the central square, or the square around the cervix."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from PIL import Image
 from scipy import ndimage
 
 GRID = 40  # pixels: the shorter side of the preview in which the cervix is looked for
-MARGIN = 0.1  # added to each side of the found region, as a share of its extent
-SMALLEST, LARGEST = 0.08, 0.9  # share of the frame that a believable region covers
-MOST_OBLONG = 2.5  # longer side / shorter side of a believable region
-STEPS, STEADY = 30, 1e-3  # of the mixture's fit, from middle and rim of the frame; added to its variances
-FILLED = 0.45  # share of its bounding box that a believable region fills
+MARGIN = 0.1  # added to each side of the detected region, as a fraction of its extent
+MIN_AREA, MAX_AREA = 0.08, 0.9  # fraction of the frame that a plausible region covers
+MAX_ASPECT_RATIO = 2.5  # longer side / shorter side of a plausible region
+EM_ITERATIONS, MIN_VARIANCE = 30, 1e-3  # of the mixture model
+MIN_FILL_RATIO = 0.45  # fraction of its bounding box that a plausible region fills
 
 
 @dataclass(frozen=True)
 class CropBox:
-    """A part of a picture in shares of its width and height, 0..1. kind: none, square, cervix or fallback (to square)."""
+    """A part of an image in fractions of its width and height, 0..1. kind: none, square, cervix or fallback (to square)."""
 
     left: float
     top: float
@@ -24,15 +24,20 @@ class CropBox:
     bottom: float
     kind: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was cut off."""
+        return (self.left, self.top, self.right, self.bottom) == (0.0, 0.0, 1.0, 1.0)
 
-def find_crop(picture: Image.Image, crop: str) -> CropBox:
-    """The part of an upright RGB picture to keep; for `cervix` the central square where no believable region is found."""
+
+def find_crop(image: Image.Image, crop: str) -> CropBox:
+    """The part of an upright RGB image to keep; for `cervix` the central square where no plausible region is detected."""
     if crop == "none":
         return CropBox(0.0, 0.0, 1.0, 1.0, "none")
-    width, height = picture.size
+    width, height = image.size
     if crop == "square":
         return _square(width, height, width / 2, height / 2, min(width, height), "square")
-    box = _cervix(picture)
+    box = _detect_cervix(image)
     if box is None:
         return _square(width, height, width / 2, height / 2, min(width, height), "fallback")
     left, top, right, bottom = box
@@ -41,30 +46,30 @@ def find_crop(picture: Image.Image, crop: str) -> CropBox:
 
 
 def _square(width: int, height: int, x: float, y: float, side: float, kind: str) -> CropBox:
-    """The square with this centre and side in pixels, shifted into the frame."""
+    """The square with this center and side in pixels, shifted into the frame."""
     left = min(max(x - side / 2, 0), width - side)
     top = min(max(y - side / 2, 0), height - side)
     return CropBox(left / width, top / height, (left + side) / width, (top + side) / height, kind)
 
 
-def _cervix(picture: Image.Image) -> tuple[float, float, float, float] | None:
+def _detect_cervix(image: Image.Image) -> tuple[float, float, float, float] | None:
     """Bounding box in pixels of the reddish region in the middle, or None.
 
-    The way of several entries to the 2017 challenge: a mixture of two Gaussians in "Ra space", that is distance from the
-    centre of the frame (R) and redness (a). The component nearer to the centre is taken for the cervix, its connected part
-    around the centre for the region.
+    After several entries to the 2017 Kaggle competition: a mixture of two Gaussians in "Ra space", that is distance from the
+    center of the frame (R) and redness (a). The component nearer to the center is taken for the cervix, its largest connected
+    part for the region. scikit-learn's GaussianMixture gives the same (a test compares them) but costs 50 MiB per worker.
     """
-    scale = GRID / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    preview = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    scale = GRID / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    preview = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
     red, green, blue = ndimage.gaussian_filter(np.asarray(preview, np.float64), (1, 1, 0)).transpose(2, 0, 1)
-    redness = (red - (green + blue) / 2) / (red + green + blue + 30)  # the 30 steadies what is nearly black
+    redness = (red - (green + blue) / 2) / (red + green + blue + 30)  # the 30 steadies pixels that are nearly black
     rows, columns = redness.shape
     y, x = np.mgrid[:rows, :columns]
     distance = np.hypot((x - (columns - 1) / 2) / columns, (y - (rows - 1) / 2) / rows)
-    x, y = ((one - one.mean()).ravel() / (one.std() + 1e-9) for one in (distance, redness))
-    share, nearer = _two_gaussians(x, y, distance.ravel() < np.median(distance))
-    inside = ((share > 0.5) == nearer).reshape(redness.shape)
+    x, y = ((values - values.mean()).ravel() / (values.std() + 1e-9) for values in (distance, redness))
+    responsibility, nearer = _fit_two_component_gmm(x, y, distance.ravel() < np.median(distance))
+    inside = ((responsibility > 0.5) == nearer).reshape(redness.shape)
     inside = ndimage.binary_fill_holes(ndimage.binary_opening(inside, iterations=2))
     labels, count = ndimage.label(inside)
     if count == 0:
@@ -74,35 +79,41 @@ def _cervix(picture: Image.Image) -> tuple[float, float, float, float] | None:
     vertical, horizontal = ndimage.find_objects(region.astype(int))[0]
     high, wide = vertical.stop - vertical.start, horizontal.stop - horizontal.start
     if (
-        not SMALLEST <= region.mean() <= LARGEST
-        or max(high, wide) > MOST_OBLONG * min(high, wide)
-        or region.sum() < FILLED * high * wide
+        not MIN_AREA <= region.mean() <= MAX_AREA
+        or max(high, wide) > MAX_ASPECT_RATIO * min(high, wide)
+        or region.sum() < MIN_FILL_RATIO * high * wide
     ):
         return None
-    across, down = picture.width / columns, picture.height / rows
+    across, down = image.width / columns, image.height / rows
     return horizontal.start * across, vertical.start * down, horizontal.stop * across, vertical.stop * down
 
 
-def _two_gaussians(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Fit two Gaussians to points of the plane: how much each point belongs to the first, 0..1; is its mean x the smaller?
+def _fit_two_component_gmm(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Fit two Gaussians to points of the plane.
 
-    Expectation maximisation (Dempster, Laird and Rubin 1977) from a first guess, start: bool (N,), without random numbers. The
+    Returns how much each point belongs to the first, 0..1, and whether the first has the smaller mean x.
+
+    Expectation maximization (Dempster, Laird and Rubin 1977) from a first guess, start: bool (N,), without random numbers. The
     logarithm of a Gaussian is a sum of six terms in x and y, so that a step is two products with the table of terms.
     """
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])  # (6, N)
-    share = start.astype(float)
-    for _ in range(STEPS):
-        share = share.clip(1e-6, 1 - 1e-6)  # neither vanishes
-        sums = terms @ np.stack([share, 1 - share], axis=1)  # (6, 2)
+    responsibility = start.astype(float)
+    for _ in range(EM_ITERATIONS):
+        responsibility = responsibility.clip(1e-6, 1 - 1e-6)  # neither vanishes
+        sums = terms @ np.stack([responsibility, 1 - responsibility], axis=1)  # (6, 2)
         log_odds = (_log_gaussian(*sums[:, 0]) - _log_gaussian(*sums[:, 1])) @ terms
-        share = (1 + np.tanh(log_odds / 2)) / 2
-    return share, bool(sums[1, 0] / sums[0, 0] <= sums[1, 1] / sums[0, 1])
+        responsibility = (1 + np.tanh(log_odds / 2)) / 2
+    return responsibility, bool(sums[1, 0] / sums[0, 0] <= sums[1, 1] / sums[0, 1])
 
 
 def _log_gaussian(n: float, x: float, y: float, xx: float, xy: float, yy: float) -> np.ndarray:
     """Factors (6,) of the terms in log(weight x density), but for a constant, from the weighted sums of the terms."""
     x, y = x / n, y / n
-    a, b, c = xx / n - x * x + STEADY, xy / n - x * y, yy / n - y * y + STEADY  # variance of x, covariance, variance of y
+    a, b, c = (
+        xx / n - x * x + MIN_VARIANCE,
+        xy / n - x * y,
+        yy / n - y * y + MIN_VARIANCE,
+    )  # variance of x, covariance, variance of y
     determinant = a * c - b * b
     a, b, c = c / determinant, -b / determinant, a / determinant  # the inverse
     constant = np.log(n) - np.log(determinant) / 2 - (a * x * x + 2 * b * x * y + c * y * y) / 2

@@ -1,4 +1,4 @@
-"""Writing the store that `store.py` reads: plain files, pixels first, the manifest last, each whole or not at all."""
+"""Writing the processed dataset that `core/dataset.py` reads: pixels first, the manifest last, each whole or not at all."""
 
 import csv
 import os
@@ -13,12 +13,13 @@ from stages.core.dataset import COLUMNS, IMAGES, MANIFEST
 from stages.photographs.reading import DecodedImages
 
 REJECTED = "rejected.csv"
-SPOOL = "decoded.part"  # pixels of every sound photograph in the order of decoding
+SPOOL = "decoded.part"  # pixels of every valid image in the order of decoding
+METADATA = ("width", "height", "mode", "stain_guess", "disputed", "crop", "left", "top", "right", "bottom")
 
 
 @contextmanager
 def open_pixel_spool(folder: Path) -> Iterator[BinaryIO]:
-    """A scratch file for pixels in the store's folder, where the old store stops being one."""
+    """A scratch file for pixels in the dataset's folder, whose previous dataset is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, IMAGES):
         (folder / name).unlink(missing_ok=True)
@@ -34,39 +35,45 @@ def write_rejected(folder: Path, rejected: Mapping[str, str]) -> None:
     _write_csv(folder / REJECTED, ("path", "reason"), sorted(rejected.items()))
 
 
-def write_store(
+def write_dataset(
     folder: Path,
     spool: BinaryIO,
     size: int,
     decoded: DecodedImages,
     groups: Sequence[str],
     splits: Mapping[int, str],
-    disputed: Container[int],
+    conflicts: Container[int],
 ) -> None:
     """images.npy and manifest.csv for the rows of `splits`, in that order.
 
-    spool: the pixels of all decoded rows, at row x size x size x 3; disputed: rows whose duplicates have another label.
+    Args:
+        folder: of the dataset.
+        spool: the pixels of all decoded rows, at row x size x size x 3.
+        size: of an image, in pixels.
+        decoded: all decoded images.
+        groups: of all rows.
+        splits: row -> split, for the rows to write.
+        conflicts: rows whose duplicates have another label.
     """
     part = folder / f"{IMAGES}.part"
-    picture_bytes = size * size * 3
+    image_bytes = size * size * 3
     with part.open("wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
         np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(splits), size, size, 3)})
-        for row in splits:
-            spool.seek(row * picture_bytes)
-            stream.write(spool.read(picture_bytes))
+        for row in splits:  # streamed: as a memory map, a large dataset would fill the memory before it reaches the disk
+            spool.seek(row * image_bytes)
+            stream.write(spool.read(image_bytes))
         stream.flush()
         os.fsync(stream.fileno())  # before the manifest vouches for it
     part.replace(folder / IMAGES)
-    original = ("width", "height", "mode", "stain_guess", "disputed", "crop", "left", "top", "right", "bottom")
     rows = []
     for row, split in splits.items():
-        one, facts = decoded.listed[row], decoded.facts[row]
-        region = facts.region
-        box = (f"{edge:.4f}" for edge in (region.left, region.top, region.right, region.bottom))
-        described = (facts.width, facts.height, facts.mode, facts.stain, int(row in disputed), region.kind, *box)
-        rows.append((one.path, one.label, groups[row], split, decoded.hashes[row], *described))
-    _write_csv(folder / MANIFEST, (*COLUMNS, *original), rows)
+        record, image = decoded.records[row], decoded.metadata[row]
+        box = image.crop_box
+        edges = (f"{edge:.4f}" for edge in (box.left, box.top, box.right, box.bottom))
+        metadata = (image.width, image.height, image.mode, image.stain, int(row in conflicts), box.kind, *edges)
+        rows.append((record.path, record.label, groups[row], split, decoded.hashes[row], *metadata))
+    _write_csv(folder / MANIFEST, (*COLUMNS, *METADATA), rows)
 
 
 def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:

@@ -1,7 +1,7 @@
-"""Files that would take a decoder minutes or more, told by their structure before any decoder sees them.
+"""Files that would take a decoder minutes or more, recognized by their structure before any decoder sees them.
 
 Size in pixels and bytes doesn't bound the time: a JPEG may go over all its pixels in any number of scans, and Pillow reads the
-parts before the pixels one by one, be there millions of them. So the parts are counted. Photographs stay far below each limit.
+parts before the pixels one by one, even millions of them. So the parts are counted. Photographs stay far below each limit.
 """
 
 import re
@@ -13,12 +13,12 @@ MAX_CHUNKS = 2**16  # parts of a PNG; libpng writes one per 8 KiB
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # no fill byte, stuffed zero or restart, none of which begins a part
 SEQUENTIAL = (0xC0, 0xC1)  # markers of a frame whose coefficients come whole, not in refinements
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-ALONE = (0x01, 0xD8)  # markers without a length behind them
+STANDALONE_MARKERS = (0x01, 0xD8)  # markers without a length behind them
 RUN_LENGTH_BMP = (1, 2)  # kinds of compression that Pillow undoes step by step
 
 
 def decode_cost_violation(content: bytes) -> str:
-    """Why this file must not be decoded, or "". Says nothing of files that are no JPEG, PNG or BMP, or broken ones."""
+    """Why this file must not be decoded, or "". Doesn't examine files of other formats, or corrupt ones."""
     if content.startswith(b"\xff\xd8"):
         return _jpeg(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -29,7 +29,7 @@ def decode_cost_violation(content: bytes) -> str:
 
 
 def _jpeg(content: bytes) -> str:
-    """Follows the markers of the first picture; what comes behind it, such as a phone's video, isn't looked at."""
+    """Follows the markers of the first image; what comes behind it, such as a phone's video, isn't looked at."""
     scans, position, components = 0, 2, None
     while found := MARKER.search(content, position):
         kind, start = content[found.start() + 1], found.end()
@@ -38,7 +38,7 @@ def _jpeg(content: bytes) -> str:
             break
         if kind == END_OF_IMAGE:
             return ""
-        if kind not in ALONE:
+        if kind not in STANDALONE_MARKERS:
             position += int.from_bytes(content[position : position + 2], "big")
         if kind in SEQUENTIAL:
             components = content[start + 7 : start + 8]

@@ -1,4 +1,4 @@
-"""What was found, left out, joined and split, in numbers: the content of metrics/data.json."""
+"""What was found, rejected, grouped and split, in numbers: the content of metrics/data.json."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,67 +9,64 @@ import numpy as np
 from stages.core.dataset import SPLITS, natural_sort_key
 from stages.core.errors import InputError
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
+from stages.photographs.leakage import leakage_check
 from stages.photographs.listing import ImageIndex, ImageRecord
 from stages.photographs.reading import DecodedImages
-from stages.photographs.splits import TEST, VAL, nearest_in_train
+from stages.photographs.splits import TEST
 
-LEFT_OUT = ("copy", "conflict", "leak", "excluded")  # kinds of reasons that are no fault of the file
-ALIKE = 0.93  # correlation at 32 x 32 grey pixels from which the leak check calls two pictures alike
+NOT_INVALID = ("copy", "conflict", "leak", "excluded")  # reasons that are no fault of the file
 
 
 class TooManyRejectedError(InputError):
-    """More files are faulty than `data.max_rejected` allows."""
+    """More files are invalid than `data.max_rejected` allows."""
 
 
-def kind(reason: str) -> str:
+def reason_category(reason: str) -> str:
     """The part of a reason before its detail."""
     return reason.partition(":")[0]
 
 
-def check_invalid_fraction(rejected: Mapping[str, str], sound: int, most: float) -> None:
-    """Raise TooManyRejectedError, with a summary, when the share of faulty files is above `most`.
-
-    sound: photographs that were decoded.
-    """
-    faulty = {path: reason for path, reason in rejected.items() if kind(reason) not in LEFT_OUT}
-    share = len(faulty) / max(1, len(faulty) + sound)
-    if share > most:
-        counts = Counter(kind(reason) for reason in faulty.values()).most_common()
+def check_invalid_fraction(rejected: Mapping[str, str], decoded: int, most: float) -> None:
+    """Raise TooManyRejectedError, with a summary, when the fraction of invalid files is above `most`."""
+    invalid = {path: reason for path, reason in rejected.items() if reason_category(reason) not in NOT_INVALID}
+    fraction = len(invalid) / max(1, len(invalid) + decoded)
+    if fraction > most:
+        counts = Counter(reason_category(reason) for reason in invalid.values()).most_common()
         summary = ", ".join(f"{count} {name}" for name, count in counts)
-        path, reason = min(faulty.items())
+        path, reason = min(invalid.items())
         raise TooManyRejectedError(
-            f"data.max_rejected: expected at most {most:.1%} faulty files, got {share:.1%} ({len(faulty)} of "
-            f"{len(faulty) + sound}): {summary}; the first is {path} ({reason}), all are in data/processed/rejected.csv"
+            f"data.max_rejected: expected at most {most:.1%} invalid files, got {fraction:.1%} ({len(invalid)} of "
+            f"{len(invalid) + decoded}): {summary}; the first is {path} ({reason}), all are in data/processed/rejected.csv"
         )
 
 
-def check_no_class_lost(listed: Sequence[ImageRecord], kept: Sequence[ImageRecord]) -> None:
-    """Raise TooManyRejectedError when a class has lost its last photograph: the model must not quietly know fewer classes."""
-    lost = {one.label for one in listed} - {one.label for one in kept}
+def check_no_class_lost(records: Sequence[ImageRecord], kept: Sequence[ImageRecord]) -> None:
+    """Raise TooManyRejectedError when a class has no image left: the model must not quietly know fewer classes."""
+    lost = {record.label for record in records} - {record.label for record in kept}
     for label in sorted(lost, key=natural_sort_key):
         raise TooManyRejectedError(
-            f"class {label}: expected photographs that can be used, got none: data/processed/rejected.csv says why"
+            f"class {label}: expected valid images, got none left: data/processed/rejected.csv has the reasons"
         )
 
 
 def summarize(
     listing: ImageIndex,
     decoded: DecodedImages,
-    links: Sequence[DuplicatePair],
+    pairs: Sequence[DuplicatePair],
     groups: Sequence[str],
     splits: Mapping[int, str],
     rejected: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    """Nested counts; shares in 0..1. splits: row of `decoded` -> split, for the rows that are stored."""
+    """Nested counts; fractions in 0..1. splits: row of `decoded` -> split, for the rows of the processed dataset."""
     rows = list(splits)
-    labels = [decoded.listed[row].label for row in rows]
+    labels = [decoded.records[row].label for row in rows]
     classes = sorted(set(labels), key=natural_sort_key)
-    faulty = sum(kind(reason) not in LEFT_OUT for reason in rejected.values())
-    files = len(decoded.listed) + len(listing.rejected) + len(decoded.rejected)
-    sizes = np.array([(decoded.facts[row].width, decoded.facts[row].height) for row in rows])
+    invalid = sum(reason_category(reason) not in NOT_INVALID for reason in rejected.values())
+    files = len(decoded.records) + len(listing.rejected) + len(decoded.rejected)
+    sizes = np.array([(decoded.metadata[row].width, decoded.metadata[row].height) for row in rows])
     group_sizes = Counter(groups[row] for row in rows)
-    near = [link for link in links if link.kind == NEAR]
+    near = [pair for pair in pairs if pair.kind == NEAR]
     return {
         "synthetic": listing.synthetic,
         "files": files,
@@ -77,63 +74,48 @@ def summarize(
         "classes": {name: labels.count(name) for name in classes},
         "rejected": {
             "total": len(rejected),
-            "faulty": faulty,
-            "faulty_share": faulty / files,
-            "reasons": dict(Counter(kind(reason) for reason in rejected.values())),
+            "faulty": invalid,
+            "faulty_share": invalid / files,
+            "reasons": dict(Counter(reason_category(reason) for reason in rejected.values())),
         },
         "other_files": listing.other_files,
         "excluded": listing.excluded,
         "label_fixes": listing.label_fixes,
-        "official_test": {"found": listing.official_test, "used": sum(decoded.listed[row].split == TEST for row in rows)},
+        "official_test": {
+            "found": listing.official_test,
+            "used": sum(decoded.records[row].split == TEST for row in rows),
+        },
         "duplicates": {
-            "copies": sum(link.kind == COPY for link in links),
-            "near": len({row for link in near for row in (link.first, link.second)}),
+            "copies": sum(pair.kind == COPY for pair in pairs),
+            "near": len({row for pair in near for row in (pair.first, pair.second)}),
             "near_links": len(near),
-            "conflicting_labels": len(find_label_conflicts(decoded.listed, links)),
+            "conflicting_labels": len(find_label_conflicts(decoded.records, pairs)),
         },
         "groups": {
             "total": len(group_sizes),
             "largest": max(group_sizes.values()),
             "of_several": sum(size > 1 for size in group_sizes.values()),
-            "images_with_known_patient": sum(bool(decoded.listed[row].patient) for row in rows),
+            "images_with_known_patient": sum(bool(decoded.records[row].patient) for row in rows),
         },
-        "splits": {name: _split(decoded, groups, splits, classes, name) for name in SPLITS},
-        "crops": dict(Counter(decoded.facts[row].region.kind for row in rows)),
-        "modes": dict(Counter(decoded.facts[row].mode for row in rows)),
-        "stain_guess": dict(Counter(decoded.facts[row].stain for row in rows)),
+        "splits": {name: _split_summary(decoded, groups, splits, classes, name) for name in SPLITS},
+        "cropped": sum(not decoded.metadata[row].crop_box.is_whole for row in rows),
+        "crops": dict(Counter(decoded.metadata[row].crop_box.kind for row in rows)),
+        "modes": dict(Counter(decoded.metadata[row].mode for row in rows)),
+        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows)),
         "shorter_side": {
             "smallest": int(sizes.min()),
             "median": float(np.median(sizes.min(1))),
             "largest": int(sizes.min(1).max()),
         },
-        "nearest_in_train": _leak_check(decoded.thumbnails[rows], list(splits.values()), seed),
+        "nearest_in_train": leakage_check(decoded.thumbnails[rows], list(splits.values()), seed),
     }
 
 
-def describe(metrics: Mapping[str, Any]) -> str:
-    """What `summarize` found, in a few lines for whoever started the stage."""
-
-    def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-
-    rejected, leak, official = metrics["rejected"], metrics["nearest_in_train"], metrics["official_test"]
-    return (
-        f"{metrics['images']} photographs in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
-        f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; of test "
-        f"{leak['test']['alike_share']:.1%} look nearly like one in train, drawn picture by picture it would be "
-        f"{leak['test_if_drawn_by_picture']['alike_share']:.1%}\n"
-        f"left out of {metrics['files']} files: {listed(rejected['reasons'])}; data/processed/rejected.csv names each\n"
-        f"labels fixed: {metrics['label_fixes']['applied']}; "
-        f"in conflict: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}; "
-        f"official test pictures: {official['found']} found, {official['used']} used; other files: {metrics['other_files']}"
-    )
-
-
-def _split(
+def _split_summary(
     decoded: DecodedImages, groups: Sequence[str], splits: Mapping[int, str], classes: Sequence[str], name: str
 ) -> dict[str, Any]:
     rows = [row for row, split in splits.items() if split == name]
-    labels = [decoded.listed[row].label for row in rows]
+    labels = [decoded.records[row].label for row in rows]
     return {
         "images": len(rows),
         "share": len(rows) / len(splits),
@@ -142,16 +124,20 @@ def _split(
     }
 
 
-def _leak_check(thumbnails: np.ndarray, split: list[str], seed: int) -> dict[str, Any]:
-    """How alike the nearest training picture is, beside the same for splits of these sizes drawn picture by picture."""
-    shuffled = np.random.default_rng(seed).permutation(np.array(split)).tolist()
-    check: dict[str, Any] = {"alike_from": ALIKE}
-    for name in (VAL, TEST):
-        for title, drawn in ((name, split), (f"{name}_if_drawn_by_picture", shuffled)):
-            nearest = nearest_in_train(thumbnails, drawn, name)
-            check[title] = {
-                "median": round(float(np.median(nearest)), 4),
-                "highest": round(float(nearest.max()), 4),
-                "alike_share": float((nearest >= ALIKE).mean()),
-            }
-    return check
+def format_summary(metrics: Mapping[str, Any]) -> str:
+    """What `summarize` found, in a few lines for the terminal."""
+
+    def listed(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    rejected, leakage, official = metrics["rejected"], metrics["nearest_in_train"], metrics["official_test"]
+    return (
+        f"{metrics['images']} images in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
+        f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; near-duplicates of training "
+        f"images in test: {leakage['test']['alike_share']:.1%} (image-level random split: "
+        f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})\n"
+        f"rejected of {metrics['files']} files: {listed(rejected['reasons'])}; see data/processed/rejected.csv\n"
+        f"label corrections: {metrics['label_fixes']['applied']}; "
+        f"label conflicts: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}; "
+        f"official test images: {official['found']} found, {official['used']} used; ignored files: {metrics['other_files']}"
+    )

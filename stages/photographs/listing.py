@@ -1,7 +1,7 @@
-"""Which photographs there are, what their labels are, and which files are none: the source, walked or read from a table.
+"""Which images there are, what their labels are, and which files are none: the source, walked or read from a table.
 
-Nothing here opens a photograph. Every file under the source, or every one that the table names, ends up in exactly one of
-`ImageIndex.photographs`, `ImageIndex.rejected` or the count `ImageIndex.other_files`.
+Nothing here opens an image. Every file under the source, or every one that the table names, ends up in exactly one of
+`ImageIndex.images`, `ImageIndex.rejected` or the count `ImageIndex.other_files`.
 """
 
 import csv
@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 
 from stages.core.dataset import SPLITS
 from stages.core.errors import InputError
-from stages.core.params import Data
+from stages.core.params import DataParams
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # a photograph by its name
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # an image by its name
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, like all names that begin with a dot
-TEST_FOLDER = "test"  # the challenge's test pictures lie in test/test, without a class folder, so no class can have this name
+TEST_FOLDER = "test"  # the competition's test images lie in test/test, without a class folder: no class can have this name
 UNLABELLED_FOLDER = "test_stg2"  # those of its second stage, whose labels were never published: no class either
-SYNTHETIC = "SYNTHETIC.txt"  # in a source of drawn pictures: every report on them says so
+SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report on them says so
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
 
@@ -30,7 +30,7 @@ class SourceError(InputError):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One file that should be a photograph. path: relative to the source, posix; patient and split: "" when not given."""
+    """One file that should be an image. path: relative to the source, posix; patient and split: "" when not given."""
 
     path: str
     file: Path
@@ -41,9 +41,9 @@ class ImageRecord:
 
 @dataclass
 class ImageIndex:
-    """photographs: sorted by path; rejected: path -> "kind: detail"; the rest are counts for the metrics."""
+    """images: sorted by path; rejected: path -> "kind: detail"; the rest are counts for the metrics."""
 
-    photographs: list[ImageRecord]
+    images: list[ImageRecord]
     rejected: dict[str, str]
     synthetic: bool = False
     other_files: int = 0
@@ -52,36 +52,37 @@ class ImageIndex:
     excluded: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
 
 
-def list_images(data: Data) -> ImageIndex:
-    """The photographs of `data.source` with their labels, fixes, exclusions and patients applied.
+def list_images(data: DataParams) -> ImageIndex:
+    """The images of `data.source` with their labels, label corrections, exclusions and patients applied.
 
-    Raises SourceError when the source is missing, holds no photographs or one class only, or a table is malformed.
+    Raises:
+        SourceError: when the source is missing, holds no images or one class only, or a table is malformed.
     """
     source = Path(data.source)
     if not source.is_dir():
         got = "a file" if source.exists() else "nothing there"
-        raise SourceError(f"data.source: {source}: expected a folder of photographs, got {got}")
+        raise SourceError(f"data.source: {source}: expected a folder of images, got {got}")
     # Tables in the source are watched by DVC with the source.
     table, exclude, groups = (_table_in(source, data, key) for key in ("table", "exclude", "groups"))
     if table and data.test == "official":
         raise SourceError(f"data.test: expected split with a table (its column split may name the test), got {data.test}")
     listing = _from_table(source, table) if table else _from_folders(source, official=data.test == "official")
-    listing.synthetic = (source / SYNTHETIC).exists()
+    listing.synthetic = (source / SYNTHETIC_MARKER).exists()
     _exclude(listing, exclude)
-    _fix_labels(listing, Path(data.label_fixes))
-    _name_patients(listing, groups, data.group_pattern)
-    listing.photographs.sort(key=lambda one: one.path)
-    classes = {one.label for one in listing.photographs}
+    _apply_label_corrections(listing, Path(data.label_fixes))
+    _assign_patients(listing, groups, data.group_pattern)
+    listing.images.sort(key=lambda record: record.path)
+    classes = {record.label for record in listing.images}
     if len(classes) < 2:
-        found = f"{len(listing.photographs)} photographs of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
+        found = f"{len(listing.images)} images of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
         if listing.rejected:  # links to the class folders, for example
             path, reason = min(listing.rejected.items())
             found += f", and {len(listing.rejected)} that can't be used, the first is {path} ({reason})"
-        raise SourceError(f"data.source: {source}: expected photographs of at least two classes, got {found}")
+        raise SourceError(f"data.source: {source}: expected images of at least two classes, got {found}")
     return listing
 
 
-def _table_in(source: Path, data: Data, key: str) -> Path | None:
+def _table_in(source: Path, data: DataParams, key: str) -> Path | None:
     name = getattr(data, key)
     if name == "none":
         return None
@@ -91,50 +92,58 @@ def _table_in(source: Path, data: Data, key: str) -> Path | None:
 
 
 def _from_folders(source: Path, official: bool) -> ImageIndex:
-    """The label of a photograph is the name of the folder that holds it, at any depth."""
-    root, listing, solutions, tests = source.resolve(), ImageIndex([], {}), [], []
+    """The label of an image is the name of the folder that holds it, at any depth."""
+    root, index, solutions = source.resolve(), ImageIndex([], {}), []
+    tests: list[ImageRecord] = []
 
     def unreadable(error: OSError) -> None:
-        listing.rejected[_relative(Path(error.filename), source)] = f"unreadable: {error.strerror}"
+        index.rejected[_relative(Path(error.filename), source)] = f"unreadable: {error.strerror}"
 
     for folder, subfolders, names in os.walk(source, onerror=unreadable):
         subfolders.sort()
         here = Path(folder)
         for name in subfolders:
             if (here / name).is_symlink():  # os.walk doesn't follow it: it may lead outside or in a circle
-                listing.rejected[_relative(here / name, source)] = "link: to a folder"
-        holds_photographs = any(Path(name).suffix.lower() in SUFFIXES for name in names)
+                index.rejected[_relative(here / name, source)] = "link: to a folder"
+        has_images = any(Path(name).suffix.lower() in SUFFIXES for name in names)
         for name in sorted(names):
             file, path = here / name, _relative(here / name, source)
             if name == SOLUTION:
                 solutions.append(file)
-            if name.startswith(".") or name.lower() in SYSTEM_FILES or not holds_photographs or here.name == UNLABELLED_FOLDER:
-                listing.other_files += 1
-            elif file.suffix.lower() not in SUFFIXES:
-                if here == source:
-                    listing.other_files += 1  # tables and notes beside the class folders
-                else:
-                    listing.rejected[path] = f"not a photograph: by its name, {file.suffix or 'no suffix'}"
-            elif here == source:
-                listing.rejected[path] = "no class: lies outside the class folders"
-            elif reason := _unsafe(file, root):
-                listing.rejected[path] = reason
+            if not has_images or _is_ignored(file, source):
+                index.other_files += 1
+            elif reason := _rejection_by_place(file, source) or _rejection_reason(file, root):
+                index.rejected[path] = reason
             elif here.name == TEST_FOLDER:
                 tests.append(ImageRecord(path, file, label="", split="test"))
             else:
-                listing.photographs.append(ImageRecord(path, file, here.name))
-    listing.official_test = len(tests)
+                index.images.append(ImageRecord(path, file, here.name))
+    index.official_test = len(tests)
     if official:
-        _add_official_test(listing, source, tests, solutions)
-    return listing
+        _add_official_test(index, source, tests, solutions)
+    return index
+
+
+def _is_ignored(file: Path, source: Path) -> bool:
+    """Files that belong to the system, to tables in the image root, or to images without published labels."""
+    system = file.name.startswith(".") or file.name.lower() in SYSTEM_FILES
+    table = file.parent == source and file.suffix.lower() not in SUFFIXES
+    return system or table or file.parent.name == UNLABELLED_FOLDER
+
+
+def _rejection_by_place(file: Path, source: Path) -> str:
+    """Why a file is no labeled image by its name or folder, or ""."""
+    if file.suffix.lower() not in SUFFIXES:
+        return f"not an image: by its name, {file.suffix or 'no suffix'}"
+    return "no class: lies outside the class folders" if file.parent == source else ""
 
 
 def _relative(file: Path, source: Path) -> str:
-    """Posix path below the source. Bytes that are no UTF-8 are shown as \\x.. so that every table can hold the name."""
+    r"""Posix path below the source. Bytes that are no UTF-8 are shown as \\x.. so that every table can hold the name."""
     return file.relative_to(source).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _unsafe(file: Path, root: Path) -> str:
+def _rejection_reason(file: Path, root: Path) -> str:
     """Why a file must not be opened, or ""."""
     try:
         os.fsdecode(file).encode("utf-8")
@@ -155,8 +164,8 @@ def _unsafe(file: Path, root: Path) -> str:
 def _add_official_test(listing: ImageIndex, source: Path, tests: list[ImageRecord], solutions: list[Path]) -> None:
     if not tests or len(solutions) != 1:
         raise SourceError(
-            f"data.test: official: expected pictures in test/test and one {SOLUTION} below {source}, "
-            f"got {len(tests)} pictures and {len(solutions)} such files"
+            f"data.test: official: expected images in test/test and one {SOLUTION} below {source}, "
+            f"got {len(tests)} images and {len(solutions)} such files"
         )
     labels, file = {}, solutions[0]
     for number, row in _read_table(file, "image_name"):
@@ -164,12 +173,12 @@ def _add_official_test(listing: ImageIndex, source: Path, tests: list[ImageRecor
         if len(chosen) != 1:
             raise SourceError(f"{file}: line {number}: expected 1 for exactly one class, got {len(chosen)}")
         labels[row["image_name"]] = chosen[0]
-    for one in tests:
-        label = labels.pop(one.file.name, None)
+    for record in tests:
+        label = labels.pop(record.file.name, None)
         if label is None:
-            listing.rejected[one.path] = f"no class: not in {SOLUTION}"
+            listing.rejected[record.path] = f"no class: not in {SOLUTION}"
         else:
-            listing.photographs.append(replace(one, label=label))
+            listing.images.append(replace(record, label=label))
     for name in labels:
         listing.rejected[f"{TEST_FOLDER}/{name}"] = f"missing: named in {SOLUTION}"
 
@@ -188,10 +197,10 @@ def _from_table(source: Path, table: Path) -> ImageIndex:
             )
         seen.add(path)
         file = source / path
-        if reason := _unsafe(file, root):
+        if reason := _rejection_reason(file, root):
             listing.rejected[path] = reason
         else:
-            listing.photographs.append(ImageRecord(path, file, row["label"].strip(), row.get("group", "").strip(), split))
+            listing.images.append(ImageRecord(path, file, row["label"].strip(), row.get("group", "").strip(), split))
     return listing
 
 
@@ -199,30 +208,30 @@ def _exclude(listing: ImageIndex, table: Path | None) -> None:
     if not table:
         return
     unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(table, "path")}
-    kept = [one for one in listing.photographs if one.path not in unwanted]
-    applied = len(listing.photographs) - len(kept)
+    kept = [record for record in listing.images if record.path not in unwanted]
+    applied = len(listing.images) - len(kept)
     listing.excluded = {"applied": applied, "not_found": len(unwanted) - applied}
-    listing.rejected |= {one.path: f"excluded: by {table.name}" for one in listing.photographs if one.path in unwanted}
-    listing.photographs = kept
+    listing.rejected |= {record.path: f"excluded: by {table.name}" for record in listing.images if record.path in unwanted}
+    listing.images = kept
 
 
-def _fix_labels(listing: ImageIndex, table: Path) -> None:
+def _apply_label_corrections(listing: ImageIndex, table: Path) -> None:
     fixes = {}
     for number, row in _read_table(table, "path", "label"):
         fixes[_checked_path(row["path"], table, number)] = row["label"].strip()
-    classes = {one.label for one in listing.photographs}
-    for index, one in enumerate(listing.photographs):
-        label = fixes.get(one.path)
+    classes = {record.label for record in listing.images}
+    for index, record in enumerate(listing.images):
+        label = fixes.get(record.path)
         if label is None:
             continue
         if label not in classes:
-            raise SourceError(f"{table}: {one.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}")
-        listing.photographs[index] = replace(one, label=label)
+            raise SourceError(f"{table}: {record.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}")
+        listing.images[index] = replace(record, label=label)
         listing.label_fixes["applied"] += 1
     listing.label_fixes["not_found"] = len(fixes) - listing.label_fixes["applied"]
 
 
-def _name_patients(listing: ImageIndex, table: Path | None, pattern: str) -> None:
+def _assign_patients(listing: ImageIndex, table: Path | None, pattern: str) -> None:
     """A table path,patient comes first; the pattern speaks where the table is silent."""
     patients = {}
     if table:
@@ -235,18 +244,18 @@ def _name_patients(listing: ImageIndex, table: Path | None, pattern: str) -> Non
     if expression and expression.groups < 1:
         raise SourceError(f"data.group_pattern: expected one (group) that names the patient, got {pattern!r}")
     in_table = in_pattern = 0
-    for index, one in enumerate(listing.photographs):
-        match = expression.search(one.path) if expression else None
-        in_table += one.path in patients
+    for index, record in enumerate(listing.images):
+        match = expression.search(record.path) if expression else None
+        in_table += record.path in patients
         in_pattern += match is not None
-        patient = one.patient or patients.get(one.path) or (match and match[1]) or ""
-        listing.photographs[index] = replace(one, patient=patient)
-    # A table or pattern made for other photographs would leave every patient unknown without a word.
-    count = len(listing.photographs)
+        patient = record.patient or patients.get(record.path) or (match and match[1]) or ""
+        listing.images[index] = replace(record, patient=patient)
+    # A table or pattern made for other images would silently leave every patient unknown.
+    count = len(listing.images)
     if count and table and not in_table:
-        raise SourceError(f"data.groups: {table}: expected paths of the source's photographs, got none of {count}")
+        raise SourceError(f"data.groups: {table}: expected paths of the source's images, got none of {count}")
     if count and expression and not in_pattern:
-        raise SourceError(f"data.group_pattern: expected a match in the photographs' paths, got none in {count}: {pattern!r}")
+        raise SourceError(f"data.group_pattern: expected a match in the images' paths, got none in {count}: {pattern!r}")
 
 
 def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
@@ -254,13 +263,14 @@ def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="")
-            missing = [name for name in required if name not in (reader.fieldnames or ())]
+            columns = reader.fieldnames or ()
+            missing = [name for name in required if name not in columns]
             if missing:
-                raise SourceError(f"{file}: expected the columns {', '.join(required)}, got {reader.fieldnames}")
+                raise SourceError(f"{file}: expected the columns {', '.join(required)}, got {', '.join(columns) or 'none'}")
             rows = []
             for row in reader:
                 if None in row:  # where DictReader puts what has no column
-                    raise SourceError(f"{file}: line {reader.line_num}: expected {len(reader.fieldnames)} fields, got more")
+                    raise SourceError(f"{file}: line {reader.line_num}: expected {len(columns)} fields, got more")
                 rows.append((reader.line_num, row))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -1,4 +1,4 @@
-"""What must be known of a trained model to use it honestly: how pictures are cut for it, and what it was measured at."""
+"""What must be known of a trained model to use it: its preprocessing, and the accuracy it was evaluated at."""
 
 import dataclasses
 import json
@@ -10,8 +10,9 @@ import yaml
 
 from stages.core.errors import InputError
 from stages.core.files import md5
+from stages.core.paths import METRICS, PREDICTIONS, PROCESSED, weights_path
 
-LOCK, METRICS, DATA = Path("dvc.lock"), Path("metrics/evaluate.json"), Path("metrics/data.json")
+LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class ModelCard:
     md5: str
     crop: str  # as data.crop
     usable_part: float  # as data.usable_part
-    synthetic: bool  # trained on drawn pictures
+    synthetic: bool  # trained on synthetic images
     norm: str  # as attack.norm
-    eps: float  # budget that it was attacked with, in units of the norm for pixels in [0, 1]
-    images: int  # test photographs that it was measured on
-    confidence: float  # level of the intervals
+    eps: float  # that it was attacked with, in pixel units
+    images: int  # test images that it was evaluated on
+    confidence: float  # confidence level of the intervals
     clean_accuracy: Estimate
-    robust_accuracy_worst: Estimate  # right under every attack that was tried
+    robust_accuracy_worst: Estimate  # worst case over all attacks
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -45,41 +46,42 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
         fields = json.loads(text)
-        return cls(**{key: Estimate(**value) if isinstance(value, dict) else value for key, value in fields.items()})
+        estimates = {key: Estimate(**value) for key, value in fields.items() if isinstance(value, dict)}
+        return cls(**(fields | estimates))
 
-    def notice(self) -> str:
-        """What everybody who gets an answer of the model must be told."""
-        robust = self.robust_accuracy_worst
-        budget = {"linf": f"{255 * self.eps:.3g}/255 on each pixel value", "l2": f"{self.eps:.3g} in Euclidean length"}
-        return (
-            f"Measured on {self.images} test photographs: {self.clean_accuracy.value:.1%} right, and {robust.value:.1%} "
-            f"({robust.low:.1%} to {robust.high:.1%}, {self.confidence:.0%} interval) after every attack tried of at most "
-            f"{budget[self.norm]}. This is no medical device."
-            + (" It was trained on drawn, synthetic pictures and says nothing about a patient." if self.synthetic else "")
+    def disclaimer(self) -> str:
+        """What must accompany every prediction of the model."""
+        clean, robust = self.clean_accuracy, self.robust_accuracy_worst
+        eps = f"L∞, ε = {255 * self.eps:.3g}/255" if self.norm == "linf" else f"L2, ε = {self.eps:.3g}"
+        text = (
+            f"Clean accuracy {_percent(clean)}, robust accuracy {_percent(robust)} under white-box attacks ({eps}), on "
+            f"{self.images} test images ({self.confidence:.0%} confidence intervals). Not a medical device."
         )
+        return text + (" Trained on synthetic images: the predictions have no clinical meaning." if self.synthetic else "")
 
 
-def weights_path(model: str) -> Path:
-    """The file of ``clean`` or ``adv``."""
-    return Path(f"data/models/{model}.safetensors")
+def _percent(estimate: Estimate) -> str:
+    return f"{estimate.value:.1%} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def read_card(model: str) -> ModelCard:
-    """The card of ``clean`` or ``adv`` in the current folder, from the files of the run that dvc.lock records.
+    """The card of one of MODELS in the current folder, from the files of the run that dvc.lock records.
 
-    Raises InputError when the weights, the tables that they were judged by and the metrics don't belong together.
+    Raises:
+        InputError: when weights, tables of predictions and metrics don't belong together.
     """
+    evaluation, inventory = METRICS / "evaluate.json", METRICS / "data.json"
     try:
         lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
-        metrics, data = (json.loads(path.read_text(encoding="utf-8")) for path in (METRICS, DATA))
+        metrics, data = (json.loads(path.read_text(encoding="utf-8")) for path in (evaluation, inventory))
         attacked, evaluated, prepared = lock[f"attack_eval@{model}"], lock["evaluate"], lock["preprocess"]
-        weights, tables, store = weights_path(model), Path(f"data/predictions/{model}"), Path("data/processed")
+        weights, tables = weights_path(model), PREDICTIONS / model
         chain = {
-            weights: (md5(weights), _recorded(attacked, "deps", weights)),
-            store: (_recorded(prepared, "outs", store), _recorded(attacked, "deps", store)),
-            tables: (_recorded(attacked, "outs", tables), _recorded(evaluated, "deps", tables)),
-            METRICS: (md5(METRICS), _recorded(evaluated, "outs", METRICS)),
-            DATA: (md5(DATA), _recorded(prepared, "outs", DATA)),
+            weights: (md5(weights), _locked_md5(attacked, "deps", weights)),
+            PROCESSED: (_locked_md5(prepared, "outs", PROCESSED), _locked_md5(attacked, "deps", PROCESSED)),
+            tables: (_locked_md5(attacked, "outs", tables), _locked_md5(evaluated, "deps", tables)),
+            evaluation: (md5(evaluation), _locked_md5(evaluated, "outs", evaluation)),
+            inventory: (md5(inventory), _locked_md5(prepared, "outs", inventory)),
         }
         for path, (found, recorded) in chain.items():
             if found != recorded:
@@ -95,15 +97,17 @@ def read_card(model: str) -> ModelCard:
             eps=metrics["eps"],
             images=metrics["n"],
             confidence=float(evaluated["params"]["params.yaml"]["evaluate"]["confidence"]),
-            **{
-                name: Estimate(part[name], part[f"{name}_low"], part[f"{name}_high"])
-                for name in ("clean_accuracy", "robust_accuracy_worst")
-            },
+            clean_accuracy=_estimate(part, "clean_accuracy"),
+            robust_accuracy_worst=_estimate(part, "robust_accuracy_worst"),
         )
     except (FileNotFoundError, KeyError) as error:
         raise InputError(f"{error}: expected the results of a whole `dvc repro`, got none") from None
 
 
-def _recorded(stage: dict[str, Any], kind: str, path: Path) -> str:
+def _estimate(metrics: dict[str, Any], name: str) -> Estimate:
+    return Estimate(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"])
+
+
+def _locked_md5(stage: dict[str, Any], kind: str, path: Path) -> str:
     """The digest that dvc.lock has of a file or folder."""
     return {entry["path"]: entry["md5"] for entry in stage[kind]}[path.as_posix()]

@@ -1,4 +1,4 @@
-"""From a photograph's bytes to an answer: what preprocess does to the pixels, then the network. For use after training."""
+"""From an image file's bytes to a prediction: what preprocess does to the pixels, then the classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from stages.models.inference import predict_logits
 from stages.photographs.decoding import decode_image
 from stages.serving.card import ModelCard
 
-BATCH = 64  # pictures in one pass
+BATCH = 64  # images in one forward pass
 
 
 class ImagePredictor:
@@ -22,16 +22,20 @@ class ImagePredictor:
         self.model, self.card = classifier.load(weights), card
         self.classes, self.size = self.model.classes, self.model.image_size
 
-    def pixels(self, content: bytes) -> np.ndarray:
-        """A photograph's file -> uint8 (size, size, 3), the very pixels that preprocess stores; ImageDecodeError."""
+    def preprocess(self, content: bytes) -> np.ndarray:
+        """A file's bytes -> uint8 (size, size, 3), the very pixels that the stage preprocess stores.
+
+        Raises:
+            ImageDecodeError: when the bytes give no usable image.
+        """
         return decode_image(content, self.size, self.card.crop, self.card.usable_part).pixels
 
-    def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def predict_proba(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """N times uint8 (size, size, 3) -> float32 (N, K), in the order of the classes."""
-        answers = [np.empty((0, len(self.classes)), np.float32)]
+        batches = [np.empty((0, len(self.classes)), np.float32)]
         for start in range(0, len(pixels), BATCH):
             images = np.stack(pixels[start : start + BATCH])  # (B, size, size, 3)
             rows = np.arange(len(images))
-            x, _ = DatasetSplit(images, np.zeros(len(images), np.int64), rows).batch(rows, torch.device("cpu"))
-            answers.append(predict_logits(self.model, x).softmax(1).numpy())
-        return np.concatenate(answers)
+            x, _ = DatasetSplit(images, np.zeros(len(images), np.int64), rows).load(rows, torch.device("cpu"))
+            batches.append(predict_logits(self.model, x).softmax(1).numpy())
+        return np.concatenate(batches)

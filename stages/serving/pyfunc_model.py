@@ -1,8 +1,8 @@
-"""The model that MLflow loads and serves: published as this file, the weights and the card beside it. No pickle.
+"""The model that MLflow loads and serves: published as this file, the weights and the card. No pickle.
 
-A request has one column, ``image``: a photograph's file in base64, or the nested list of a uint8 array (size, size, 3) such
-as the store has. Each answer names the class, the probabilities, and the robust accuracy that the model was measured at.
-What is no such picture is refused with status 400 and the reason.
+A request has one column, ``image``: an image file in base64, or the nested list of a uint8 array (size, size, 3) as in the
+processed dataset. Each prediction has the class, the probabilities, and the model's measured robust accuracy. What is no such
+image is refused with status 400 and the reason.
 """
 
 import base64
@@ -21,26 +21,29 @@ from stages.photographs.decoding import ImageDecodeError
 from stages.serving.card import ModelCard
 from stages.serving.predictor import ImagePredictor
 
-MAX_BYTES = 32 * 2**20  # of one photograph
+MAX_BYTES = 32 * 2**20  # of one image
 
 
 class ServedModel(PythonModel):
+    """Predicts on images that come as base64 or as arrays."""
+
     def load_context(self, context: Any) -> None:
         card = ModelCard.from_json(Path(context.artifacts["card"]).read_text(encoding="utf-8"))
-        self.classifier = ImagePredictor(Path(context.artifacts["weights"]), card)
+        self.predictor = ImagePredictor(Path(context.artifacts["weights"]), card)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> list[dict[str, Any]]:
-        """One answer for each row of the column ``image``: base64 text, bytes, or a uint8 array.
+        """One prediction for each row of the column ``image``: base64 text, bytes, or a uint8 array.
 
-        Raises MlflowException, which the server answers with status 400.
+        Raises:
+            MlflowException: for an invalid image; the server then responds with status 400.
         """
         pixels = []
-        for row, image in enumerate(model_input["image"]):
+        for number, image in enumerate(model_input["image"]):
             try:
                 pixels.append(self._pixels(image))
             except (ImageDecodeError, ValueError) as error:
-                raise MlflowException.invalid_parameter_value(f"image {row}: {error}") from None
-        card = self.classifier.card
+                raise MlflowException.invalid_parameter_value(f"image {number}: {error}") from None
+        card = self.predictor.card
         measured = dataclasses.asdict(card.robust_accuracy_worst) | {
             "norm": card.norm,
             "eps": card.eps,
@@ -49,25 +52,25 @@ class ServedModel(PythonModel):
         }
         return [
             {
-                "class": self.classifier.classes[int(answer.argmax())],
-                "probabilities": dict(zip(self.classifier.classes, map(float, answer), strict=True)),
+                "class": self.predictor.classes[int(row.argmax())],
+                "probabilities": dict(zip(self.predictor.classes, map(float, row), strict=True)),
                 "robust_accuracy": measured,
-                "notice": card.notice(),
+                "notice": card.disclaimer(),
             }
-            for answer in self.classifier.probabilities(pixels)
+            for row in self.predictor.predict_proba(pixels)
         ]
 
     def _pixels(self, image: Any) -> np.ndarray:
-        """uint8 (size, size, 3); raises ValueError or ImageDecodeError."""
+        """The image as uint8 (size, size, 3); raises ValueError or ImageDecodeError."""
         if isinstance(image, str | bytes):
             if len(image) > MAX_BYTES:
-                raise ValueError(f"expected a photograph of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes")
+                raise ValueError(f"expected an image of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes")
             try:
                 content = base64.b64decode(image, validate=True) if isinstance(image, str) else image
             except binascii.Error as error:
                 raise ValueError(f"expected base64, got an error: {error}") from None
-            return self.classifier.pixels(content)
-        array, shape = np.array(image), (self.classifier.size, self.classifier.size, 3)  # a ragged list is a ValueError
+            return self.predictor.preprocess(content)
+        array, shape = np.array(image), (self.predictor.size, self.predictor.size, 3)  # a ragged list is a ValueError
         if array.shape != shape or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
             raise ValueError(f"expected base64 or whole numbers 0..255 of shape {shape}, got {array.dtype} {array.shape}")
         return array.astype(np.uint8)

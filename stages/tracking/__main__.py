@@ -1,11 +1,14 @@
-"""Log to MLflow what could not be logged when it was computed.  Run: python -m stages.tracking"""
+"""Log to MLflow what could not be logged when it was computed.
+
+Run: python -m stages.tracking
+"""
 
 import json
 import subprocess
 import sys
 from typing import Any
 
-from stages.core.params import flatten, load_all
+from stages.core.params_file import flatten, load_params
 from stages.tracking import stage_outputs
 from stages.tracking.stage_logging import current_session
 
@@ -15,28 +18,28 @@ def main() -> int:
 
     Returns 1 if some are not up to date.
     """
-    stale, session, params = _stale(), current_session(), flatten(load_all())
+    outdated, session, params = _outdated_stages(), current_session(), flatten(load_params())
     for stage in stage_outputs.stage_names():
-        if stage in stale:
-            print(f"{stage}: not logged: `dvc status` calls its files out of date")
-        elif session.find({"stage": stage, "content": stage_outputs.content_of(stage_outputs.written(stage))}):
+        if stage in outdated:
+            print(f"{stage}: skipped: outputs are out of date (run `dvc repro`)")
+        elif session.find({"stage": stage, "content": stage_outputs.digest_files(stage_outputs.output_files(stage))}):
             print(f"{stage}: logged already")
         else:
-            sections = tuple(f"{key}." for key in stage_outputs.entries(stage, "params"))
+            sections = tuple(f"{key}." for key in stage_outputs.dvc_entries(stage, "params"))
             # Where and with what it ran isn't in the files, so no environment.
             session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
             print(f"{stage}: logged")
-    if not stale and session.log_pipeline():
+    if not outdated and session.log_pipeline():
         print("the pipeline: logged")
-    return bool(stale)
+    return bool(outdated)
 
 
-def _stale() -> dict[str, Any]:
-    """Stages whose files don't belong to the present code, data and params, for DVC."""
-    asked = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        raise SystemExit(f"expected an answer of `dvc status`, got an error: {asked.stderr.strip()}")
-    return json.loads(asked.stdout)
+def _outdated_stages() -> dict[str, Any]:
+    """Stages whose outputs DVC calls out of date."""
+    status = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
+    if status.returncode:
+        raise SystemExit(f"`dvc status` failed: {status.stderr.strip()}")
+    return json.loads(status.stdout)
 
 
 if __name__ == "__main__":

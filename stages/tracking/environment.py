@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from stages.core.params import load_all
+from stages.core.params_file import load_params
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
 CODE = ("stages", "dvc.yaml", "requirements.txt")  # what "uncommitted" is about: params have a place, results always differ
@@ -36,6 +36,6 @@ def environment_tags() -> dict[str, str]:
     torch = sys.modules.get("torch")  # a stage that never imported it ran on the CPU
     cpu = torch.cpu.get_capabilities().get("cpu_name", "cpu") if torch else "cpu"
     tags["device"] = f"{cpu}, {os.cpu_count()} cores, {platform.machine()}"
-    if torch and load_all().runtime.device != "cpu" and torch.cuda.is_available():
+    if torch and load_params().runtime.device != "cpu" and torch.cuda.is_available():
         tags["device"] = torch.cuda.get_device_name()
     return tags

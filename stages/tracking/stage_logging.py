@@ -1,10 +1,10 @@
-"""What the stages tell MLflow: one run for every stage that was executed, below one parent run for the whole pipeline.
+"""What the stages log to MLflow: a child run for every stage that was executed, below one parent run of the whole pipeline.
 
 What is logged is read from the files that dvc.yaml lists for the stage: nothing is named twice, and what could not be logged
 (no server, no space) is logged later from the same files by ``python -m stages.tracking``.
 
-A rerun that wrote the same bytes changes nothing in MLflow, a stage that was killed goes on in the run that it had begun, and
-results that contradict a run (other code, another machine) get a run of their own; the old one is marked ``superseded``.
+A rerun that wrote the same bytes changes nothing in MLflow, an interrupted stage resumes its run, and results that contradict a
+run (other code, another machine) get a new one; the old one is marked ``superseded``.
 """
 
 import atexit
@@ -14,17 +14,18 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stages.core.params import flatten, load_all
+from stages.core.params_file import flatten, load_params
 from stages.tracking import stage_outputs
+from stages.tracking.connection import open_session
 from stages.tracking.environment import environment_tags
-from stages.tracking.mlflow_runs import MlflowSession, open_session
+from stages.tracking.mlflow_runs import MlflowSession
 
-_failed = False  # told once
+_failed = False  # then nothing is tried again
 
 
-def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+def _log_errors_only(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
-    def guarded(stage: str, *args: Any) -> None:
+    def logging_errors_only(stage: str, *args: Any) -> None:
         global _failed
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return  # one of several training processes speaks for all
@@ -36,25 +37,25 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
                 logging.getLogger(__name__).warning(text, stage, type(error).__name__, str(error).partition("\n")[0])
             _failed = True
 
-    return guarded
+    return logging_errors_only
 
 
-@_guarded
+@_log_errors_only
 def log_epoch(stage: str, row: Mapping[str, Any]) -> None:
     """Log one epoch of a training under way: numbers by name, among them ``epoch``. Never raises."""
-    if not _failed and load_all().runtime.tracking:
-        session, scores = current_session(), stage_outputs.epoch_scores([row])
+    if not _failed and load_params().runtime.tracking:
+        session, metrics = current_session(), stage_outputs.epoch_metrics([row])
         with session.lock:  # SQLite gives up after 20 s of other writers; on a busy machine workers of a queue reach that
-            session.add(session.run_for(stage, scores), scores)
+            session.log_new_metrics(session.find_or_start_run(stage, metrics), metrics)
 
 
-@_guarded
+@_log_errors_only
 def log_stage(stage: str, params: Any) -> None:
     """Log what a stage has written, as its last act. Never raises.
 
-    ``stage`` is its name in DVC, ``attack_eval@clean`` for an item of a matrix; ``params`` what ``load_params`` gave it.
+    ``stage`` is its name in DVC, ``attack_eval@clean`` for an item of a matrix; ``params`` what ``load_stage_params`` gave it.
     """
-    if load_all().runtime.tracking:
+    if load_params().runtime.tracking:
         session = current_session()
         with session.lock:
             session.log_stage(stage, flatten(params), environment_tags())
@@ -66,8 +67,8 @@ def current_session() -> MlflowSession:
     session = open_session()
 
     @atexit.register
-    def abandon_the_unfinished() -> None:
+    def mark_unfinished_runs_killed() -> None:
         for stage in session.runs:
-            _guarded(session.abandon)(stage)
+            _log_errors_only(session.mark_killed)(stage)
 
     return session

@@ -6,24 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.params import Augment
+from stages.core.params import AugmentParams
 
-GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # weights of ITU-R BT.601
 
 
-def augment(x: Tensor, p: Augment, draws: Tensor) -> Tensor:
-    """Flip, turn, zoom and shift in one resampling, then change the colours: pictures have no upright side and no fixed light.
+def augment(x: Tensor, p: AugmentParams, random: Tensor) -> Tensor:
+    """Flip, rotate, zoom and shift in one resampling, then color jitter: images have no upright side and no fixed light.
 
     Args:
         x: (B, 3, H, W) in [0, 1].
-        draws: (B, 8) uniform in [0, 1): all the randomness there is, so that the caller owns the seed.
+        p: the largest changes.
+        random: (B, 8) uniform in [0, 1): all the randomness there is, so that the caller owns the seed.
 
-    Returns: (B, 3, H, W) in [0, 1].
+    Returns:
+        (B, 3, H, W) in [0, 1].
     """
-    flip, turn, zoom, dx, dy, brightness, contrast, saturation = draws.to(x.device).unbind(1)  # (B,) each
+    flip, turn, zoom, dx, dy, brightness, contrast, saturation = random.to(x.device).unbind(1)  # (B,) each
     angle = (turn * 4).floor() * (math.pi / 2) * p.rotate90
     size = 1 + p.zoom * (2 * zoom - 1)
-    # Whole pixels: without zoom nothing is interpolated, and the network trains on pictures as sharp as it is tested on.
+    # Whole pixels: without zoom nothing is interpolated, and the network trains on images as sharp as it is tested on.
     shifts = [(p.shift * side * (2 * d - 1)).round() * 2 / side for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))]
     mirror = torch.where((flip < 0.5) & torch.tensor(p.flip, device=x.device), -1.0, 1.0)
     cos, sin = angle.cos().round(decimals=6) * size, angle.sin().round(decimals=6) * size
@@ -37,11 +39,11 @@ def augment(x: Tensor, p: Augment, draws: Tensor) -> Tensor:
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
-    def factor(draw: Tensor, spread: float) -> Tensor:
-        return (1 + spread * (2 * draw - 1)).view(-1, 1, 1, 1)
+    def factor(value: Tensor, spread: float) -> Tensor:
+        return (1 + spread * (2 * value - 1)).view(-1, 1, 1, 1)
 
-    grey = (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)  # (B, 1, H, W)
-    x = grey + (x - grey) * factor(saturation, p.saturation)
+    gray = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)  # (B, 1, H, W)
+    x = gray + (x - gray) * factor(saturation, p.saturation)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + (x - mean) * factor(contrast, p.contrast)
     return (x * factor(brightness, p.brightness)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""One training loop for both models: what is done to a batch, the ``TrainingMethod``, is the only difference."""
+"""The training loop of both models; what is done to a batch, the `TrainingMethod`, is the only difference."""
 
 import copy
 import math
@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,66 +18,72 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.core.checkpoints import Checkpoint
-from stages.core.params import Training
-from stages.models.batches import DatasetSplit, class_weights, epoch_indices
+from stages.core.params import TrainingParams
+from stages.models.batches import DatasetSplit, class_weights, epoch_positions
 from stages.models.classifier import Classifier, fuse_batchnorm
 from stages.training.augmentation import augment
 from stages.training.optimization import Learner
-from stages.training.validation import Row, Validation, judge
+from stages.training.validation import EpochMetrics, Validation, validate
 
-Perturb = Callable[[nn.Module, Tensor, Tensor, float, Tensor], Tensor]  # (model, x, y, eps, noise) -> x_adv
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> losses (B,)
-Losses = Callable[[nn.Module, Tensor, Tensor, Tensor, Criterion], tuple[Tensor, Tensor]]  # -> losses (B,), logits (B, K)
 
 
-def adversarial_loss(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
-    """The criterion on the perturbed pictures alone."""
-    logits = model(x_adv)
-    return criterion(logits, y), logits
-
-
-@dataclass(frozen=True)
 class TrainingMethod:
-    """What is done to a batch; without arguments clean training, for the others see adversarial.py.
+    """What is done to a batch. As it stands: standard training; `methods.py` has adversarial training.
 
-    perturb: (model, x, y, eps, noise) -> x_adv; noise is uniform in [-1, 1] and the same in all replays of a batch.
-    losses: (model, x, x_adv, y, criterion) -> losses (B,), logits (B, K) for the training accuracy.
-    moved_weights: (fabric, model, loss of a model) -> context in which the gradient of the weights is taken.
-    replays: steps in a row on the same batch; an epoch has as many steps as ever, on as many times fewer pictures.
-    eps: full budget, reached after the first ``eps_ramp`` of all steps.
-    clean_share: share of every batch that is left as it is.
+    Attributes:
+        needs_noise: whether `perturb` uses noise.
+        replays: steps in a row on the same batch; an epoch keeps its number of steps, on as many times fewer images.
+        eps: full budget, reached after the fraction ``eps_ramp`` of all steps.
+        eps_ramp: see ``eps``.
+        clean_fraction: fraction of every batch that stays clean.
     """
 
-    perturb: Perturb | None = None
-    losses: Losses = adversarial_loss
-    moved_weights: Callable[[Fabric, nn.Module, Callable[[nn.Module], Tensor]], AbstractContextManager[None]] = lambda *_: (
-        nullcontext()
-    )
+    needs_noise = False
     replays: int = 1
     eps: float = 0.0
     eps_ramp: float = 0.0
-    clean_share: float = 0.0
+    clean_fraction: float = 0.0
 
-    def budget(self, step: int, total: int) -> float:
-        """eps at this step of all: from 0 in a line to full.
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
+        """x_adv (B, 3, H, W); noise is uniform in [-1, 1]."""
+        return x
 
-        Full eps from the first step is a known failure when the start isn't a robust model (arXiv:2509.23325).
+    def losses(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+        """Losses (B,), and logits (B, K) for the training accuracy: by default the criterion on x_adv alone."""
+        logits = model(x_adv)
+        return criterion(logits, y), logits
+
+    def weight_perturbation(
+        self, fabric: Fabric, model: nn.Module, loss: Callable[[nn.Module], Tensor]
+    ) -> AbstractContextManager[None]:
+        """A context in which the gradient with respect to the weights is computed."""
+        return nullcontext()
+
+    def update_noise(self, noise: Tensor, gradient: Tensor) -> Tensor:
+        """The noise of the batch's next replay, from the gradient of the training loss at x_adv."""
+        return noise
+
+    def eps_at(self, step: int, total: int) -> float:
+        """The eps of this step of all: from 0 linearly to full.
+
+        Full eps from the first step is a known failure when the initial weights aren't robust (arXiv:2509.23325).
         """
         return self.eps * min(1.0, step / (self.eps_ramp * total)) if self.eps_ramp else self.eps
 
 
 @dataclass(frozen=True)
-class Result:
-    """The chosen weights, the epoch they are of, and one row per epoch."""
+class TrainingResult:
+    """The selected weights, their epoch, and the metrics of all epochs."""
 
     state: dict[str, Tensor]
     epoch: int
-    history: list[Row]
+    history: list[EpochMetrics]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
-    """This process's share of a batch of ``size``; the first ``clean`` pictures of it stay as they are."""
+    """This process's part of a batch of ``size`` images; the first ``clean`` images of it stay clean."""
 
     x: Tensor
     y: Tensor
@@ -87,89 +92,129 @@ class Batch:
     size: int
 
 
+@dataclass
+class Best:
+    """The best epoch so far."""
+
+    score: tuple[float, ...] = (-math.inf,)
+    epoch: int = 0
+    state: dict[str, Tensor] | None = None
+
+
 def load_batch(
-    fabric: Fabric, train: DatasetSplit, positions: np.ndarray, p: Training, method: TrainingMethod, draws: torch.Generator
+    fabric: Fabric,
+    train: DatasetSplit,
+    positions: np.ndarray,
+    p: TrainingParams,
+    method: TrainingMethod,
+    generator: torch.Generator,
 ) -> Batch:
-    """Random numbers are drawn for the whole batch, then shared out: how many processes there are changes no picture."""
+    """Random numbers are drawn for the whole batch, then divided: the number of processes changes no image."""
     size, mine = len(positions), slice(fabric.global_rank, None, fabric.world_size)
-    changes = torch.rand(size, 8, generator=draws, device=fabric.device)
-    x, y = train.batch(positions[mine], fabric.device)
+    changes = torch.rand(size, 8, generator=generator, device=fabric.device)
+    x, y = train.load(positions[mine], fabric.device)
     x = augment(x, p.augment, changes[mine])
-    shape = (size, *x.shape[1:]) if method.perturb else (size, 0)
-    noise = torch.rand(shape, generator=draws, device=fabric.device).mul_(2).sub_(1)
-    clean = len(range(math.floor(method.clean_share * size))[mine])
+    shape = (size, *x.shape[1:]) if method.needs_noise else (size, 0)
+    noise = torch.rand(shape, generator=generator, device=fabric.device).mul_(2).sub_(1)
+    clean = len(range(math.floor(method.clean_fraction * size))[mine])
     return Batch(x, y, noise[mine], clean, size)
 
 
-def perturbed(fabric: Fabric, model: nn.Module, batch: Batch, method: TrainingMethod, eps: float) -> Tensor:
-    if method.perturb is None:
-        return batch.x
-    some = slice(batch.clean, None)
-    with fabric.autocast():
-        x_adv = method.perturb(model, batch.x[some], batch.y[some], eps, batch.noise[some])
-    return torch.cat([batch.x[: batch.clean], x_adv])
-
-
 def train_epoch(
-    fabric: Fabric, learner: Learner, train: DatasetSplit, p: Training, method: TrainingMethod, seed: int, epoch: int, last: Row
-) -> Row:
-    """One epoch of steps; ``last`` is the row before, for the progress bar.
+    fabric: Fabric,
+    learner: Learner,
+    train: DatasetSplit,
+    p: TrainingParams,
+    method: TrainingMethod,
+    seed: int,
+    epoch: int,
+    previous: EpochMetrics,
+) -> EpochMetrics:
+    """One epoch of steps; every random number comes from (seed, epoch).
 
-    Every random number comes from (seed, epoch). Raises FloatingPointError when the loss is not finite, in all processes.
+    Args:
+        fabric: device, precision and processes.
+        learner: what is trained.
+        train: the training images.
+        p: of the training.
+        method: what is done to a batch.
+        seed: of the run.
+        epoch: from 0.
+        previous: the metrics of the epoch before, for the progress bar.
+
+    Raises:
+        FloatingPointError: when the loss is not finite, in all processes.
     """
-    classes = len(learner.inner.classes)
+    classes = len(learner.module.classes)
     weights = class_weights(train.labels[train.rows], classes) if p.balance == "loss" else np.ones(classes)
-    weight_of = torch.tensor(weights, dtype=torch.float32, device=fabric.device)
+    class_weight = torch.tensor(weights, dtype=torch.float32, device=fabric.device)
     criterion = partial(F.cross_entropy, reduction="none", label_smoothing=p.label_smoothing)
 
     def mean_loss(model: nn.Module, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         losses, logits = method.losses(model, batch.x, x_adv, batch.y, criterion)
-        # Gradients are averaged over processes, whose shares may differ by a picture.
-        return (losses * weight_of[batch.y]).sum() * (fabric.world_size / batch.size), logits
+        # Gradients are averaged over processes, whose parts may differ by an image.
+        return (losses * class_weight[batch.y]).sum() * (fabric.world_size / batch.size), logits
+
+    def loss_of(model: nn.Module) -> Tensor:
+        return mean_loss(model, batch, x_adv)[0]
 
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(epoch_seed)  # for dropout layers, which know no other generator
-    order = epoch_indices(train, classes, p.balance, torch.Generator().manual_seed(epoch_seed))
-    draws = torch.Generator(fabric.device).manual_seed(epoch_seed)  # where so many numbers are drawn fastest
+    order = epoch_positions(train, classes, p.balance, torch.Generator().manual_seed(epoch_seed))
+    generator = torch.Generator(fabric.device).manual_seed(epoch_seed)  # where so many numbers are drawn fastest
     steps = steps_per_epoch(train, p)
-    losses, correct, seen = torch.zeros(steps, device=fabric.device), torch.zeros((), device=fabric.device), 0
+    step_losses = torch.zeros(steps, device=fabric.device)
+    correct, seen = torch.zeros((), device=fabric.device), 0
     learner.model.train()
     show = sys.stderr.isatty() and fabric.is_global_zero
-    with tqdm(
-        desc=f"epoch {epoch + 1}/{p.epochs}", total=steps * p.batch_size, unit=" images", leave=False, disable=not show
-    ) as bar:
+    title, images = f"epoch {epoch + 1}/{p.epochs}", steps * p.batch_size
+    with tqdm(desc=title, total=images, unit=" images", leave=False, disable=not show) as bar:
         for step in range(steps):
             if step % method.replays == 0:
                 first = step // method.replays * p.batch_size
-                batch = load_batch(fabric, train, order[first : first + p.batch_size], p, method, draws)
-            eps = method.budget(epoch * steps + step, p.epochs * steps)
-            x_adv = perturbed(fabric, learner.inner, batch, method, eps)
-            loss_of = partial(mean_loss, batch=batch, x_adv=x_adv)
-            with method.moved_weights(fabric, learner.inner, lambda model, loss_of=loss_of: loss_of(model)[0]):
-                loss, logits = loss_of(learner.model)
+                batch = load_batch(fabric, train, order[first : first + p.batch_size], p, method, generator)
+            eps = method.eps_at(epoch * steps + step, p.epochs * steps)
+            attacked = slice(batch.clean, None)
+            with fabric.autocast():
+                perturbed = method.perturb(learner.module, batch.x[attacked], batch.y[attacked], eps, batch.noise[attacked])
+            perturbed.requires_grad_(method.replays > 1)
+            x_adv = torch.cat([batch.x[: batch.clean], perturbed]) if batch.clean else perturbed
+            with method.weight_perturbation(fabric, learner.module, loss_of):
+                loss, logits = mean_loss(learner.model, batch, x_adv)
                 learner.backward(loss)
             learner.step()
+            if perturbed.grad is not None:  # it is replayed
+                batch.noise[attacked] = method.update_noise(batch.noise[attacked], perturbed.grad)
             # Nothing is read back before the epoch's end, so that a GPU never waits for this process.
-            losses[step], seen, correct = loss.detach(), seen + batch.size, correct + (logits.argmax(1) == batch.y).sum()
+            step_losses[step] = loss.detach()
+            correct += (logits.argmax(1) == batch.y).sum()
+            seen += batch.size
             if show:
-                bar.set_postfix({"loss": f"{losses[: step + 1].mean():.3f}", **_accuracies(last)}, refresh=False)
+                bar.set_postfix({"loss": f"{step_losses[: step + 1].mean():.3f}", **_accuracies(previous)}, refresh=False)
                 bar.update(batch.size)
-    losses = fabric.all_reduce(losses, reduce_op="mean")
-    correct = fabric.all_reduce(correct, reduce_op="sum")
-    if (wrong := (~losses.isfinite()).nonzero()).numel():
+    step_losses = reduced(fabric, step_losses, "mean")
+    correct = reduced(fabric, correct, "sum")
+    if len(invalid := (~step_losses.isfinite()).nonzero()):
         raise FloatingPointError(
-            f"epoch {epoch + 1}, step {wrong[0].item() + 1}: expected a finite loss, got {losses[wrong[0]].item()}; "
-            "lower lr or set clip_norm; the state of the epoch before is kept"
+            f"epoch {epoch + 1}, step {invalid[0].item() + 1}: expected a finite loss, got {step_losses[invalid[0]].item()}; "
+            "lower lr or set clip_norm; the checkpoint of the epoch before is kept"
         )
-    return {"train_loss": losses.mean().item(), "train_accuracy": correct.item() / seen}
+    return {"train_loss": step_losses.mean().item(), "train_accuracy": correct.item() / seen}
 
 
-def _accuracies(row: Row) -> dict[str, str]:
+def reduced(fabric: Fabric, values: Tensor, operation: str) -> Tensor:
+    """The values of all processes, reduced elementwise."""
+    result = fabric.all_reduce(values, reduce_op=operation)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _accuracies(row: EpochMetrics) -> dict[str, str]:
     return {name: f"{row[f'val_{name}_accuracy']:.3f}" for name in ("clean", "robust") if row}
 
 
-def steps_per_epoch(train: DatasetSplit, p: Training) -> int:
-    """Steps of an epoch: the rest of a shuffled epoch is left out, for a batch of one breaks BatchNorm."""
+def steps_per_epoch(train: DatasetSplit, p: TrainingParams) -> int:
+    """The rest of a shuffled epoch is left out, for a batch of one breaks BatchNorm."""
     return max(1, len(train) // p.batch_size)
 
 
@@ -178,66 +223,66 @@ def fit(
     model: Classifier,
     train: DatasetSplit,
     validation: Validation,
-    p: Training,
+    p: TrainingParams,
     *,
     method: TrainingMethod,
     seed: int,
     checkpoint: Checkpoint,
-    on_epoch: Callable[[Row], None] = lambda row: None,
-) -> Result:
-    """Train, judge every epoch, and return the weights of the epoch with the best validation score.
+    on_epoch: Callable[[EpochMetrics], None],
+) -> TrainingResult:
+    """Train, validate every epoch, and return the weights of the epoch with the best validation score.
 
-    A run that was killed goes on from its last epoch and ends with the same bits as one that was not.
+    A run that was interrupted resumes from its last epoch and is bit-identical to an uninterrupted one.
 
-    Raises FloatingPointError when the loss is not finite, naming epoch and step.
+    Raises:
+        FloatingPointError: when the loss is not finite; the message names epoch and step.
     """
     steps = steps_per_epoch(train, p)
     learner = Learner(fabric, model, p, p.epochs * steps)
-    history: list[Row] = []
-    best: dict[str, Any] = {"score": (-math.inf,), "epoch": 0, "state": {}}
-    if (last := checkpoint.load()) is not None:
-        learner.load_state_dict(last["learner"])
-        history, best = last["history"], last["best"]
-        fabric.print(f"going on after epoch {len(history)} of {p.epochs}")
+    history: list[EpochMetrics] = []
+    best = Best()
+    if (saved := checkpoint.load()) is not None:
+        learner.load_state_dict(saved["learner"])
+        history, best = saved["history"], Best(tuple(saved["best"]["score"]), saved["best"]["epoch"], saved["best"]["state"])
+        fabric.print(f"resuming after epoch {len(history)}/{p.epochs}")
 
-    while len(history) < p.epochs and not _reason_to_stop(history, best["epoch"], p, validation):
+    while len(history) < p.epochs and not _stop_reason(history, best.epoch, p, validation):
         epoch = len(history)
         row = {
             "epoch": epoch + 1,
             "lr": learner.lr,
-            "eps": method.budget((epoch + 1) * steps, p.epochs * steps),
+            "eps": method.eps_at((epoch + 1) * steps, p.epochs * steps),
             **train_epoch(fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}),
         }
-        # All processes have the same weights: one judges, and tells the others.
-        row |= fabric.broadcast(
-            judge(fabric, fuse_batchnorm(learner.judged), validation, seed, p.batch_size * 2) if fabric.is_global_zero else {}
-        )
-        history.append(row | validation.watch([*history, row]))
-        if (score := validation.score(row)) > tuple(best["score"]):
-            best = {"score": score, "epoch": epoch + 1, "state": copy.deepcopy(learner.judged.state_dict())}
+        # All processes have the same weights: one validates and broadcasts the metrics.
+        fused = fuse_batchnorm(learner.eval_model)
+        row |= fabric.broadcast(validate(fabric, fused, validation, seed, p.batch_size * 2) if fabric.is_global_zero else {})
+        history.append(row | validation.history_metrics([*history, row]))
+        if (score := validation.score(row)) > best.score:
+            best = Best(score, epoch + 1, copy.deepcopy(learner.eval_model.state_dict()))
         if fabric.is_global_zero:
-            checkpoint.save({"learner": learner.state_dict(), "history": history, "best": best})
+            checkpoint.save({"learner": learner.state_dict(), "history": history, "best": vars(best)})
             on_epoch(history[-1])
         fabric.print(
-            f"epoch {epoch + 1:3d}/{p.epochs}  loss {row['train_loss']:.3f}  validation: clean {row['val_clean_accuracy']:.3f}"
-            f"  attacked {row['val_robust_accuracy']:.3f}{'  (best)' if best['epoch'] == epoch + 1 else ''}",
+            f"epoch {epoch + 1:3d}/{p.epochs}  loss {row['train_loss']:.3f}  val: accuracy {row['val_clean_accuracy']:.3f}"
+            f"  robust accuracy {row['val_robust_accuracy']:.3f}{'  (best)' if best.epoch == epoch + 1 else ''}",
             flush=True,
         )
-    if reason := _reason_to_stop(history, best["epoch"], p, validation):
-        fabric.print(f"stopped after epoch {len(history)} of {p.epochs}, keeping epoch {best['epoch']}: {reason}")
-    return Result(best["state"], best["epoch"], history)
+    if reason := _stop_reason(history, best.epoch, p, validation):
+        fabric.print(f"stopped after epoch {len(history)}/{p.epochs}, keeping epoch {best.epoch}: {reason}")
+    return TrainingResult(best.state or {}, best.epoch, history)
 
 
-def _reason_to_stop(history: Sequence[Row], best_epoch: int, p: Training, validation: Validation) -> str:
-    if history and (alarm := validation.alarm(history)):
-        return alarm
+def _stop_reason(history: Sequence[EpochMetrics], best_epoch: int, p: TrainingParams, validation: Validation) -> str:
+    if history and (reason := validation.stop_reason(history)):
+        return reason
     if p.patience and len(history) - best_epoch >= p.patience:
         return f"no better validation score for {p.patience} epochs"
     return ""
 
 
-def write_history(file: Path, result: Result) -> None:
-    """One row per epoch; ``chosen`` is 1 in the row of the weights that were kept."""
+def write_history(file: Path, result: TrainingResult) -> None:
+    """One row per epoch; ``chosen`` is 1 in the row of the selected weights."""
     table = pd.DataFrame(result.history)
     table["chosen"] = (table["epoch"] == result.epoch).astype(int)
     file.parent.mkdir(parents=True, exist_ok=True)

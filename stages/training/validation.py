@@ -1,6 +1,6 @@
-"""How an epoch is judged: on validation photographs, clean and attacked, in eval mode."""
+"""Validation after every epoch: clean and under attack, in eval mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,19 @@ from stages.attacks.perturbations import pgd
 from stages.models.batches import DatasetSplit
 from stages.models.inference import frozen_eval_mode
 
-Row = dict[str, float]
+EpochMetrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Judge by PGD within ``eps`` of ``norm``, ``steps`` steps of eps / 4, on the first ``images`` pictures of ``split``.
+    """What is measured after each epoch, and what follows from it; as it stands, for standard training.
 
-    score: of a row; the weights with the largest (a tuple) are kept.
-    measures: (model, x, y, eps, noise, norm) -> name -> (B,): further columns, by their means over the pictures.
-    watch: of all rows up to now -> further columns of the last.
-    alarm: of all rows up to now -> why training must stop; empty if it need not.
+    Attributes:
+        split: the validation images; all of them are evaluated clean.
+        norm: of the attack, PGD with steps of eps / 4.
+        eps: of the attack.
+        steps: of the attack.
+        images: how many are attacked, the first ones.
     """
 
     split: DatasetSplit
@@ -32,33 +34,47 @@ class Validation:
     eps: float
     steps: int
     images: int
-    score: Callable[[Row], tuple[float, ...]]
-    measures: Callable[[nn.Module, Tensor, Tensor, float, Tensor, str], dict[str, Tensor]] = lambda *_: {}
-    watch: Callable[[Sequence[Row]], Row] = lambda history: {}
-    alarm: Callable[[Sequence[Row]], str] = lambda history: ""
+
+    def score(self, row: EpochMetrics) -> tuple[float, ...]:
+        """The weights of the epoch with the largest one are kept: accuracy on few images is too coarse to tell epochs apart."""
+        return (-row["val_loss"],)
+
+    def image_metrics(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Name -> (B,) further metrics of attacked images, reported by their means."""
+        return {}
+
+    def history_metrics(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
+        """Further metrics of the last epoch that depend on those before."""
+        return {}
+
+    def stop_reason(self, history: Sequence[EpochMetrics]) -> str:
+        """Why training must stop after the last epoch; empty if it need not."""
+        return ""
 
 
-def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size: int) -> Row:
-    """Losses and accuracies on the validation pictures; attacked at the same budget and from the same noise every time."""
+def validate(fabric: Fabric, model: nn.Module, validation: Validation, seed: int, batch_size: int) -> EpochMetrics:
+    """Losses and accuracies on the validation images, attacked within the same eps and from the same noise every time."""
     labels: list[Tensor] = []
     clean: list[Tensor] = []
     attacked: list[Tensor] = []
-    measured: list[dict[str, Tensor]] = []
-    noise_source = torch.Generator().manual_seed(seed)
+    extra: list[dict[str, Tensor]] = []
+    generator = torch.Generator().manual_seed(seed)
     with frozen_eval_mode(model), fabric.autocast():
-        for start in range(0, len(v.split), batch_size):
-            x, y = v.split.batch(np.arange(start, min(start + batch_size, len(v.split))), fabric.device)
+        for start in range(0, len(validation.split), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(validation.split)))
+            x, y = validation.split.load(positions, fabric.device)
             labels.append(y)
             with torch.no_grad():
                 clean.append(model(x))
-            if (few := v.images - start) > 0:
-                x, y = x[:few], y[:few]
-                noise = torch.rand(x.shape, generator=noise_source).mul_(2).sub_(1).to(x)
-                # To the last step, also where it has succeeded: a loss at the boundary would flatter the weaker epoch.
-                x_adv = pgd(model, x, y, v.eps, noise, alpha=v.eps / 4, steps=v.steps, norm=v.norm)
+            if (left := validation.images - start) > 0:
+                x, y = x[:left], y[:left]
+                noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
+                # No early stop: a loss at the decision boundary would flatter the weaker epoch.
+                alpha, steps = validation.eps / 4, validation.steps
+                x_adv = pgd(model, x, y, validation.eps, noise, alpha=alpha, steps=steps, norm=validation.norm)
                 with torch.no_grad():
                     attacked.append(model(x_adv))
-                measured.append(v.measures(model, x, y, v.eps, noise, v.norm))
+                extra.append(validation.image_metrics(model, x, y, noise))
     y, logits, logits_adv = torch.cat(labels), torch.cat(clean), torch.cat(attacked)
     y_adv = y[: len(logits_adv)]
     return {
@@ -67,5 +83,5 @@ def judge(fabric: Fabric, model: nn.Module, v: Validation, seed: int, batch_size
         "val_balanced_accuracy": float(balanced_accuracy_score(y.cpu(), logits.argmax(1).cpu())),
         "val_robust_loss": F.cross_entropy(logits_adv, y_adv).item(),
         "val_robust_accuracy": (logits_adv.argmax(1) == y_adv).float().mean().item(),
-        **{name: torch.cat([part[name] for part in measured]).float().mean().item() for name in measured[0]},
+        **{name: torch.cat([batch[name] for batch in extra]).float().mean().item() for name in extra[0]},
     }

@@ -10,16 +10,17 @@ import torch
 
 from stages.attacks import runner, suite
 from stages.attacks.perturbations import margin_loss, pgd
-from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.suite import BudgetViolationError, per_image_noise, verify
+from stages.attacks.suite import BudgetViolationError, check_within_budget, per_image_noise
 from stages.core.checkpoints import Checkpoint, StepCache
-from stages.core.params import Attack, AttackEval
-from stages.core.predictions import check
+from stages.core.params import AttackEvalParams, ThreatModel
+from stages.core.predictions import validate_predictions
 from stages.models.batches import DatasetSplit
-from tests.conftest import SmallNet, attack_table, toy_store
+from tests.helpers.datasets import attack_predictions, under_attack
+from tests.helpers.models import SmallNet
 
 EPS = 8 / 255
-PARAMS = AttackEval(
+L2_EPS = 1.0  # attacks succeed on some of the toy images and not all
+PARAMS = AttackEvalParams(
     batch_size=7,
     noise_draws=3,
     bim_steps=5,
@@ -33,49 +34,49 @@ PARAMS = AttackEval(
     strict=False,
     examples=2,
 )
-L2 = 1.0  # a budget that breaks some of the toy pictures and not all
-
-
-@pytest.fixture
-def trained():
-    """A small net that knows the toy classes, so that an attack has something to break."""
-    store, model = toy_store(size=16), SmallNet()
-    x, y = DatasetSplit.of(store, "train").batch(np.arange(48), torch.device("cpu"))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return store, model.eval()
 
 
 def noise_for(x, seed=0):
     return per_image_noise(seed, np.arange(len(x)), x.shape[1:], x)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2)])
-@pytest.mark.parametrize("name", suite.attack_suite(PARAMS))
-def test_every_attack_keeps_its_budget(name, norm, eps, trained):
-    store, model = trained
-    x, y = DatasetSplit.of(store, "test").batch(np.arange(24), torch.device("cpu"))
-    attack, _ = suite.attack_suite(PARAMS, norm)[name]
+def images_of_test_split(dataset):
+    return DatasetSplit.from_dataset(dataset, "test").load(np.arange(24), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2_EPS)])
+@pytest.mark.parametrize("name", suite.attack_suite(PARAMS, norm="linf"))
+def test_every_attack_stays_within_budget_also_in_8_bits(name, norm, eps, trained):
+    dataset, model = trained
+    x, y = images_of_test_split(dataset)
+    attack, _ = suite.attack_suite(PARAMS, norm=norm)[name]
     x_adv = attack(model, x, y, eps, noise_for(x))
-    verify(x, x_adv, eps, name, norm)
-    eight = suite.quantize_8bit(x, x_adv)
-    verify(x, eight, eps, name, norm)
-    assert torch.allclose(eight * 255, (eight * 255).round(), atol=1e-4)
+    check_within_budget(x, x_adv, eps, norm=norm, name=name)
+    quantized = suite.quantize_8bit(x, x_adv)
+    check_within_budget(x, quantized, eps, norm=norm, name=name)
+    assert torch.allclose(quantized * 255, (quantized * 255).round(), atol=1e-4)
 
 
-def test_no_attack_helps_the_model_and_images_that_are_wrong_already_are_left_alone(trained, fabric):
-    store, model = trained
-    labels = store.labels.copy()
+@pytest.fixture
+def mislabeled(trained, fabric):
+    """Predictions where every fifth label is wrong, and the clean rows of the same images."""
+    dataset, model = trained
+    labels = dataset.labels.copy()
     labels[::5] = (labels[::5] + 1) % 3
-    manifest = store.manifest.assign(label=[store.classes[k] for k in labels])
-    store = dataclasses.replace(store, labels=labels, manifest=manifest)
-    table = attack_table(fabric, model, store, Attack("linf", EPS, (EPS,)), PARAMS)
+    manifest = dataset.manifest.assign(label=[dataset.classes[k] for k in labels])
+    dataset = dataclasses.replace(dataset, labels=labels, manifest=manifest)
+    table = attack_predictions(fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS,)), PARAMS)
     clean = table[table["attack"] == "none"].set_index("path")
-    clean = clean.loc[table["path"]].reset_index()
+    return table, clean.loc[table["path"]].reset_index()
+
+
+def test_no_attack_increases_the_margin(mislabeled):
+    table, clean = mislabeled
     assert (table["margin"] <= clean["margin"] + 1e-6).all()
+
+
+def test_misclassified_images_are_not_perturbed(mislabeled):
+    table, clean = mislabeled
     wrong = clean["label"] != clean["prediction"]
     assert wrong.any()
     assert (table.loc[wrong, "linf"] == 0).all()
@@ -83,151 +84,141 @@ def test_no_attack_helps_the_model_and_images_that_are_wrong_already_are_left_al
 
 
 def test_more_restarts_are_never_weaker(trained):
-    store, model = trained
-    x, y = DatasetSplit.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+    dataset, model = trained
+    x, y = images_of_test_split(dataset)
     for eps in (0.02, 0.05, 0.1, 0.2):
-        broken = [
-            margin_loss(model(suite.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r)), y) > suite.EARLY_STOP_MARGIN
-            for r in (1, 2, 4)
-        ]
-        assert (broken[0] <= broken[1]).all()
-        assert (broken[1] <= broken[2]).all()
+        adversarial = [suite.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r, norm="linf") for r in (1, 2, 4)]
+        success = [margin_loss(model(x_adv), y) > suite.EARLY_STOP_MARGIN for x_adv in adversarial]
+        assert (success[0] <= success[1]).all()
+        assert (success[1] <= success[2]).all()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2)])
-def test_batch_size_does_not_matter(norm, eps, trained, fabric):
-    store, model = trained
-    threat = Attack(norm, eps, (eps / 2, eps))
-    tables = [
-        attack_table(fabric, model, store, threat, dataclasses.replace(PARAMS, batch_size=b)).sort_values(
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", L2_EPS)])
+def test_predictions_do_not_depend_on_batch_size(norm, eps, trained, fabric):
+    dataset, model = trained
+    threat = ThreatModel(norm=norm, eps=eps, eps_grid=(eps / 2, eps))
+    first, *others = (
+        attack_predictions(fabric, model, dataset, threat, PARAMS.model_copy(update={"batch_size": size})).sort_values(
             ["path", "attack", "eps"], ignore_index=True
         )
-        for b in (1, 5, 24)
-    ]
-    for other in tables[1:]:
-        assert (tables[0]["prediction"] == other["prediction"]).all()
-        assert np.allclose(tables[0]["margin"], other["margin"], atol=1e-3)
+        for size in (1, 5, 24)
+    )
+    for other in others:
+        assert (first["prediction"] == other["prediction"]).all()
+        assert np.allclose(first["margin"], other["margin"], atol=1e-3)
 
 
-def test_table_keeps_the_contract_and_the_curve_falls(trained, fabric):
-    store, model = trained
-    grid = (2 / 255, 8 / 255, 32 / 255, 96 / 255)
-    table = check(attack_table(fabric, model, store, Attack("linf", 16 / 255, grid), PARAMS))
-    pgd_rows = table[table["attack"] == "pgd"].assign(right=lambda t: t["label"] == t["prediction"])
-    curve = pgd_rows.groupby("eps")["right"].mean()
-    assert len(curve) == 5  # attack.eps is attacked, in the grid or not
-    assert (np.diff(curve) <= 0).all()
-    assert curve.iloc[-1] < 0.1, "a budget of 96/255 must break nearly everything"
-    assert set(table[table["eps"] == 16 / 255]["attack"]) == {
-        "uniform_noise",
-        "gaussian_noise",
-        "fgsm",
-        "bim",
-        "pgd",
-        "aa-k3",
-    }
+def test_predictions_are_valid_and_robust_accuracy_falls_with_eps(trained, fabric):
+    dataset, model = trained
+    threat = ThreatModel(norm="linf", eps=16 / 255, eps_grid=(2 / 255, 8 / 255, 32 / 255, 96 / 255))
+    table = validate_predictions(attack_predictions(fabric, model, dataset, threat, PARAMS))
+    pgd_rows = table[table["attack"] == "pgd"].assign(correct=lambda t: t["label"] == t["prediction"])
+    robust_accuracy = pgd_rows.groupby("eps")["correct"].mean()
+    assert len(robust_accuracy) == 5  # attack.eps is attacked, in the grid or not
+    assert (np.diff(robust_accuracy) <= 0).all()
+    assert robust_accuracy.iloc[-1] < 0.1, "at 96/255 PGD must succeed on nearly every image"
+    attacks = {"uniform_noise", "gaussian_noise", "fgsm", "bim", "pgd", "aa-k3"}
+    assert set(table[table["eps"] == 16 / 255]["attack"]) == attacks
     assert (table["linf"] <= table["eps"] + 1e-6).all()
 
 
-class Killed(BaseException):
-    """Ends a run where a kill would."""
+class SimulatedCrash(BaseException):
+    """Ends a run as a killed process does."""
 
 
-def test_a_killed_attack_goes_on_where_it_was_with_the_same_table(trained, fabric, tmp_path, monkeypatch):
+def test_interrupted_attacks_resume_with_identical_predictions(trained, fabric, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    store, model = trained
-    threat = Attack("linf", EPS, (EPS / 2, EPS))
-    expected = attack_table(fabric, model, store, threat, PARAMS)
+    dataset, model = trained
+    threat = ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS))
+    expected = attack_predictions(fabric, model, dataset, threat, PARAMS)
     checkpoint = Checkpoint("attack_eval_clean", "key")
-    calls = []
+    original, attacks_run = runner.attack_remaining, []
 
-    def stop_after(count):
-        original = runner.attack_remaining
-
+    def crash_after(count):
         def counted(*args):
-            if len(calls) == count:
-                raise Killed
-            calls.append(args[2])  # the attack's name
+            if len(attacks_run) == count:
+                raise SimulatedCrash
+            attacks_run.append(args[2])  # the attack's name
             return original(*args)
 
-        monkeypatch.setattr(runner, "attack_remaining", counted)
-        return original
+        return counted
 
     for limit in (3, 8, 99):
-        original = stop_after(limit)
+        monkeypatch.setattr(runner, "attack_remaining", crash_after(limit))
         try:
-            with checkpoint.held(fabric):
-                table = attack_table(fabric, model, store, threat, PARAMS, journal=StepCache(checkpoint))
+            with checkpoint.lock(fabric):
+                table = attack_predictions(fabric, model, dataset, threat, PARAMS, cache=StepCache(checkpoint))
                 assert checkpoint.file.exists()
-        except Killed:
+        except SimulatedCrash:
             assert limit < 99
-        monkeypatch.setattr(runner, "attack_remaining", original)
     pd.testing.assert_frame_equal(table, expected, check_exact=True)
-    assert calls.count("pgd") == 2, "once for each budget: nothing that was finished is done again"
-    assert len(calls) == 11
+    assert attacks_run.count("pgd") == 2, "once for each eps: no finished step is repeated"
+    assert len(attacks_run) == 11
     assert not checkpoint.file.exists(), "nothing is left behind"
 
 
-def test_transfer_keeps_the_budget_and_needs_a_second_model(trained, fabric):
-    store, model = trained
+def test_transfer_stays_within_eps_and_is_weaker_than_white_box(trained, fabric):
+    dataset, model = trained
     torch.manual_seed(3)
-    split = DatasetSplit.of(store, "test")
-    source = ModelUnderAttack(fabric, SmallNet().eval(), SmallNet().eval(), split, "linf", 7, 0)
-    target = dataclasses.replace(source, model=model, twin=model)
+    source = dataclasses.replace(under_attack(fabric, SmallNet().eval(), dataset, batch_size=7), fused_model=SmallNet().eval())
+    target = dataclasses.replace(source, model=model, fused_model=model)
     positions = np.arange(0, 24, 3)
-    pairs = {"own": target, "twin": target}, {"other": target, "stranger": source}
-    tables = [runner.transfer(pair, store, 0.1, 10, positions, StepCache()) for pair in pairs]
-    own, other = tables[0].query("target == 'own'"), tables[1].query("target == 'other'")
-    assert list(own["path"]) == list(other["path"]) == list(store.manifest["path"].iloc[split.rows[positions]])
-    for table in (own, other):
+    pairs = {"target": target, "source": target}, {"target": target, "source": source}
+    tables = (runner.run_transfer_attacks(pair, dataset, 0.1, 10, positions, StepCache()) for pair in pairs)
+    white_box, transfer = (table.query("target == 'target'") for table in tables)
+    paths = list(dataset.manifest["path"].iloc[target.split.rows[positions]])
+    for table in (white_box, transfer):
+        assert list(table["path"]) == paths
         assert (table["linf"] <= 0.1 + 1e-6).all()
         assert set(table["attack"]) == {"transfer"}
-    assert (own["label"] == own["prediction"]).sum() < (other["label"] == other["prediction"]).sum()
+    correct = [(table["label"] == table["prediction"]).sum() for table in (white_box, transfer)]
+    assert correct[0] < correct[1]
 
 
 def test_noise_belongs_to_the_image():
     like = torch.zeros(1)
-    whole = per_image_noise(0, np.array([4, 9, 2]), torch.Size((3, 5, 5)), like)
-    part = per_image_noise(0, np.array([9]), torch.Size((3, 5, 5)), like)
-    for kind in ("uniform", "gaussian"):
-        assert torch.equal(whole(kind, 3)[1], part(kind, 3)[0])
-        assert not torch.equal(whole(kind, 3), whole(kind, 4))
-    assert whole("uniform", 0).abs().max() <= 1
+    batch = per_image_noise(0, np.array([4, 9, 2]), torch.Size((3, 5, 5)), like)
+    single = per_image_noise(0, np.array([9]), torch.Size((3, 5, 5)), like)
+    for distribution in ("uniform", "gaussian"):
+        assert torch.equal(batch(distribution, 3)[1], single(distribution, 3)[0])
+        assert not torch.equal(batch(distribution, 3), batch(distribution, 4))
+    assert batch("uniform", 0).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("change", "message"),
     [
         (lambda x: x[:1], "expected float32"),
         (lambda x: x.double(), "expected float32"),
         (lambda x: x * float("nan"), "expected finite pixels"),
         (lambda x: x + 1, r"expected pixels in \[0, 1\]"),
-        (lambda x: (x + 0.05).clamp(0, 1), "moved by at most eps"),
+        (lambda x: (x + 0.05).clamp(0, 1), r"expected perturbations of at most eps = 0\.04 \(linf\), got 0\.05"),
     ],
 )
-def test_verifier_refuses(broken, message):
+def test_budget_check_refuses_invalid_images(change, message):
     x = torch.rand(2, 3, 4, 4)
-    verify(x, (x + 0.04).clamp(0, 1), 0.04)
+    check_within_budget(x, (x + 0.04).clamp(0, 1), 0.04, norm="linf")
     with pytest.raises(BudgetViolationError, match=message):
-        verify(x, broken(x), 0.04)
+        check_within_budget(x, change(x), 0.04, norm="linf")
 
 
-def test_l2_budget_is_verified_in_l2():
+def test_l2_budget_is_measured_in_l2():
     x = torch.full((2, 3, 4, 4), 0.5)
-    moved = x + 0.1 / 48**0.5  # length 0.1
-    verify(x, moved, 0.1001, norm="l2")
-    with pytest.raises(BudgetViolationError, match=r"images moved in l2 by at most eps = 0\.09, got 0\."):
-        verify(x, moved, 0.09, norm="l2")
+    x_adv = x + 0.1 / 48**0.5  # a perturbation of norm 0.1
+    check_within_budget(x, x_adv, 0.1001, norm="l2")
+    with pytest.raises(BudgetViolationError, match=r"expected perturbations of at most eps = 0\.09 \(l2\), got 0\."):
+        check_within_budget(x, x_adv, 0.09, norm="l2")
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_agrees_with_foolbox(steps, trained):
-    """The same steps from the image itself; foolbox returns the last iterate, ours the best, so ours may only be stronger."""
-    store, model = trained
-    x, y = DatasetSplit.of(store, "test").batch(np.arange(24), torch.device("cpu"))
+def test_pgd_agrees_with_foolbox(steps, trained):
+    """The same steps from the image itself; foolbox returns the last iterate, ours the worst, so ours may only be stronger."""
+    dataset, model = trained
+    x, y = images_of_test_split(dataset)
     oracle = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     for eps in (0.02, 0.05, 0.1, 0.2):
-        theirs = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=False)(oracle, x, y, epsilons=eps)[2]
-        ours = margin_loss(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps)), y) > 0
-        assert (theirs <= ours).all()
-        assert abs(int(theirs.sum()) - int(ours.sum())) <= 1
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=False)
+        expected = attack(oracle, x, y, epsilons=eps)[2]
+        success = margin_loss(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps, norm="linf")), y) > 0
+        assert (expected <= success).all()
+        assert abs(int(expected.sum()) - int(success.sum())) <= 1

@@ -1,4 +1,4 @@
-"""The store's reader: what a sound store gives, and what each kind of damage says."""
+"""Reading the processed dataset: what a valid one gives, and what is said of each kind of damage."""
 
 import numpy as np
 import pytest
@@ -15,35 +15,39 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_reads_images_labels_and_splits(folder):
-    store = load_dataset(folder)
-    assert store.images.shape == (3, 4, 4, 3)
-    assert isinstance(store.images, np.memmap)
-    assert store.classes == ("Type_2", "Type_10")
-    assert store.labels.tolist() == [1, 0, 0]
-    assert store.indices("val").tolist() == [1]
+def test_load_dataset_gives_images_labels_and_splits(folder):
+    dataset = load_dataset(folder)
+    assert dataset.images.shape == (3, 4, 4, 3)
+    assert isinstance(dataset.images, np.memmap)
+    assert dataset.image_size == 4
+    assert dataset.classes == ("Type_2", "Type_10")
+    assert dataset.labels.tolist() == [1, 0, 0]
+    assert dataset.split_rows("val").tolist() == [1]
+
+
+def test_unknown_split_is_refused(folder):
     with pytest.raises(ValueError, match="expected a split out of train, val, test, got 'dev'"):
-        store.indices("dev")
+        load_dataset(folder).split_rows("dev")
 
 
-def test_class_names_are_names(folder):
+def test_class_names_stay_text(folder):
     (folder / MANIFEST).write_text(ROWS.replace("Type_10", "NA").replace("Type_2", "1"), encoding="utf-8")
     assert load_dataset(folder).classes == ("1", "NA")
 
 
-def test_natural_order():
+def test_natural_sort_order():
     names = ["Type_10", "b", "Type_2", "a", "2", "10", "Type_02", "", "²"]
     assert sorted(names, key=natural_sort_key) == ["", "2", "10", "a", "b", "Type_02", "Type_2", "Type_10", "²"]
 
 
 @pytest.mark.parametrize("name", [IMAGES, MANIFEST])
-def test_missing_part(folder, name):
+def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(DatasetError, match=f"{name}: expected a file written by preprocess, got none"):
         load_dataset(folder)
 
 
-def test_truncated_images(folder):
+def test_truncated_images_are_refused(folder):
     (folder / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:-1])
     with pytest.raises(DatasetError, match=r"images\.npy: expected a NumPy array, got"):
         load_dataset(folder)
@@ -57,7 +61,7 @@ def test_truncated_images(folder):
         (ROWS.replace("group", "patient"), "got none named group"),
     ],
 )
-def test_mismatch(folder, rows, message):
+def test_manifest_that_does_not_fit_is_refused(folder, rows, message):
     (folder / MANIFEST).write_text(rows, encoding="utf-8")
     with pytest.raises(DatasetError, match=message):
         load_dataset(folder)

@@ -1,4 +1,4 @@
-"""The tables survive the trip through a file, and a broken one is refused with a message that names it."""
+"""The tables survive the round trip through a file, and an invalid one is refused with a message that names it."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,11 @@ from stages.core.predictions import (
     COLUMNS,
     EXAMPLE_COLUMNS,
     PredictionsError,
-    check,
     classes_of,
     probabilities,
     read_examples,
     read_predictions,
+    validate_predictions,
     write_examples,
     write_predictions,
 )
@@ -28,7 +28,7 @@ def small_table(classes=("1", "NA", "3")) -> pd.DataFrame:
     return pd.DataFrame(rows)[[*COLUMNS, *(f"p_{c}" for c in classes)]]
 
 
-def test_round_trip_keeps_text_and_six_digits(tmp_path):
+def test_predictions_round_trip_keeps_text_and_six_digits(tmp_path):
     table = small_table()
     write_predictions(table, tmp_path)
     read = read_predictions(tmp_path)
@@ -57,20 +57,20 @@ def test_round_trip_keeps_text_and_six_digits(tmp_path):
         (lambda t: t.assign(group=list("abcd")), "expected one label and one group per path"),
     ],
 )
-def test_broken_table_is_refused(change, message):
+def test_invalid_predictions_are_refused(change, message):
     with pytest.raises(PredictionsError, match=message):
-        check(change(small_table()))
+        validate_predictions(change(small_table()))
 
 
-def test_a_dear_attack_may_cover_some_images_but_the_same_ones_at_each_budget():
+def test_subset_attack_must_cover_same_images_at_every_eps():
     table = small_table()
-    some = table.iloc[[1]].assign(attack="aa-k3")
-    check(pd.concat([table, some]))
+    subset = table.iloc[[1]].assign(attack="aa-k3")
+    validate_predictions(pd.concat([table, subset]))
     with pytest.raises(PredictionsError, match=r"aa-k3 at eps 0\.0313725: expected all 2 images, got 1"):
-        check(pd.concat([table, some, table.iloc[[1, 3]].assign(attack="aa-k3", eps=0.1)]))
+        validate_predictions(pd.concat([table, subset, table.iloc[[1, 3]].assign(attack="aa-k3", eps=0.1)]))
 
 
-def test_missing_or_empty_file_is_named(tmp_path):
+def test_missing_or_empty_predictions_file_is_named(tmp_path):
     with pytest.raises(PredictionsError, match=r"predictions\.csv: expected a table .* got no file"):
         read_predictions(tmp_path)
     (tmp_path / "predictions.csv").write_text("")
@@ -85,5 +85,8 @@ def test_examples_round_trip_even_without_rows(tmp_path):
     row = ("a.jpg", "pgd", 8 / 255, "1", "1", 0.9, "NA", 0.8, "0_original.png", "0_adversarial.png")
     write_examples(pd.DataFrame([row], columns=list(EXAMPLE_COLUMNS)), tmp_path)
     assert read_examples(tmp_path).loc[0, "adversarial_prediction"] == "NA"
+
+
+def test_examples_without_a_column_are_refused(tmp_path):
     with pytest.raises(PredictionsError, match="expected the columns path, attack"):
-        write_examples(empty.drop(columns="eps"), tmp_path)
+        write_examples(pd.DataFrame(columns=[name for name in EXAMPLE_COLUMNS if name != "eps"]), tmp_path)

@@ -1,6 +1,7 @@
-"""Tables of predictions with plausible numbers, made without any model, and a whole project folder around them."""
+"""Tables of predictions with plausible numbers, made without a model, and a whole project folder around them."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from stages.core.checks import grade
 from stages.core.predictions import (
     COLUMNS,
     EXAMPLE_COLUMNS,
@@ -17,7 +19,6 @@ from stages.core.predictions import (
     write_table,
     write_transfer,
 )
-from stages.evaluation.diagnostics import judge
 
 CLASSES = ("Type_1", "Type_2", "Type_3")
 EPS = 8 / 255
@@ -34,12 +35,15 @@ ENSEMBLE = {
     "seed": 0,
     "library": "pyautoattack 0.2.0",
 }
+# model.json
+DESCRIPTION = {"arch": "resnet50", "image_size": 64, "parameters": 23_514_179, "sha256": "0123456789abcdef" * 4}
 # The parts of metrics/data.json that the report reads.
 DATA = {
     "duplicates": {"copies": 2, "near": 9},
     "groups": {"images_with_known_patient": 100, "total": 90},
-    "nearest_in_train": {"test": {"alike_share": 0.014}, "test_if_drawn_by_picture": {"alike_share": 0.62}},
+    "nearest_in_train": {"alike_from": 0.93, "test": {"alike_share": 0.014}, "test_if_drawn_by_picture": {"alike_share": 0.62}},
     "crops": {"square": 120},
+    "cropped": 120,
     "shorter_side": {"smallest": 90, "median": 112.0, "largest": 112},
     "stain_guess": {"acetic acid or none": 100, "Lugol's iodine": 20},
     "synthetic": True,
@@ -67,33 +71,42 @@ def rows(labels, logits, *, attack="none", eps=0.0, classes=CLASSES, groups=None
 
 
 def make_table(
-    model="clean", n=120, seed=0, shares=(0.3, 0.45, 0.25), classes=CLASSES, per_group=1, always=None
+    model="clean", n=120, seed=0, fractions=(0.3, 0.45, 0.25), classes=CLASSES, per_group=1, always=None
 ) -> pd.DataFrame:
-    """A whole predictions.csv: every attack at EPS, pgd over GRID; ``per_group`` pictures per patient; ``always`` right, wrong
-    or the first class, whatever is done to the picture."""
+    """A whole predictions.csv: every attack at EPS, pgd over GRID, the ensemble on a third of the images.
+
+    Args:
+        model: one of MODELS.
+        n: images.
+        seed: of the random numbers.
+        fractions: of the classes among the images.
+        classes: their names.
+        per_group: images per patient.
+        always: the prediction under every attack: "correct", "wrong" or "first" (class); None: it depends on the margin.
+    """
     rng = np.random.default_rng(seed)
     mean, spread, slope = MODELS[model]
-    labels = rng.choice(len(classes), n, p=shares)
+    labels = rng.choice(len(classes), n, p=fractions)
     margin, rival = rng.normal(mean, spread, n), rng.integers(1, len(classes), n)
     groups = [f"patient {i // per_group}" for i in range(n)]
 
-    def answer(attack, eps, loss):
+    def predict(attack, eps, loss):
         logits = np.full((n, len(classes)), -1.0)
         logits[np.arange(n), (labels + rival) % len(classes)] = 0.0
         logits[np.arange(n), labels] = margin - loss
         if always:
-            sure = {"right": labels, "wrong": (labels + rival) % len(classes), "first": np.zeros(n, int)}[always]
-            logits = np.eye(len(classes))[sure] * 4.0
+            predicted = {"correct": labels, "wrong": (labels + rival) % len(classes), "first": np.zeros(n, int)}[always]
+            logits = np.eye(len(classes))[predicted] * 4.0
         return rows(labels, logits, attack=attack, eps=eps, classes=classes, groups=groups)
 
-    parts = [answer("none", 0.0, 0.0)]
-    parts += [answer(attack, EPS, slope * EPS * strength) for attack, strength in STRENGTH.items()]
-    parts += [answer("pgd", eps, slope * eps) for eps in GRID[:-1]]
-    parts.append(answer("aa-k3", EPS, 1.1 * slope * EPS).iloc[::3])  # on some of the images
+    parts = [predict("none", 0.0, 0.0)]
+    parts += [predict(attack, EPS, slope * EPS * strength) for attack, strength in STRENGTH.items()]
+    parts += [predict("pgd", eps, slope * eps) for eps in GRID[:-1]]
+    parts.append(predict("aa-k3", EPS, 1.1 * slope * EPS).iloc[::3])
     return pd.concat(parts, ignore_index=True)
 
 
-def make_smallest(table: pd.DataFrame) -> pd.DataFrame:
+def make_minimum_eps(table: pd.DataFrame) -> pd.DataFrame:
     """minimum_eps.csv for a third of the images: from 1/255 to 64/255, every seventh not found."""
     clean = table[table["attack"] == "none"].iloc[::3]
     wrong = (clean["label"] != clean["prediction"]).to_numpy()
@@ -103,23 +116,29 @@ def make_smallest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
-    """corruptions.csv for a third of the images, whose answers stay what they were."""
+    """corruptions.csv for a third of the images; no prediction differs from the clean one."""
     clean = table[table["attack"] == "none"].iloc[::3]
     cases = [clean.assign(corruption=name, severity=k) for name in ("blur", "glare") for k in (1, 2, 3)]
     return pd.concat(cases, ignore_index=True)[list(TABLES["corruptions"])]
 
 
+def make_transfer(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the transfer attack: those of PGD on a third of the images."""
+    return table[(table["attack"] == "pgd") & (table["eps"] == EPS)].iloc[::3].assign(attack="transfer")
+
+
 def make_extras(folder: Path, table: pd.DataFrame) -> None:
-    """What attack_eval writes beside predictions.csv, on a third of the images."""
-    write_table("minimum_eps", make_smallest(table), folder)
+    """What attack_eval writes in addition to predictions.csv and the examples."""
+    write_table("minimum_eps", make_minimum_eps(table), folder)
     write_table("corruptions", make_corruptions(table), folder)
     (folder / "ensemble.json").write_text(json.dumps(ENSEMBLE))
-    found = [judge("D2", 0.0, 16, fail=0), judge("D5", 0.05, 16, warn=0.01, fail=0.1), judge("D12", float("nan"), 0, fail=0.05)]
-    (folder / "diagnostics.json").write_text(json.dumps([asdict(one) for one in found]))
+    (folder / "model.json").write_text(json.dumps(DESCRIPTION))
+    checks = [grade("D2", 0.0, 16, fail=0), grade("D5", 0.05, 16, warn=0.01, fail=0.1), grade("D12", math.nan, 0, fail=0.05)]
+    (folder / "diagnostics.json").write_text(json.dumps([asdict(check) for check in checks]))
 
 
 def make_training(epochs=12, peak=0.75, robust=0.1) -> pd.DataFrame:
-    """A training curve that rises to ``peak`` clean and ``robust`` attacked validation accuracy."""
+    """A training curve that ends at validation accuracies of ``peak`` (clean) and ``robust`` (under attack)."""
     t = np.arange(1, epochs + 1) / epochs
     rise = 0.4 + (peak - 0.4) * (1 - np.exp(-4 * t))
     curve = pd.DataFrame({"epoch": np.arange(1, epochs + 1), "lr": 0.05 * (1 - t), "eps": EPS})
@@ -133,26 +152,26 @@ def make_training(epochs=12, peak=0.75, robust=0.1) -> pd.DataFrame:
 
 
 def make_examples(folder: Path, classes=CLASSES, size=64, count=3, seed=0) -> None:
-    """PNG pairs and their table."""
+    """PNG pairs and examples.csv."""
     rng, folder, table = np.random.default_rng(seed), Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        original = picture(rng, size)
-        change = rng.choice([-8, 8], original.shape)
+        original = make_image(rng, size)
+        perturbation = rng.choice([-8, 8], original.shape)
         names = f"{i}_original.png", f"{i}_adversarial.png"
         Image.fromarray(original).save(folder / names[0])
-        Image.fromarray(np.clip(original.astype(int) + change, 0, 255).astype(np.uint8)).save(folder / names[1])
+        Image.fromarray(np.clip(original.astype(int) + perturbation, 0, 255).astype(np.uint8)).save(folder / names[1])
         label, wrong = classes[i % len(classes)], classes[(i + 1) % len(classes)]
         table.append((f"{label}/{i:04d}.jpg", "pgd", EPS, label, label, 0.83, wrong, 0.97, *names))
     write_examples(pd.DataFrame(table, columns=list(EXAMPLE_COLUMNS)), folder)
 
 
-def picture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 (size, size, 3): something round and reddish."""
+def make_image(rng: np.random.Generator, size: int) -> np.ndarray:
+    """uint8 (size, size, 3): a reddish disk."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    round_ = np.exp(-((x - rng.normal(0, 0.2)) ** 2 + (y - rng.normal(0, 0.2)) ** 2) * 3)[..., None]
-    colour = np.array([210, 120, 110]) * round_ + np.array([90, 40, 40]) * (1 - round_)
-    return np.clip(colour + rng.normal(0, 6, (size, size, 3)), 0, 255).astype(np.uint8)
+    disk = np.exp(-((x - rng.normal(0, 0.2)) ** 2 + (y - rng.normal(0, 0.2)) ** 2) * 3)[..., None]
+    color = np.array([210, 120, 110]) * disk + np.array([90, 40, 40]) * (1 - disk)
+    return np.clip(color + rng.normal(0, 6, (size, size, 3)), 0, 255).astype(np.uint8)
 
 
 def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthetic=True, **options) -> Path:
@@ -160,15 +179,18 @@ def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthet
     rng, root = np.random.default_rng(1), Path(root)
     classes = options.get("classes", CLASSES)
     test = make_table("clean", n, **options).query("attack == 'none'")
-    more = [(f"more/{i}.jpg", f"p{i}", classes[i % len(classes)], "train" if i % 7 else "val") for i in range(42)]
+    others = [(f"others/{i}.jpg", f"p{i}", classes[i % len(classes)], "train" if i % 7 else "val") for i in range(42)]
     manifest = pd.concat(
-        [test[["path", "group", "label"]].assign(split="test"), pd.DataFrame(more, columns=["path", "group", "label", "split"])]
+        [
+            test[["path", "group", "label"]].assign(split="test"),
+            pd.DataFrame(others, columns=["path", "group", "label", "split"]),
+        ]
     ).sort_values("path")
     processed = root / "data/processed"
     processed.mkdir(parents=True)
     originals = manifest.assign(sha256="0" * 64, width=800, height=600, stain_guess="green filter")
     originals.to_csv(processed / "manifest.csv", index=False)
-    np.save(processed / "images.npy", np.stack([picture(rng, size) for _ in range(len(manifest))]))
+    np.save(processed / "images.npy", np.stack([make_image(rng, size) for _ in range(len(manifest))]))
     rejected = pd.DataFrame({"path": ["Type_1/broken <b>.jpg"], "reason": ["truncated file (81 % of its rows)"]})
     rejected.to_csv(processed / "rejected.csv", index=False)
     (root / "metrics").mkdir()
@@ -182,8 +204,7 @@ def make_project(root: Path, *, models=("clean", "adv"), n=120, size=64, synthet
             write_predictions(table, folder)
             make_extras(folder, table)
             if model == "adv":
-                some = table[(table["attack"] == "pgd") & (table["eps"] == EPS)].iloc[::3].assign(attack="transfer")
-                write_transfer(pd.concat([some.assign(target=name) for name in models]), folder)
+                write_transfer(pd.concat([make_transfer(table).assign(target=name) for name in models]), folder)
             make_examples(root / f"data/predictions/{model}/examples", classes, size)
             make_training(peak=peak, robust=robust).to_csv(root / f"plots/training_{model}.csv", index=False)
     return root

@@ -1,4 +1,4 @@
-"""The real dvc.yaml in a clone, on a few pictures with few steps."""
+"""A clone of this repository whose pipeline runs in a minute: few images, few steps."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.helpers.repository import ROOT
 
-SMALL = {
+SMALL_PARAMS = {
     "data.source": "data/few",
     "data.image_size": 32,
     "data.groups": "none",
@@ -34,7 +34,8 @@ SMALL = {
 }
 
 
-def draw_few(folder: Path) -> None:
+def write_images(folder: Path) -> None:
+    """24 images of each of three classes, which differ in one color channel, and an empty file."""
     rng = np.random.default_rng(0)
     for kind in range(3):
         (folder / f"Type_{kind + 1}").mkdir(parents=True)
@@ -46,6 +47,7 @@ def draw_few(folder: Path) -> None:
 
 
 def set_params(file: Path, **values) -> None:
+    """Change existing keys of a params file; keys are dotted."""
     params = yaml.safe_load(file.read_text())
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -56,33 +58,36 @@ def set_params(file: Path, **values) -> None:
 
 
 def run(*command, cwd, code=0, **env) -> str:
+    """What a command prints; checks whether it fails (``code`` not 0)."""
     command = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
-    mail = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    identity = {f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Of MLflow's settings the defaults hold, whoever runs the tests.
-    env = {**os.environ, "MLFLOW_TRACKING_URI": "", **mail, "PATH": path, "OMP_NUM_THREADS": "2", **env}
+    # MLflow's default settings, whoever runs the tests.
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "", **identity, "PATH": path, "OMP_NUM_THREADS": "2", **env}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode != 0) == (code != 0), f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
-def executed(output: str) -> list[str]:
+def executed_stages(output: str) -> list[str]:
+    """The stages that DVC ran, by what it printed."""
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 def make_project(folder: Path) -> None:
-    """A clone of this repository with few pictures, in which ``dvc repro`` has run; its results are not committed."""
+    """A clone of this repository with few images, in which ``dvc repro`` has run; its results are not committed."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    # The files as they stand here, so that a change is tested before it is committed.
-    changed = subprocess.run(
-        ["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in changed.stdout.splitlines():
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
-    draw_few(folder / "data/few")
-    set_params(folder / "params.yaml", **SMALL)
+    # With the uncommitted changes, so that they are tested, too.
+    for command in (["diff", "--name-only", "--no-renames", "HEAD"], ["ls-files", "--others", "--exclude-standard"]):
+        listing = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in listing.splitlines():
+            if (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes((ROOT / name).read_bytes())
+            else:
+                (folder / name).unlink(missing_ok=True)
+    write_images(folder / "data/few")
+    set_params(folder / "params.yaml", **SMALL_PARAMS)
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "-qm", "Shrink", cwd=folder)
     run("dvc", "repro", cwd=folder)

@@ -1,22 +1,22 @@
 """A training of seconds, which several test files share."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
 
 from stages.core.checkpoints import Checkpoint
-from stages.core.params import Augment, TrainAdv
+from stages.core.params import AugmentParams, TrainAdvParams
 from stages.models.batches import DatasetSplit
-from stages.training.loop import Result, TrainingMethod, fit
+from stages.training.loop import TrainingMethod, TrainingResult, fit
 from stages.training.validation import Validation
-from tests.conftest import tiny_classifier, toy_store
+from tests.helpers.datasets import toy_dataset
+from tests.helpers.models import tiny_classifier
 
 EPS = 8 / 255
-CLEAN = TrainingMethod()
-STILL = Augment(flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-BUSY = Augment(flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
-P = TrainAdv(
+STANDARD = TrainingMethod()
+NO_AUGMENTATION = AugmentParams(flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+ALL_AUGMENTATIONS = AugmentParams(flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
+PARAMS = TrainAdvParams(
     epochs=3,
     batch_size=16,
     optimizer="sgd",
@@ -32,7 +32,7 @@ P = TrainAdv(
     patience=0,
     val_images=8,
     val_steps=2,
-    augment=BUSY,
+    augment=ALL_AUGMENTATIONS,
     method="nfgsm",
     alpha_rel=1.0,
     steps=1,
@@ -43,30 +43,45 @@ P = TrainAdv(
 )
 
 
+class AccuracyValidation(Validation):
+    """Selects by clean accuracy, then by loss."""
+
+    def score(self, row):
+        return row["val_clean_accuracy"], -row["val_loss"]
+
+
+def with_params(**changes) -> TrainAdvParams:
+    """PARAMS with changes."""
+    return PARAMS.model_copy(update=changes)
+
+
 def checkpoint_in(folder: Path) -> Checkpoint:
+    """A checkpoint whose state lies in a folder."""
     checkpoint = Checkpoint("test", "key")
     checkpoint.folder, checkpoint.file = Path(folder), Path(folder) / "last.pt"
     checkpoint.folder.mkdir(exist_ok=True)
     return checkpoint
 
 
-def train(fabric, folder, p=P, method=CLEAN, on_epoch=lambda row: None, seed=0, store=None, **validation) -> Result:
-    store = store or toy_store(size=16)
+def train(
+    fabric,
+    folder,
+    p=PARAMS,
+    method=STANDARD,
+    on_epoch=lambda row: None,
+    seed=0,
+    dataset=None,
+    validation=AccuracyValidation,
+    eps=EPS,
+) -> TrainingResult:
+    """A run whose checkpoint lies in ``folder``."""
+    dataset = dataset or toy_dataset(size=16)
     torch.manual_seed(seed)
-    model = tiny_classifier(store.classes)
-    judged = Validation(
-        DatasetSplit.of(store, "val"),
-        "linf",
-        EPS,
-        p.val_steps,
-        p.val_images,
-        score=lambda row: (row["val_clean_accuracy"], -row["val_loss"]),
-    )
     return fit(
         fabric,
-        model,
-        DatasetSplit.of(store, "train"),
-        dataclasses.replace(judged, **validation),
+        tiny_classifier(dataset.classes),
+        DatasetSplit.from_dataset(dataset, "train"),
+        validation(DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images),
         p,
         seed=seed,
         checkpoint=checkpoint_in(folder),
@@ -75,5 +90,6 @@ def train(fabric, folder, p=P, method=CLEAN, on_epoch=lambda row: None, seed=0, 
     )
 
 
-def same(a, b) -> bool:
+def same_tensors(a, b) -> bool:
+    """Whether two state dicts are bit-identical."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

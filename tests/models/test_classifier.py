@@ -1,4 +1,4 @@
-"""The classifier: normalisation inside, weights from a file checked, the same bytes on every save."""
+"""The classifier: normalization inside, weights files verified before use, the same bytes on every save."""
 
 import hashlib
 import re
@@ -22,10 +22,10 @@ def resnet18(weights="none", sha256="none"):
     return create_model("resnet18", CLASSES, 32, str(weights), sha256, 0)
 
 
-def test_normalisation_is_the_first_layer():
+def test_normalization_is_the_first_layer():
     model = resnet18().eval()
     x = torch.rand(2, 3, 32, 32)
-    mean, std = torch.tensor(classifier.MEAN).view(3, 1, 1), torch.tensor(classifier.STD).view(3, 1, 1)
+    mean, std = torch.tensor(classifier.IMAGENET_MEAN).view(3, 1, 1), torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1)
     assert torch.allclose(model(x), model.backbone((x - mean) / std))
     assert model(x).shape == (2, 3)
 
@@ -35,40 +35,42 @@ def test_logits_are_float32_under_autocast():
         assert resnet18().eval()(torch.rand(1, 3, 32, 32)).dtype == torch.float32
 
 
-def test_the_folded_copy_is_the_same_function_without_batchnorm():
+def test_fused_model_is_the_same_function_without_batchnorm():
     model = resnet18()
     model(torch.rand(16, 3, 32, 32))  # running statistics that aren't the initial ones
-    twin, x = classifier.fuse_batchnorm(model), torch.rand(4, 3, 32, 32, requires_grad=True)
+    fused, x = classifier.fuse_batchnorm(model), torch.rand(4, 3, 32, 32, requires_grad=True)
     assert model.training
-    assert not twin.training
-    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in twin.modules())
-    assert torch.allclose(twin(x), model.eval()(x), atol=1e-4)
-    gradients = [torch.autograd.grad(m(x)[:, 0].sum(), x)[0] for m in (twin, model)]
+    assert not fused.training
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.modules())
+    assert torch.allclose(fused(x), model.eval()(x), atol=1e-4)
+    gradients = [torch.autograd.grad(m(x)[:, 0].sum(), x)[0] for m in (fused, model)]
     assert torch.allclose(*gradients, atol=1e-4)
 
 
-def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path):
+def test_saved_model_round_trips_with_identical_bytes(tmp_path):
     model = resnet18().eval()
     save(tmp_path / "a.safetensors", model)
-    again = load(tmp_path / "a.safetensors", CLASSES, 32)
+    loaded = load(tmp_path / "a.safetensors", CLASSES, 32)
     x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(model(x), again(x))
-    assert not again.training
-    save(tmp_path / "b.safetensors", again)
+    assert torch.equal(model(x), loaded(x))
+    assert not loaded.training
+    save(tmp_path / "b.safetensors", loaded)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_load_refuses_what_does_not_fit(tmp_path):
+def test_load_refuses_other_classes_or_image_size(tmp_path):
     save(tmp_path / "m.safetensors", resnet18())
     with pytest.raises(ModelError, match="expected a model of the classes a, b"):
         load(tmp_path / "m.safetensors", ("a", "b"))
     with pytest.raises(ModelError, match="expected a model for 64 pixels, got 32"):
         load(tmp_path / "m.safetensors", CLASSES, 64)
-    (tmp_path / "x.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ModelError, match="expected a model that this pipeline saved"):
-        load(tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="expected a model that this pipeline saved"):
-        load(tmp_path / "missing.safetensors")
+
+
+def test_load_refuses_missing_or_invalid_file(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"not a model")
+    for name in ("x", "missing"):
+        with pytest.raises(ModelError, match=f"{name}.safetensors: expected a model that this pipeline saved"):
+            load(tmp_path / f"{name}.safetensors")
 
 
 def test_unknown_architecture_is_named():
@@ -77,36 +79,42 @@ def test_unknown_architecture_is_named():
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "convnext_tiny"])
-def test_pretrained_weights_fill_all_but_the_head(arch, tmp_path):
+def test_pretrained_weights_fill_all_layers_but_the_head(arch, tmp_path):
     torch.manual_seed(1)
     donor = torchvision.models.get_model(arch, num_classes=7)
-    digest = hashlib.sha256()
     torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "donor.pth")
-    digest.update((tmp_path / "donor.pth").read_bytes())
+    digest = hashlib.sha256((tmp_path / "donor.pth").read_bytes())
     model = create_model(arch, CLASSES, 64, str(tmp_path / "donor.pth"), digest.hexdigest(), 0)
     state, own = donor.state_dict(), model.backbone.state_dict()
     fresh = {name for name in own if own[name].shape != state[name].shape or not torch.equal(own[name], state[name])}
     assert fresh == {name for name in own if name.startswith(model.head + ".")}
 
 
-def test_bad_weights_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"model.weights: expected none, imagenet or an existing file, got .*nowhere.pth"):
-        resnet18(tmp_path / "nowhere.pth")
+def test_missing_or_invalid_weights_file_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"model.weights: expected none, imagenet or an existing file, got .*missing.pth"):
+        resnet18(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(ModelError, match="expected a state dict or a safetensors file"):
         resnet18(tmp_path / "text.pth")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "resnet34.pth")
     with pytest.raises(ModelError, match="expected the layers of resnet50"):
         create_model("resnet50", CLASSES, 32, str(tmp_path / "resnet34.pth"), "none", 0)
+
+
+def test_weights_with_another_sha256_are_refused(tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(ModelError, match="expected sha256 0123"):
-        resnet18(tmp_path / "resnet34.pth", "0123")
-    torch.save({}, tmp_path / "r-0123abcd.pth")
+        resnet18(tmp_path / "weights.pth", "0123")
+    torch.save({}, tmp_path / "weights-0123abcd.pth")
     with pytest.raises(ModelError, match="expected sha256 0123abcd"):
-        resnet18(tmp_path / "r-0123abcd.pth")
+        resnet18(tmp_path / "weights-0123abcd.pth")
 
 
-class Evil:
-    """Pickled, it writes a file when it is read."""
+class MaliciousPickle:
+    """Pickled, it creates a file when it is loaded."""
 
     def __init__(self, file):
         self.file = file
@@ -115,27 +123,27 @@ class Evil:
         return (open, (str(self.file), "w"))
 
 
-def test_pickled_code_is_never_run(tmp_path):
-    torch.save({"a": Evil(tmp_path / "owned")}, tmp_path / "evil.pth")
+def test_pickled_code_is_never_executed(tmp_path):
+    torch.save({"a": MaliciousPickle(tmp_path / "owned")}, tmp_path / "malicious.pth")
     with pytest.raises(ModelError):
-        resnet18(tmp_path / "evil.pth")
+        resnet18(tmp_path / "malicious.pth")
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_failed_download_names_the_two_ways_out(monkeypatch):
+def test_failed_download_names_both_remedies(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ModelError, match=r"expected to download resnet18-\w+\.pth, got: no network. Two ways out"):
         resnet18("imagenet")
 
 
 @pytest.fixture
 def imagenet(tmp_path, monkeypatch):
-    """A server of weights on this machine in place of torchvision's; gives (its folder, torch's cache, what was asked for)."""
-    served, asked = tmp_path / "served", []
+    """A local server in place of torchvision's: (folder that it serves, torch's cache, paths that were requested)."""
+    served, requested = tmp_path / "served", []
     served.mkdir()
 
     class Handler(SimpleHTTPRequestHandler):
@@ -143,68 +151,69 @@ def imagenet(tmp_path, monkeypatch):
             super().__init__(*args, directory=served)
 
         def log_message(self, form, *args):
-            asked.append(self.path)
+            requested.append(self.path)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/{{}}"
         monkeypatch.setattr(WeightsEnum, "url", property(lambda self: url.format(next(served.iterdir()).name)))
         Thread(target=server.serve_forever, daemon=True).start()
-        yield served, tmp_path / "cache" / "checkpoints", asked
+        yield served, tmp_path / "cache" / "checkpoints", requested
         server.shutdown()
 
 
-def saved(state, folder):
-    """A file as torchvision names them: with the beginning of its sha256."""
+def save_with_digest(state, folder):
+    """A file named as torchvision does: with the first digits of its sha256."""
     torch.save(state, folder / "new")
     return (folder / "new").rename(folder / f"net-{hashlib.sha256((folder / 'new').read_bytes()).hexdigest()[:8]}.pth")
 
 
 def test_imagenet_weights_are_downloaded_once_with_a_progress_line(imagenet, capfd):
-    served, cache, asked = imagenet
-    donor = torchvision.models.densenet121(num_classes=1000).state_dict()
-    # The names in torchvision's own file of this network.
-    file = saved({re.sub(r"(layer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", k): v for k, v in donor.items()}, served)
+    served, cache, requested = imagenet
+    expected = torchvision.models.densenet121(num_classes=1000).state_dict()
+    # torchvision's own file of this network uses older names.
+    old_names = {re.sub(r"(layer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value for name, value in expected.items()}
+    file = save_with_digest(old_names, served)
     for _ in range(2):
         model = create_model("densenet121", CLASSES, 32, "imagenet", "none", 0)
-    assert torch.equal(model.backbone.features.denseblock1.denselayer1.norm1.weight, donor[FIRST_NORM])
-    assert asked == [f"/{file.name}"]
+    assert torch.equal(model.backbone.features.denseblock1.denselayer1.norm1.weight, expected[FIRST_NORM])
+    assert requested == [f"/{file.name}"]
     assert [path.name for path in cache.iterdir()] == [file.name]
     out, err = capfd.readouterr()
     assert f"downloading {file.name}" in out
     assert "100%" in err
 
 
-def test_a_broken_download_is_refused_and_not_kept(imagenet):
+def test_corrupted_download_is_refused_and_deleted(imagenet):
     served, cache, _ = imagenet
-    file = saved({}, served)
+    file = save_with_digest({}, served)
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ModelError, match=rf"expected to download {file.name}, got: invalid hash value.*Two ways out"):
         resnet18("imagenet")
     assert not list(cache.iterdir())
 
 
-def test_a_file_in_the_cache_is_not_trusted(imagenet, tmp_path):
-    served, cache, asked = imagenet
+def test_cached_weights_file_is_not_trusted(imagenet, tmp_path):
+    served, cache, requested = imagenet
     cache.mkdir(parents=True)
-    evil = saved({"a": Evil(tmp_path / "owned")}, cache)
-    (served / evil.name).touch()
+    malicious = save_with_digest({"a": MaliciousPickle(tmp_path / "owned")}, cache)
+    (served / malicious.name).touch()
     with pytest.raises(ModelError, match="expected a state dict"):
         resnet18("imagenet")
-    assert not asked
+    assert not requested
     assert not (tmp_path / "owned").exists()
 
 
-def test_frozen_layers_stay_frozen_in_train_mode():
+def test_frozen_layers_do_not_change_in_train_mode():
     model = resnet18()
     model.freeze("layer2")
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model(torch.rand(4, 3, 32, 32)).sum().backward()
     after = model.state_dict()
-    moved = {k for k in before if not torch.equal(before[k], after[k])}
-    assert moved
-    assert all(k.startswith(("backbone.layer3", "backbone.layer4")) for k in moved)  # running statistics
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed
+    assert all(k.startswith(("backbone.layer3", "backbone.layer4")) for k in changed)  # running statistics
     frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2")
     assert all((parameter.grad is None) == name.startswith(frozen) for name, parameter in model.named_parameters())
     with pytest.raises(ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"):

@@ -1,4 +1,4 @@
-"""DVC's experiments for real: queued, in a temporary folder, compared, applied; and what MLflow then knows of them."""
+"""DVC experiments: queued, in a temporary folder, compared, applied; and what is logged to MLflow."""
 
 import contextlib
 import json
@@ -15,25 +15,25 @@ import pytest
 import vl_convert
 import yaml
 
-from stages.tracking.mlflow_runs import EXPERIMENT
-from tests.helpers.projects import executed, run
+from stages.tracking.connection import EXPERIMENT
+from tests.helpers.projects import executed_stages, run
 
 pytestmark = pytest.mark.slow
-BUDGETS = (0.004, 0.012)  # of no other test: DVC would take their results from its cache, and nothing would run
-RERUN = {"attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate"}  # by another budget
+EPS_VALUES = (0.004, 0.012)  # of no other test: DVC would take their results from its cache
+RERUN = {"attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate"}  # by another eps
 
 
 @pytest.fixture(scope="module")
-def project(clone, tmp_path_factory):
+def project(pipeline_project, tmp_path_factory):
     """A copy of the finished project in which two workers have run one queued experiment each.
 
     MLflow has no database when the two start.
     """
     folder = tmp_path_factory.mktemp("experiments") / "project"
-    shutil.copytree(clone, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(pipeline_project, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "-qm", "Results", "--allow-empty", cwd=folder)
-    run("dvc", "exp", "run", "--queue", "-S", f"attack.eps={','.join(map(str, BUDGETS))}", cwd=folder)
+    run("dvc", "exp", "run", "--queue", "-S", f"attack.eps={','.join(map(str, EPS_VALUES))}", cwd=folder)
     try:
         run("dvc", "queue", "start", "-j", "2", cwd=folder)
         end = time.monotonic() + 900
@@ -51,7 +51,7 @@ def logs(folder: Path) -> str:
 
 
 def end_workers(folder: Path) -> None:
-    """Idle workers end by themselves after some seconds; no test leaves one behind."""
+    """No worker outlives the test, although idle ones end by themselves after some seconds."""
     pids = [int(file.read_text()) for file in (folder / ".dvc/tmp/exps/celery").glob("*.pid")]
     run("dvc", "queue", "stop", "--kill", cwd=folder)
     for pid in pids:
@@ -65,15 +65,15 @@ def show(folder: Path, revision: str, file: str) -> dict:
 
 @pytest.fixture(scope="module")
 def queued(project):
-    """Budget -> name and commit of the queued experiments."""
+    """eps -> name and commit of the queued experiments."""
     lines = run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps", cwd=project).splitlines()
     # DVC keeps refs of its own there, too.
     named = [line.split() for line in lines if re.fullmatch(r"\w+ \w+-\w+", line)]
     found = {show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit) for commit, name in named}
-    return {eps: found[eps] for eps in found if eps in BUDGETS}  # the copied project may bring experiments of its own
+    return {eps: found[eps] for eps in found if eps in EPS_VALUES}  # the copied project may bring experiments of its own
 
 
-def tracked(folder: Path) -> dict[str, tuple]:
+def logged_runs(folder: Path) -> dict[str, tuple]:
     """Name of a parent run -> the run, and its children by stage; from the database of the main repository."""
     from mlflow import MlflowClient
 
@@ -95,14 +95,14 @@ def artifacts(run) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_two_workers_that_start_at_once_log_everything_in_the_main_repository(project, queued):
-    assert sorted(queued) == sorted(BUDGETS)
-    assert not (warned := [line for line in logs(project).splitlines() if "is not logged" in line]), warned
-    known = tracked(project)
-    assert set(known) == {name for name, _ in queued.values()}
+def test_two_simultaneous_workers_log_everything_in_the_main_repository(project, queued):
+    assert sorted(queued) == sorted(EPS_VALUES)
+    assert not (warnings := [line for line in logs(project).splitlines() if "is not logged" in line]), warnings
+    logged = logged_runs(project)
+    assert set(logged) == {name for name, _ in queued.values()}
     for name, commit in queued.values():
-        parent, children = known[name]
-        assert set(children) == RERUN, "the clean model and the photographs come from the cache"
+        parent, children = logged[name]
+        assert set(children) == RERUN, "the clean model and the dataset come from the cache"
         assert {r.info.run_name: r.info.status for r in [parent, *children.values()]} == dict.fromkeys(
             [name, *RERUN], "FINISHED"
         )
@@ -116,12 +116,12 @@ def test_two_workers_that_start_at_once_log_everything_in_the_main_repository(pr
     assert not list((project / ".dvc/tmp/exps").glob("tmp*")), "DVC has deleted the temporary folders"
 
 
-def test_an_experiment_in_a_temporary_folder_leaves_the_workspace_alone(project):
+def test_experiment_in_a_temporary_folder_leaves_the_workspace_unchanged(project):
     before = run("git", "status", "--porcelain", cwd=project)
     output = run("dvc", "exp", "run", "--temp", "-n", "more-resamples", "-S", "evaluate.bootstrap=120", cwd=project)
-    assert executed(output) == ["evaluate"]
+    assert executed_stages(output) == ["evaluate"]
     assert run("git", "status", "--porcelain", cwd=project) == before
-    parent, children = tracked(project)["more-resamples"]
+    parent, children = logged_runs(project)["more-resamples"]
     assert set(children) == {"evaluate"}
     assert parent.data.params["evaluate.bootstrap"] == "120"
     assert artifacts(parent) == {"report.html"}
@@ -129,7 +129,7 @@ def test_an_experiment_in_a_temporary_folder_leaves_the_workspace_alone(project)
     assert {"data/images", "clean/clean_accuracy"} <= parent.data.metrics.keys()
 
 
-def test_differences_are_named(project, queued):
+def test_params_and_metrics_diff_name_the_differences(project, queued):
     names = [name for name, _ in queued.values()]
     (change,) = json.loads(run("dvc", "params", "diff", *names, "--json", cwd=project))["params.yaml"].items()
     assert change[0] == "attack.eps"
@@ -139,7 +139,7 @@ def test_differences_are_named(project, queued):
     assert "eps" in changed["metrics/evaluate.json"]
 
 
-def test_plots_diff_draws_every_chart_without_internet(project, queued):
+def test_plots_diff_draws_every_chart_offline(project, queued):
     names = ["HEAD", *(name for name, _ in queued.values())]
     run(sys.executable, "-m", "stages.evaluation.offline_plots", cwd=project)
     run("dvc", "plots", "diff", *names, "-o", "page", cwd=project)
@@ -160,28 +160,28 @@ def test_plots_diff_draws_every_chart_without_internet(project, queued):
         assert sum(len(re.findall("<(?:path|text)", mark)) for mark in marks) >= 2 * len(names), chart["title"]["text"]
 
 
-def test_an_experiment_becomes_the_workspace_or_a_branch(project, queued):
-    name, commit = queued[BUDGETS[0]]
+def test_experiment_can_be_applied_or_become_a_branch(project, queued):
+    name, commit = queued[EPS_VALUES[0]]
     run("dvc", "exp", "branch", name, "kept", cwd=project)
-    assert show(project, "kept", "params.yaml")["attack"]["eps"] == BUDGETS[0]
+    assert show(project, "kept", "params.yaml")["attack"]["eps"] == EPS_VALUES[0]
     run("dvc", "exp", "apply", name, cwd=project)
     try:
         assert json.loads((project / "metrics/evaluate.json").read_text()) == show(project, commit, "metrics/evaluate.json")
-        assert executed(run("dvc", "repro", cwd=project)) == [], "its files came with it"
+        assert executed_stages(run("dvc", "repro", cwd=project)) == [], "its files are restored"
     finally:
         run("git", "reset", "-q", "--hard", cwd=project)
         run("dvc", "checkout", cwd=project)
 
 
-def test_what_a_worker_has_computed_is_not_computed_again(project, queued):
-    output = run("dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={BUDGETS[1]}", cwd=project)
-    assert executed(output) == []
-    assert "again" not in tracked(project), "no stage ran that could have told MLflow"
+def test_cached_experiment_runs_no_stage_and_can_be_logged_later(project, queued):
+    output = run("dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={EPS_VALUES[1]}", cwd=project)
+    assert executed_stages(output) == []
+    assert "again" not in logged_runs(project), "no stage ran that could have logged"
     run(sys.executable, "-m", "stages.tracking", cwd=project, DVC_EXP_NAME="again")
-    parent, children = tracked(project)["again"]
-    same, told = tracked(project)[queued[BUDGETS[1]][0]]
-    assert not children.keys() & told.keys(), "what the worker has told is not told again"
-    assert parent.data.metrics == same.data.metrics
+    parent, children = logged_runs(project)["again"]
+    worker_parent, worker_children = logged_runs(project)[queued[EPS_VALUES[1]][0]]
+    assert not children.keys() & worker_children.keys(), "what the worker has logged is not logged again"
+    assert parent.data.metrics == worker_parent.data.metrics
     assert artifacts(parent) == {"report.html"}
     run("git", "reset", "-q", "--hard", cwd=project)
     run("dvc", "checkout", cwd=project)

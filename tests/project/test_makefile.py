@@ -1,4 +1,4 @@
-"""`make` lists the targets, and each of them is one command that names only files that are there."""
+"""`make` lists the targets; each is a single command and names only files that exist."""
 
 import re
 import shutil
@@ -16,13 +16,13 @@ def make(*arguments: str) -> str:
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_make_alone_lists_every_target():
+def test_make_without_target_lists_all_targets():
     assert {line.split()[0] for line in make().splitlines()} == TARGETS
     assert not [target for target in TARGETS if (ROOT / target).exists()], "a file of that name would hide the target"
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_a_target_is_one_command(target):
+def test_target_is_a_single_command_that_names_existing_files(target):
     (command,) = make("-n", target).splitlines()
     for module in re.findall(r"python -m (stages\.[\w.]+)", command):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
@@ -30,12 +30,12 @@ def test_a_target_is_one_command(target):
         assert (ROOT / script).is_file()
 
 
-def test_every_benchmark_is_named():
+def test_help_names_every_benchmark():
     (line,) = [line for line in make().splitlines() if line.startswith("bench")]
     assert [name for name in (path.stem for path in (ROOT / "benchmarks").glob("*.py")) if name not in line] == []
 
 
-def test_the_columns_of_the_experiments():
+def test_experiment_table_shows_parameters_and_main_metrics_only():
     (pattern,) = re.findall(r"--drop '(.*)'", make("-n", "exps"))
     shown = ("Experiment", "seed", "attack.eps", "train_adv.augment.flip", "adv.clean_accuracy", "clean.robust_accuracy_worst")
     hidden = (

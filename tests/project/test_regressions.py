@@ -1,15 +1,12 @@
-"""The eight defects of the notebook that this project replaces; each must stay away.
+"""Defects that make an evaluation of robustness meaningless, yet are common; each test fails if its defect appears here."""
 
-Its "attacks" raised its accuracy: clean 49.9 %, FGSM 51.8 %, BIM 50.7 %.
-"""
-
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -17,51 +14,54 @@ from stages import preprocess
 from stages.attacks import suite
 from stages.attacks.suite import per_image_noise
 from stages.core.dataset import load_dataset
-from stages.core.params import Attack, load_all
+from stages.core.params import ThreatModel
+from stages.core.params_file import load_params
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import fuse_batchnorm
-from stages.training.validation import Validation, judge
-from tests.conftest import attack_table, tiny_classifier, toy_store
+from stages.training.validation import Validation, validate
+from tests.helpers.datasets import attack_predictions, toy_dataset
+from tests.helpers.models import tiny_classifier
+from tests.helpers.repository import ROOT
 
 EPS = 8 / 255
-PARAMS = load_all("params.yaml").attack_eval
+PARAMS = load_params(ROOT / "params.yaml").attack_eval
 
 
-class Perfect(nn.Module):
-    """Names the brightest channel, which is the label of every toy picture."""
+class PerfectClassifier(nn.Module):
+    """Predicts the brightest channel, which is the label of every toy image."""
 
     def forward(self, x):
         return x.mean((2, 3)) * 100
 
 
-def test_1_the_ball_is_whole_in_pixel_space():
-    """It clamped to [0, 1] after normalisation, which cut the red channel to a quarter of its range."""
+def test_fgsm_can_move_every_channel_by_eps():
+    """Defect: clipping to [0, 1] after normalization, which cuts the red channel to a quarter of its range."""
     model = tiny_classifier().eval()
-    x, y = torch.rand(8, 3, 16, 16) * 0.8 + 0.1, torch.arange(8) % 3
+    x = torch.rand(8, 3, 16, 16) * 0.8 + 0.1
     y = model(x).argmax(1)
-    x_adv = suite.fgsm(model, x, y, EPS, per_image_noise(0, np.arange(8), x.shape[1:], x))
+    x_adv = suite.fgsm(model, x, y, EPS, per_image_noise(0, np.arange(8), x.shape[1:], x), norm="linf")
     moved = (x_adv - x).abs().amax((2, 3))  # (B, channel)
     changed = moved.amax(1) > 0
     assert changed.any()
-    assert torch.allclose(moved[changed], torch.tensor(EPS), atol=1e-6), "every channel can move by the whole budget"
+    assert torch.allclose(moved[changed], torch.tensor(EPS), atol=1e-6), "every channel can move by eps"
     assert 0 <= x_adv.min() <= x_adv.max() <= 1
 
 
-@pytest.mark.parametrize("name", suite.attack_suite(PARAMS))
-def test_2_an_attack_does_not_train_the_model(name):
-    """It called backward() and then optimizer.step(), so that the attack's gradients changed the weights."""
+@pytest.mark.parametrize("name", suite.attack_suite(PARAMS, norm="linf"))
+def test_attack_does_not_train_the_model(name):
+    """Defect: backward() and then optimizer.step() in the attack, so that its gradients change the weights."""
     model = tiny_classifier()
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4) % 3
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    attack, _ = suite.attack_suite(PARAMS)[name]
+    attack, _ = suite.attack_suite(PARAMS, norm="linf")[name]
     attack(model, x, y, EPS, per_image_noise(0, np.arange(4), x.shape[1:], x))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_3_every_stage_starts_from_a_file_of_its_own(tmp_path):
-    """One model object flowed through all experiments."""
+def test_loaded_models_are_independent_of_each_other(tmp_path):
+    """Defect: one model object shared by all experiments."""
     file = tmp_path / "clean.safetensors"
     classifier.save(file, initialization.create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0))
     before = file.read_bytes()
@@ -73,95 +73,108 @@ def test_3_every_stage_starts_from_a_file_of_its_own(tmp_path):
     assert all(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def validation(split, measures=lambda *_: {}, eps=1e-4):
-    return Validation(split, "linf", eps, 2, len(split), lambda row: (0.0,), measures)
+def validation_of(split: DatasetSplit, kind: type[Validation] = Validation, eps: float = 1e-4) -> Validation:
+    return kind(split, "linf", eps, steps=2, images=len(split))
 
 
-def test_4_accuracy_is_measured_in_eval_mode_and_the_mode_comes_back(fabric):
-    """Adversarial accuracy was that of training batches, with dropout on and BatchNorm moving."""
-    model, seen = tiny_classifier(), []
+def test_validation_runs_in_eval_mode_and_restores_train_mode(fabric):
+    """Defect: adversarial accuracy of training batches, with dropout on and BatchNorm's statistics moving."""
+    model, in_train_mode = tiny_classifier(), []
 
-    def spy(model, x, y, eps, noise, norm):
-        seen.append(any(module.training for module in model.modules()))
-        return {}
+    class ModeRecorder(Validation):
+        def image_metrics(self, model, x, y, noise):
+            in_train_mode.append(any(module.training for module in model.modules()))
+            return {}
 
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    split = DatasetSplit.of(toy_store(size=16), "val")
-    first, second = (judge(fabric, model, validation(split, spy, EPS), 0, 8) for _ in range(2))
+    split = DatasetSplit.from_dataset(toy_dataset(size=16), "val")
+    first, second = (validate(fabric, model, validation_of(split, ModeRecorder, EPS), 0, 8) for _ in range(2))
     assert first == second
-    assert seen
-    assert not any(seen)
+    assert in_train_mode
+    assert not any(in_train_mode)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 24])
-def test_5_a_perfect_classifier_scores_one(fabric, batch_size):
-    """Accuracy was divided by the size of the whole set: 100 % was printed as 0.80."""
-    store = toy_store(size=16)
-    row = judge(fabric, Perfect(), validation(DatasetSplit.of(store, "val")), 0, batch_size)
+def test_perfect_classifier_has_accuracy_one_at_any_batch_size(fabric, batch_size):
+    """Defect: correct predictions of some batches divided by the size of the whole dataset, so that 100 % reads as 80 %."""
+    dataset = toy_dataset(size=16)
+    split = DatasetSplit.from_dataset(dataset, "val")
+    row = validate(fabric, PerfectClassifier(), validation_of(split), 0, batch_size)
     assert row["val_clean_accuracy"] == row["val_balanced_accuracy"] == row["val_robust_accuracy"] == 1
-    p = dataclasses.replace(PARAMS, batch_size=batch_size)
-    table = attack_table(fabric, Perfect(), store, Attack("linf", 1e-4, (1e-4,)), p)
+    p = PARAMS.model_copy(update={"batch_size": batch_size})
+    threat = ThreatModel(norm="linf", eps=1e-4, eps_grid=(1e-4,))
+    table = attack_predictions(fabric, PerfectClassifier(), dataset, threat, p)
     assert (table["label"] == table["prediction"]).all()
 
 
 @pytest.fixture
 def preprocessed(tmp_path, monkeypatch):
-    """The real stage on a folder with two pictures of each patient and one broken file."""
+    """The real stage on a folder with two images of each patient and one corrupted file."""
     rng = np.random.default_rng(0)
     for kind in range(3):
-        folder = tmp_path / f"pictures/Type_{kind + 1}"
+        folder = tmp_path / f"source/Type_{kind + 1}"
         folder.mkdir(parents=True)
         for patient in range(8):
-            for shot in range(2):
+            for image in range(2):
                 pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"p{kind}{patient}_{shot}.png")
-    (tmp_path / "pictures/Type_1/p00_9.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the rest")
-    text = Path("params.yaml").read_text(encoding="utf-8")
-    for old, new in (
-        ("source: data/sample  ", f"source: {tmp_path}/pictures "),
-        ("groups: patients.csv", "groups: none "),
-        ("group_pattern: none", r"group_pattern: p(\d+)_ "),
-        ("label_fixes: data", f"label_fixes: {Path('data').resolve()}"),
-        ("tracking: true", "tracking: false"),
-    ):
-        assert old in text, old
-        text = text.replace(old, new)
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+                Image.fromarray(pixels).save(folder / f"p{kind}{patient}_{image}.png")
+    (tmp_path / "source/Type_1/p00_9.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the rest")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["data"] |= {
+        "source": str(tmp_path / "source"),
+        "groups": "none",
+        "group_pattern": r"p(\d+)_",
+        "label_fixes": str(ROOT / "data/label_fixes.csv"),
+    }
+    params["runtime"]["tracking"] = False
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
     preprocess.main()
-    return tmp_path
+    return Path("data/processed").resolve()
 
 
-def test_6_no_patient_is_in_two_splits(preprocessed):
-    """Pictures were split one by one, so that patients leaked."""
-    manifest = load_dataset(preprocessed / "data/processed").manifest
+def test_no_patient_is_in_two_splits(preprocessed):
+    """Defect: images split one by one, so that the same patients are in the training and the test split."""
+    manifest = load_dataset(preprocessed).manifest
     manifest["patient"] = manifest["path"].str.extract(r"p(\d+)_", expand=False)
     assert (manifest.groupby("patient")["split"].nunique() == 1).all()
     assert set(manifest["split"]) == {"train", "val", "test"}
 
 
-def test_7_a_broken_file_is_rejected_once_with_its_reason(preprocessed):
-    """A corrupt file became (None, None), which no batch can hold."""
-    rejected = pd.read_csv(preprocessed / "data/processed/rejected.csv")
+def test_corrupted_file_is_rejected_once_with_its_reason(preprocessed):
+    """Defect: a corrupted file read as (None, None), which no batch can hold."""
+    rejected = pd.read_csv(preprocessed / "rejected.csv")
     assert rejected["path"].tolist() == ["Type_1/p00_9.jpg"]
     assert rejected["reason"].str.len().gt(5).all()
-    store = load_dataset(preprocessed / "data/processed")
-    assert len(store.images) == 48
-    x, y = DatasetSplit.of(store, "train").batch(np.arange(8), torch.device("cpu"))
+    dataset = load_dataset(preprocessed)
+    assert len(dataset.images) == 48
+    x, y = DatasetSplit.from_dataset(dataset, "train").load(np.arange(8), torch.device("cpu"))
     assert x.shape[:2] == (8, 3)
     assert x.isfinite().all()
     assert len(y) == 8
 
 
-def test_8_seeded_per_class_several_budgets_and_checked_by_pgd(fabric):
-    """No seed, no per-class result, one eps, and FGSM training that no PGD ever checked."""
-    store, model = toy_store(size=16), tiny_classifier().eval()
-    threat = Attack("linf", EPS, (EPS / 2, EPS))
-    first, second = (attack_table(fabric, model, store, threat, PARAMS, twin=fuse_batchnorm(model)) for _ in range(2))
+@pytest.fixture
+def evaluate_tiny_classifier(fabric):
+    """A function that attacks the same model on every call."""
+    model, threat = tiny_classifier().eval(), ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS))
+    fused, dataset = fuse_batchnorm(model), toy_dataset(size=16)
+    return lambda: attack_predictions(fabric, model, dataset, threat, PARAMS, fused_model=fused)
+
+
+def test_evaluation_is_reproducible(evaluate_tiny_classifier):
+    """Defect: no seed. The global generators are not reset between the two runs."""
+    first, second = (evaluate_tiny_classifier() for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
-    assert set(first["label"]) == set(store.classes)
-    assert first["eps"].nunique() == 3
-    assert "pgd" in set(first["attack"])
+
+
+def test_evaluation_has_every_class_several_eps_and_pgd(evaluate_tiny_classifier):
+    """Defect: one accuracy over all classes, one eps, and FGSM training that PGD never evaluated."""
+    table = evaluate_tiny_classifier()
+    assert set(table["label"]) == {"a", "b", "c"}
+    assert table["eps"].nunique() == 3
+    assert "pgd" in set(table["attack"])

@@ -1,4 +1,4 @@
-"""The bundled sample: it can be redrawn, keeps its layout and its rule, and can't be solved by colour alone.
+"""The bundled sample: it can be redrawn, its layout and labels follow its rules, and color alone doesn't predict them.
 
 Needs numpy, Pillow and scikit-learn only.
 """
@@ -43,7 +43,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """(n, 64, 64, 3) float32 in [0, 1], the regular pictures in the order of the plan."""
+    """(n, 64, 64, 3) float32 in [0, 1], the images without defects, in the order of the plan."""
     images = [Image.open(SAMPLE / p.path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR) for p in PLAN]
     return np.stack([np.asarray(image, np.float32) / 255 for image in images])
 
@@ -59,41 +59,41 @@ LABELS = np.array([p.label for p in PLAN])
 PATIENTS = np.array([p.patient for p in PLAN])
 
 
-@pytest.mark.parametrize("picture", PLAN[::150], ids=lambda p: p.path)
-def test_redrawing_gives_the_committed_pixels(picture):
+@pytest.mark.parametrize("planned", PLAN[::150], ids=lambda p: p.path)
+def test_redrawing_gives_committed_pixels(planned):
     """Decoded pixels, not bytes: libjpeg builds differ in the last digit."""
-    drawn = draw_sample.draw_picture(picture)
-    ours = np.asarray(Image.open(io.BytesIO(drawn)), np.float32)
-    committed = np.asarray(Image.open(SAMPLE / picture.path), np.float32)
-    assert ours.shape == committed.shape == (draw_sample.SIZE, draw_sample.SIZE, 3)
-    assert np.abs(ours - committed).mean() < 2
+    content = draw_sample.draw_picture(planned)
+    redrawn = np.asarray(Image.open(io.BytesIO(content)), np.float32)
+    committed = np.asarray(Image.open(SAMPLE / planned.path), np.float32)
+    assert redrawn.shape == committed.shape == (draw_sample.SIZE, draw_sample.SIZE, 3)
+    assert np.abs(redrawn - committed).mean() < 2
 
 
-def test_files_are_exactly_the_planned_ones():
+def test_files_are_those_of_plan_and_defects():
     expected = {p.path for p in PLAN} | {d.path for d in draw_sample.DEFECTS}
     assert len(expected) == len(PLAN) + len(draw_sample.DEFECTS)
     assert {p.relative_to(SAMPLE).as_posix() for p in SAMPLE.rglob("*.jpg")} == expected
 
 
-def test_size_and_counts():
+def test_size_and_class_counts():
     assert sum(p.stat().st_size for p in SAMPLE.rglob("*") if p.is_file()) <= 10e6
     assert 1_400 <= len(PLAN) <= 1_600
     first, second, third = (Counter(LABELS)[k] for k in range(3))
     assert second > third > first > 0.2 * len(PLAN)
 
 
-def test_train_has_one_picture_per_patient():
+def test_train_folder_has_one_image_per_patient():
     train = [p.patient for p in PLAN if p.path.startswith("train/")]
     assert len(train) == len(set(train))
 
 
-def test_a_few_test_patients_are_also_in_additional():
+def test_some_test_patients_are_also_in_additional():
     additional = {p.patient for p in PLAN if p.path.startswith("additional")}
-    known = [p for p in PLAN if p.path.startswith("test/") and p.patient in additional]
-    assert len(known) == draw_sample.TEST_KNOWN
+    shared = [p for p in PLAN if p.path.startswith("test/") and p.patient in additional]
+    assert len(shared) == draw_sample.TEST_KNOWN
 
 
-def test_solution_gives_the_label_of_every_test_picture():
+def test_solution_has_label_of_every_test_image():
     expected = {Path(p.path).name: p.label for p in PLAN if p.path.startswith("test/")}
     rows = read_table("solution_stg1_release.csv")
     assert list(rows[0]) == ["image_name", *draw_sample.TYPES]
@@ -102,19 +102,19 @@ def test_solution_gives_the_label_of_every_test_picture():
     assert {name: row.index(1) for name, row in one_hot.items()} == expected
 
 
-def test_patients_table_covers_every_picture():
+def test_patients_table_covers_every_image():
     table = {r["path"]: int(r["patient"]) for r in read_table("patients.csv")}
     assert {p.path: p.patient for p in PLAN}.items() <= table.items()
     assert set(table) - {p.path for p in PLAN} == {d.path for d in draw_sample.DEFECTS if d.source}
 
 
-def test_label_corrections_of_the_real_set_leave_the_sample_alone():
+def test_label_fixes_of_kaggle_dataset_name_no_sample_image():
     corrected = {row.split(",")[0] for row in (DATA / "label_fixes.csv").read_text().splitlines()[1:]}
     assert corrected
     assert not corrected & {p.path for p in PLAN}
 
 
-def test_base_names_recur_with_other_content():
+def test_file_names_recur_in_train_and_additional():
     train = {Path(p.path).name: p for p in PLAN if p.path.startswith("train/")}
     additional = {Path(p.path).name: p for p in PLAN if p.path.startswith("additional")}
     shared = train.keys() & additional.keys()
@@ -122,7 +122,7 @@ def test_base_names_recur_with_other_content():
     assert sum(train[name].patient != additional[name].patient for name in shared) > 0.9 * len(shared)
 
 
-def test_broken_files_are_broken():
+def test_invalid_files_cannot_be_decoded():
     for defect in DEFECTS["empty"]:
         assert (SAMPLE / defect.path).stat().st_size == 0
     for defect in DEFECTS["text"]:
@@ -133,7 +133,7 @@ def test_broken_files_are_broken():
             Image.open(SAMPLE / defect.path).load()
 
 
-def test_exif_rotated_pictures_lie_on_their_side():
+def test_exif_rotated_images_are_stored_rotated():
     for defect in DEFECTS["exif_rotated"]:
         stored = Image.open(SAMPLE / defect.path)
         source = np.asarray(Image.open(SAMPLE / draw_sample.source_of(defect, PLAN).path), np.float32)
@@ -141,7 +141,7 @@ def test_exif_rotated_pictures_lie_on_their_side():
         assert np.abs(upright - source).mean() < 4 < np.abs(np.asarray(stored, np.float32) - source).mean()
 
 
-def test_duplicates_repeat_their_source():
+def test_duplicates_match_their_source():
     for defect in DEFECTS["exact_duplicate"]:
         source = SAMPLE / draw_sample.source_of(defect, PLAN).path
         assert (SAMPLE / defect.path).read_bytes() == source.read_bytes()
@@ -152,7 +152,7 @@ def test_duplicates_repeat_their_source():
         assert np.corrcoef(a, b)[0, 1] > 0.99
 
 
-def test_label_is_the_rule_on_the_geometry(anatomies):
+def test_label_follows_from_geometry(anatomies):
     for label, anatomy in anatomies:
         s = anatomy.scj
         rules = (
@@ -164,7 +164,7 @@ def test_label_is_the_rule_on_the_geometry(anatomies):
 
 
 @pytest.mark.parametrize("quantity", ["os_radius", "os_aspect", "squamous", "columnar"])
-def test_anatomy_apart_from_the_junction_ignores_the_label(anatomies, quantity):
+def test_anatomy_except_junction_is_independent_of_label(anatomies, quantity):
     """Class means differ by no more than chance: |z| < 4 for each pair and component."""
     values = np.array([np.atleast_1d(getattr(a, quantity)) for _, a in anatomies])
     labels = np.array([label for label, _ in anatomies])
@@ -174,13 +174,13 @@ def test_anatomy_apart_from_the_junction_ignores_the_label(anatomies, quantity):
         assert (np.abs(groups[a].mean(0) - groups[b].mean(0)) < 4 * error).all()
 
 
-def score(model, x: np.ndarray, splits) -> float:
+def mean_accuracy(model, x: np.ndarray, splits) -> float:
     """Mean accuracy over (train, test) index pairs."""
     return float(np.mean([model.fit(x[a], LABELS[a]).score(x[b], LABELS[b]) for a, b in splits]))
 
 
-def test_colour_alone_does_not_give_the_type(pixels):
-    """Moments, quantiles and a coarse histogram of the colours, on patients not seen in training."""
+def test_color_alone_does_not_predict_label(pixels):
+    """Logistic regression on moments, quantiles and a coarse histogram of the colors; held-out patients."""
     flat = pixels.reshape(len(pixels), -1, 3)
     quantiles = np.quantile(flat, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), axis=1)
     bins = (np.minimum(flat * 4, 3).astype(int) * (16, 4, 1)).sum(2)
@@ -188,15 +188,15 @@ def test_colour_alone_does_not_give_the_type(pixels):
     features = np.concatenate([flat.mean(1), flat.std(1), *quantiles, histogram], axis=1)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     splits = GroupShuffleSplit(5, test_size=0.2, random_state=0).split(features, groups=PATIENTS)
-    assert score(model, features, splits) < 0.60
+    assert mean_accuracy(model, features, splits) < 0.60
 
 
-def test_a_split_that_ignores_patients_flatters(pixels):
-    """Nearest neighbour on centred, normalised 32-pixel grey pictures."""
-    grey = pixels.mean(3).reshape(len(pixels), 32, 2, 32, 2).mean((2, 4)).reshape(len(pixels), -1)
-    grey -= grey.mean(1, keepdims=True)
-    grey /= np.linalg.norm(grey, axis=1, keepdims=True)
+def test_image_level_split_overestimates_accuracy(pixels):
+    """1-nearest neighbor on centered, normalized gray images of 32 pixels."""
+    gray = pixels.mean(3).reshape(len(pixels), 32, 2, 32, 2).mean((2, 4)).reshape(len(pixels), -1)
+    gray -= gray.mean(1, keepdims=True)
+    gray /= np.linalg.norm(gray, axis=1, keepdims=True)
     model = KNeighborsClassifier(1)
-    grouped = score(model, grey, GroupShuffleSplit(5, test_size=0.2, random_state=0).split(grey, groups=PATIENTS))
-    random = score(model, grey, ShuffleSplit(5, test_size=0.2, random_state=0).split(grey))
-    assert random > grouped + 0.05
+    by_patient = mean_accuracy(model, gray, GroupShuffleSplit(5, test_size=0.2, random_state=0).split(gray, groups=PATIENTS))
+    by_image = mean_accuracy(model, gray, ShuffleSplit(5, test_size=0.2, random_state=0).split(gray))
+    assert by_image > by_patient + 0.05

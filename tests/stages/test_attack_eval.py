@@ -1,4 +1,4 @@
-"""The attack stage from files to files, in both norms, and what it says of files that don't fit."""
+"""The stage attack_eval from files to files, in both norms, and what it says of files that don't fit."""
 
 import dataclasses
 import json
@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from stages import attack_eval
+from stages.attacks import corruptions, minimum_eps, runner
 from stages.core.dataset import DatasetError
 from stages.core.predictions import read_examples, read_predictions, read_table, read_transfer
 from stages.models import classifier, initialization
 from stages.models.classifier import ModelError
-from tests.conftest import toy_store
+from tests.helpers.datasets import toy_dataset
 from tests.helpers.repository import ROOT
 
 CLASSES, SIZE = ("a", "b", "c"), 16
@@ -35,11 +36,11 @@ SMALL = {
 }
 
 
-def write_store(store) -> None:
+def write_toy_dataset(dataset) -> None:
     folder = Path("data/processed")
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "images.npy", store.images)
-    store.manifest.to_csv(folder / "manifest.csv", index=False)
+    np.save(folder / "images.npy", dataset.images)
+    dataset.manifest.to_csv(folder / "manifest.csv", index=False)
 
 
 def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=0) -> None:
@@ -49,25 +50,29 @@ def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=
 
 
 def set_params(**sections) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     for section, values in sections.items():
         params[section] |= values
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     set_params(**SMALL)
-    write_store(toy_store(images=48, size=SIZE))
+    write_toy_dataset(toy_dataset(images=48, size=SIZE))
     write_model()
     return tmp_path
 
 
 @pytest.mark.parametrize("threat", [{"norm": "linf"}, {"norm": "l2", "eps": 0.5, "eps_grid": [0.2, 0.5]}])
-def test_everything_is_written_within_its_budget_and_the_same_again(threat, project):
+def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, project):
     write_model("adv", seed=1)
     set_params(attack=threat)
     attack_eval.main("adv")
@@ -80,38 +85,40 @@ def test_everything_is_written_within_its_budget_and_the_same_again(threat, proj
     assert len(read_table("minimum_eps", folder)) == len(read_transfer(folder, "clean")) == 6
     assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
     assert len(read_examples(folder / "examples")) == 2
-    record = json.loads((folder / "ensemble.json").read_text())
-    assert (record["name"], record["images"], record["iterations"]) == ("aa-k3", 6, 2)
-    assert {"D1", "D24"} <= {found["id"] for found in json.loads((folder / "diagnostics.json").read_text())}
+    config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
+    assert (config["name"], config["images"], config["iterations"]) == ("aa-k3", 6, 2)
+    assert {"D1", "D24"} <= {check["id"] for check in json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))}
     assert not list(Path(".ckpt").rglob("last.pt"))
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    before = contents(folder)
     attack_eval.main("adv")
-    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert contents(folder) == before
 
 
-def test_a_subset_larger_than_the_set_is_the_set(project):
+def test_subset_larger_than_the_test_split_is_the_whole_split(project):
     set_params(attack_eval={"subset": 1000})
     table = attack_eval.main("clean")
     images = table["path"].nunique()
     assert (table["attack"] == "aa-k3").sum() == images
-    assert json.loads(Path("data/predictions/clean/ensemble.json").read_text())["images"] == images
+    assert json.loads(Path("data/predictions/clean/ensemble.json").read_text(encoding="utf-8"))["images"] == images
 
 
-def test_a_killed_stage_does_nothing_twice(project, monkeypatch):
+def test_interrupted_stage_repeats_no_finished_step(project, monkeypatch):
     write_model("adv", seed=1)
     expected = attack_eval.main("adv")
 
-    def killed(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attack_eval, "select_examples", killed)
+        patch.setattr(attack_eval, "select_examples", interrupt)
         with pytest.raises(KeyboardInterrupt):
             attack_eval.main("adv")
-    with monkeypatch.context() as patch:  # the pictures that are shown are all that is left to make
+    with monkeypatch.context() as patch:  # only the example images are left to be made
         for name in ("attack_remaining", "clean_result"):
-            patch.setattr(attack_eval.runner, name, killed)
-        patch.setattr(attack_eval, "run_sanity_checks", killed)
+            patch.setattr(runner, name, interrupt)
+        patch.setattr(minimum_eps, "bisect_eps", interrupt)
+        patch.setattr(corruptions, "corrupt", interrupt)
+        patch.setattr(attack_eval, "run_sanity_checks", interrupt)
         pd.testing.assert_frame_equal(attack_eval.main("adv"), expected)
 
 
@@ -123,13 +130,13 @@ def test_a_killed_stage_does_nothing_twice(project, monkeypatch):
         ({"size": 32}, "expected a model for 16 pixels, got 32"),
     ],
 )
-def test_a_model_made_for_something_else(model, error, project):
+def test_model_of_another_dataset_is_refused(model, error, project):
     write_model(**model)
     with pytest.raises(ModelError, match=rf"clean\.safetensors: {error}"):
         attack_eval.main("clean")
 
 
-def test_a_file_with_the_layers_of_another_architecture(project):
+def test_model_file_with_layers_of_another_architecture_is_refused(project):
     other = initialization.create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
     other.arch = "resnet18"
     classifier.save(Path("data/models/clean.safetensors"), other)
@@ -137,13 +144,13 @@ def test_a_file_with_the_layers_of_another_architecture(project):
         attack_eval.main("clean")
 
 
-def test_a_missing_model(project):
+def test_missing_model_is_refused(project):
     with pytest.raises(ModelError, match=r"adv\.safetensors: expected a model that this pipeline saved"):
         attack_eval.main("adv")
 
 
-def test_an_empty_test_set(project):
-    store = toy_store(images=48, size=SIZE)
-    write_store(dataclasses.replace(store, manifest=store.manifest.replace({"split": {"test": "train"}})))
-    with pytest.raises(DatasetError, match="expected photographs in the split 'test', got none"):
+def test_empty_test_split_is_refused(project):
+    dataset = toy_dataset(images=48, size=SIZE)
+    write_toy_dataset(dataclasses.replace(dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})))
+    with pytest.raises(DatasetError, match="expected images in the split 'test', got none"):
         attack_eval.main("clean")

@@ -1,4 +1,4 @@
-"""The stage as a whole: what it writes, that it writes the same twice, and that DVC draws it."""
+"""The stage as a whole: what it writes, that it writes the same bytes twice, and that DVC draws it."""
 
 import ast
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -16,19 +17,24 @@ import yaml
 from PIL import Image
 
 from stages import evaluate
+from stages.core.checks import INCONCLUSIVE, grade
 from stages.core.errors import InputError
-from stages.core.predictions import PredictionsError
-from stages.evaluation.diagnostics import judge
-from tests.helpers.prediction_tables import CLASSES, make_project
+from stages.core.predictions import PredictionsError, read_predictions
+from stages.evaluation import figures, image_figures
+from stages.evaluation.selection import select_predictions
+from stages.evaluation.style import MAX_PNG_BYTES
+from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, make_project
+from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-DECLARED = [Path(path) for plot in STAGES["evaluate"]["plots"] for path in plot]  # by dvc.yaml, as what the stage writes
+DECLARED = [Path(path) for plot in STAGES["evaluate"]["plots"] for path in plot]  # what the stage writes, by dvc.yaml
 PNGS = {path.stem for path in DECLARED if path.suffix == ".png"}
 CSVS = {path.stem for path in DECLARED if path.suffix == ".csv"}
 
 
-def project(folder: Path, monkeypatch, norm="linf", **options) -> Path:
+def make_evaluate_project(folder: Path, monkeypatch, norm="linf", **options) -> Path:
+    """What the stage reads, in the current folder."""
     folder.mkdir(exist_ok=True)
     make_project(folder, **options)
     params = (ROOT / "params.yaml").read_text().replace("tracking: true", "tracking: false")
@@ -38,7 +44,7 @@ def project(folder: Path, monkeypatch, norm="linf", **options) -> Path:
     return folder
 
 
-def written(folder: Path) -> dict[str, bytes]:
+def written_files(folder: Path) -> dict[str, bytes]:
     files = [
         *folder.glob("plots/*"),
         *folder.glob("metrics/[!d]*"),
@@ -48,47 +54,98 @@ def written(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(files)}
 
 
-def finite_and_sorted(text: str) -> dict:
+def parse_strictly(text: str) -> dict:
+    """JSON without NaN or infinity, with sorted keys."""
+
     def refuse(constant):
         raise AssertionError(constant)
 
     content = json.loads(text, parse_constant=refuse)
-    assert text == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    assert text == json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return content
 
 
-def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
-    folder = project(tmp_path / "p", monkeypatch, size=32)
+def without_images(html: str) -> str:
+    return re.sub(r"base64,[^\"]*", "", html)
+
+
+def test_stage_writes_the_declared_files_and_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=32)
     result = evaluate.main()
-    first = written(folder)
-    assert finite_and_sorted(first["evaluate.json"].decode()) == result
+    first = written_files(folder)
+    assert parse_strictly(first["evaluate.json"].decode()) == result
     assert {"clean", "adv", "difference", "n", "groups", "eps", "majority_rate", "prior_log_loss"} == set(result)
-    assert set(first) == {f"{n}.png" for n in PNGS | set(evaluate.SHEETS)} | {
-        f"{n}.csv" for n in CSVS | {"training_clean", "training_adv"}
-    } | {
-        "evaluate.json",
-        "diagnostics.json",
-        "report.html",
-    }
+    pngs, csvs = PNGS | set(evaluate.SHEETS), CSVS | {"training_clean", "training_adv"}
+    documents = {"evaluate.json", "diagnostics.json", "report.html"}
+    assert set(first) == {f"{name}.png" for name in pngs} | {f"{name}.csv" for name in csvs} | documents
     for name in PNGS:
-        assert len(first[f"{name}.png"]) < 100_000
+        assert len(first[f"{name}.png"]) < MAX_PNG_BYTES <= 100_000
         with Image.open(folder / f"plots/{name}.png") as image:
             assert not image.info
             image.verify()
-    assert "clean training" in capsys.readouterr().out
-    for name in (b"tmp", b"2026", str(tmp_path).encode()):
-        assert name not in re.sub(rb"base64,[^\"]*", b"", first["report.html"]), name
+    assert "Standard training" in capsys.readouterr().out
+    html = without_images(first["report.html"].decode())
+    for text in ("tmp", f"{datetime.now():%Y}", str(tmp_path)):
+        assert text not in html
+    assert f"{DESCRIPTION['sha256'][:16]}…" in html
     evaluate.main()
-    assert written(folder) == first
+    assert written_files(folder) == first
+
+
+@pytest.fixture
+def notes(monkeypatch) -> list[str]:
+    """The notes in the corners of the figures, which are not rendered: that takes most of the time."""
+    collected = []
+    for module in (figures, image_figures):
+        monkeypatch.setattr(module, "render_png", lambda figure, note="": collected.append(note) or b"not rendered")
+    return collected
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_data_is_named_in_every_figure(tmp_path, monkeypatch, notes, synthetic):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=16, n=20, synthetic=synthetic)
+    evaluate.main()
+    assert len(notes) == len(PNGS) + 3  # three stand in the report only
+    assert {"synthetic" in note for note in notes} == {synthetic}
+    captions = re.findall(r"<figcaption>.*?</figcaption>", (folder / "data/report.html").read_text(), re.DOTALL)
+    assert len(captions) == len(PNGS) + 3 + len(evaluate.SHEETS)
+    assert {"synthetic" in caption.lower() for caption in captions} == {synthetic}
+
+
+def test_transfer_attack_counts_in_the_worst_case(tmp_path, monkeypatch):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=16, n=30, always="correct")
+    file = folder / "data/predictions/adv/transfer.csv"
+    transfer = pd.read_csv(file)
+    wrong = transfer["label"].map({"Type_1": "Type_2", "Type_2": "Type_3", "Type_3": "Type_1"})
+    transfer.assign(prediction=wrong, margin=-9.0).to_csv(file, index=False)
+    inputs = evaluate.load_inputs()
+    images = select_predictions(inputs["clean"].predictions)
+    for model in ("clean", "adv"):
+        metrics = evaluate.compute_metrics(inputs, images, evaluation_context(images))[model]
+        assert metrics["robust_accuracy"]["transfer"] == 0
+        assert metrics["attacked_images"]["transfer"] == 10
+        assert metrics["robust_accuracy"]["pgd"] == 1
+        assert metrics["robust_accuracy_worst"] == pytest.approx(20 / 30, abs=1e-6)
+
+
+def test_attack_configurations_are_distinct_and_count_their_images(tmp_path, monkeypatch):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=16, n=30)
+    rows = evaluate.attack_configurations(evaluate.load_inputs(), "linf").set_index("label")
+    assert rows.loc["PGD", "budgets"] == "0.25/255, 0.5/255, 1/255, 2/255, 4/255, 8/255"
+    assert rows.loc["PGD", "n"] == 30
+    assert rows.loc["Ensemble (aa-k3)", "n"] == rows.loc["Transfer (PGD)", "n"] == 10
+    assert (rows["models"] == "clean, adv").all()
+    table = read_predictions(folder / "data/predictions/clean")
+    assert set(rows["attack"]) == {*table["attack"], "transfer"} - {"none"}
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"models": ["adv"], "n": 30, "shares": (0.5, 0.5, 0)},
+        {"models": ["adv"], "n": 30, "fractions": (0.5, 0.5, 0)},
         {"n": 1},
-        {"n": 40, "per_group": 4, "classes": ("a", "b"), "shares": (0.4, 0.6)},
-        {"n": 12, "always": "right"},  # a perfect model, whatever is tried
+        {"n": 40, "per_group": 4, "classes": ("a", "b"), "fractions": (0.4, 0.6)},
+        {"n": 12, "always": "correct"},  # a perfect model, also under attack
         {"n": 12, "always": "wrong"},
         {"n": 12, "always": "first"},  # a constant model
         {"n": 8, "per_group": 8},  # all of one patient
@@ -96,19 +153,25 @@ def test_stage_writes_everything_twice_the_same(tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_stage_stands_where_there_is_little_to_say(tmp_path, monkeypatch, options):
-    folder = project(tmp_path / "p", monkeypatch, size=16, **options)
+def test_stage_runs_on_degenerate_data(tmp_path, monkeypatch, options):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=16, **options)
     evaluate.main()
-    text = re.sub(r"base64,[^\"]*", "", (folder / "data/report.html").read_text())
-    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
-    finite_and_sorted((folder / "metrics/evaluate.json").read_text())
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", without_images((folder / "data/report.html").read_text()))
+    parse_strictly((folder / "metrics/evaluate.json").read_text())
     for name in CSVS:
         assert not pd.read_csv(folder / f"plots/{name}.csv").isna().any(axis=None)
 
 
-def test_nothing_to_evaluate_is_said(tmp_path, monkeypatch):
-    project(tmp_path / "p", monkeypatch, models=[])
+def test_missing_predictions_are_an_error(tmp_path, monkeypatch):
+    make_evaluate_project(tmp_path / "p", monkeypatch, models=[])
     with pytest.raises(PredictionsError, match="expected predictions of clean or adv, got none"):
+        evaluate.main()
+
+
+def test_missing_model_description_is_an_error_naming_the_file(tmp_path, monkeypatch):
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, n=10, size=16)
+    (folder / "data/predictions/adv/model.json").unlink()
+    with pytest.raises(PredictionsError, match=r"adv.model\.json: expected a file written by attack_eval, got none"):
         evaluate.main()
 
 
@@ -118,18 +181,17 @@ def test_evaluate_needs_neither_torch_nor_mlflow():
     assert done.stdout.strip() == "[]"
 
 
-def test_only_figures_imports_matplotlib_of_all_that_evaluate_reads():
+def test_only_the_figures_import_matplotlib():
+    importing = set()
     for file in [ROOT / "stages/evaluate.py", *(ROOT / "stages/evaluation").glob("*.py")]:
-        imported = {
-            name.name.split(".")[0]
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.Import)
-            for name in node.names
-        }
-        assert file.name == "figures.py" or "matplotlib" not in imported, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            importing |= {file.name for name in names if name.split(".")[0] == "matplotlib"}
+    assert importing == {"figures.py", "image_figures.py", "style.py"}
 
 
-def charts(html: str) -> list[dict]:
+def charts_of(html: str) -> list[dict]:
     return [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)]
 
 
@@ -137,7 +199,7 @@ def charts(html: str) -> list[dict]:
 def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     folder = tmp_path / "repo"
     folder.mkdir()
-    # Nothing of the user's git or DVC settings, and no hook, takes part.
+    # Without the user's git and DVC settings and hooks.
     env = os.environ | {
         "HOME": str(tmp_path),
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -156,30 +218,30 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     plots = [plot for stage in STAGES.values() for plot in stage.get("plots", ())]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": {"cmd": "unused", "plots": plots}}}))
     tables = {}
-    for rev, n in (("one", 40), ("two", 80)):
-        made = project(tmp_path / rev, monkeypatch, n=n, size=16)
+    for rev, n in (("first", 40), ("second", 80)):
+        project = make_evaluate_project(tmp_path / rev, monkeypatch, n=n, size=16)
         evaluate.main()
-        shutil.copytree(made / "plots", folder / "plots", dirs_exist_ok=True)
-        tables[rev] = pd.read_csv(made / "plots/confusion.csv", dtype=str)
+        shutil.copytree(project / "plots", folder / "plots", dirs_exist_ok=True)
+        tables[rev] = pd.read_csv(project / "plots/confusion.csv", dtype=str)
         call("git", "add", "-A")
         call("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", rev)
         call("git", "tag", rev)
-    call(*dvc, "plots", "diff", "one", "two", "-o", "page")
+    call(*dvc, "plots", "diff", "first", "second", "-o", "page")
     html = (folder / "page/index.html").read_text()
     assert "<DVC_METRIC" not in html
-    drawn = {spec["title"]["text"]: spec for spec in charts(html)}
+    drawn = {spec["title"]["text"]: spec for spec in charts_of(html)}
     tables_of = {options["title"]: path for plot in plots for path, options in plot.items() if path.endswith(".csv")}
     assert set(drawn) == set(tables_of)
     for title, spec in drawn.items():
         rows = pd.DataFrame(spec["data"]["values"])
-        assert set(rows["rev"]) == {"one", "two"}
-        # Of each revision every row: the fixture's second one is what lies in the folder.
-        assert len(rows[rows["rev"] == "two"]) == len(pd.read_csv(folder / tables_of[title]))
-        assert "NaN" not in (picture := vl_convert.vegalite_to_svg(spec, vl_version="5.8"))
-        assert len(re.findall(r"<path|<text", picture)) > 20, title
+        assert set(rows["rev"]) == {"first", "second"}
+        # Every row of each revision; the second one is what lies in the folder.
+        assert len(rows[rows["rev"] == "second"]) == len(pd.read_csv(folder / tables_of[title]))
+        assert "NaN" not in (svg := vl_convert.vegalite_to_svg(spec, vl_version="5.8"))
+        assert len(re.findall(r"<path|<text", svg)) > 20, title
     assert html.count("<img") == 2 * sum(path.endswith(".png") for plot in plots for path in plot)
-    # A cell is drawn from exactly one row: the counts of that revision, no sorting or summing on the way.
-    confusion = drawn["What is taken for what"]
+    # Each cell is drawn from exactly one row, without aggregation.
+    confusion = drawn["Confusion matrix"]
     assert not re.search("aggregate|impute|joinaggregate", json.dumps(confusion))
     cells = pd.DataFrame(confusion["data"]["values"])
     keys = ["model", "attack", "actual", "predicted"]
@@ -190,25 +252,26 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
         assert len(of_rev) == 4 * len(CLASSES) ** 2
 
 
+@pytest.mark.usefixtures("notes")
 def test_strict_ends_with_an_error_after_everything_is_written(tmp_path, monkeypatch, capsys):
-    folder = project(tmp_path / "p", monkeypatch, size=32)
+    folder = make_evaluate_project(tmp_path / "p", monkeypatch, n=30, size=16)
     evaluate.main()
-    found = finite_and_sorted((folder / "metrics/diagnostics.json").read_text())
-    assert set(found) == {"clean", "adv"}
-    assert {"D2", "D5", "D8", "D9", "D11", "D17", "D27"} <= set(found["adv"])
-    assert found["adv"]["D5"] == {
+    checks = parse_strictly((folder / "metrics/diagnostics.json").read_text())
+    assert set(checks) == {"clean", "adv"}
+    assert {"D2", "D5", "D8", "D9", "D11", "D17", "D27"} <= set(checks["adv"])
+    assert checks["adv"]["D5"] == {
         "verdict": "WARN",
         "value": 0.05,
         "threshold": "> 0.01 WARN, > 0.1 FAIL",
         "n": 16,
-        "name": "pictures without a gradient",
+        "name": "Images with zero input gradient",
     }
-    assert found["adv"]["D12"]["verdict"] == "not enough to say"
-    assert "[WARN] D5 pictures without a gradient: 0.05 (n = 16)" in capsys.readouterr().out
+    assert checks["adv"]["D12"]["verdict"] == INCONCLUSIVE
+    assert "[WARN] D5 Images with zero input gradient: 0.05 (n = 16)" in capsys.readouterr().out
 
     file = folder / "data/predictions/adv/diagnostics.json"
-    file.write_text(json.dumps([vars(judge("D2", 1.0, 16, fail=0))]))
-    evaluate.main()  # a FAIL is said, and the stage ends well unless it is to be strict
+    file.write_text(json.dumps([vars(grade("D2", 1.0, 16, fail=0))]))
+    evaluate.main()  # without strict a FAIL is reported, and the stage succeeds
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("strict: false", "strict: true"))
     report = folder / "data/report.html"

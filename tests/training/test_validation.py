@@ -1,21 +1,25 @@
-"""How an epoch is judged."""
+"""The metrics of an epoch."""
 
 import torch
+import torch.nn.functional as F
 
 from stages.models.batches import DatasetSplit
-from stages.training.validation import Validation, judge
-from tests.conftest import Linear
+from stages.training.validation import Validation, validate
+from tests.helpers.models import LinearLogits
 
 
-def test_the_attacked_loss_is_that_of_all_steps_also_where_the_first_suffice(fabric):
-    """Of a linear model the lead grows by ||w||_1 times the way, to the edge of the ball."""
+def test_validation_attack_takes_all_steps(fabric):
+    """The first step already misclassifies; the loss is that of the last one.
+
+    For a linear model the margin shrinks by ||w||_1 times the perturbation, up to the edge of the ball.
+    """
     images = torch.full((4, 4, 4, 3), 128, dtype=torch.uint8).numpy()
     split = DatasetSplit(images, torch.ones(4, dtype=torch.long).numpy(), torch.arange(4).numpy())
     weight, eps = torch.rand(48) + 0.1, 0.1
-    lead_of_right = 0.1 * eps * weight.sum().item()  # broken after the first step, whatever the start
-    model = Linear(weight, lead_of_right - (128 / 255 * weight.sum()).item())
-    found = judge(fabric, model, Validation(split, "linf", eps, 8, 4, score=lambda row: ()), 0, 4)
-    whole = torch.tensor(eps * weight.sum().item() - lead_of_right)
-    assert found["val_robust_accuracy"] == 0
-    assert found["val_clean_accuracy"] == 1
-    assert abs(found["val_robust_loss"] - torch.nn.functional.softplus(whole).item()) < 1e-4
+    clean_margin = 0.1 * eps * weight.sum().item()  # negative after the first step, whatever the start
+    model = LinearLogits(weight, clean_margin - (128 / 255 * weight.sum()).item())
+    metrics = validate(fabric, model, Validation(split, "linf", eps, steps=8, images=4), seed=0, batch_size=4)
+    assert metrics["val_robust_accuracy"] == 0
+    assert metrics["val_clean_accuracy"] == 1
+    expected = F.softplus(torch.tensor(eps * weight.sum().item() - clean_margin)).item()
+    assert abs(metrics["val_robust_loss"] - expected) < 1e-4

@@ -1,0 +1,82 @@
+"""Confidence intervals and tests that know which images belong together.
+
+Images of one patient (one group) are not independent. Where every group is a single image, a proportion gets its Wilson
+interval; otherwise, and for whatever is no proportion (balanced accuracy, log loss, a difference), whole groups are resampled
+with replacement and the percentiles of the resampled metric are the interval: the cluster bootstrap (Field and Welsh 2007).
+`scipy.stats.bootstrap` resamples single observations only, so it is written here. Where resampling can't vary (one group, or
+no image that differs), a proportion falls back to Wilson with one vote per group, anything else has no interval.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+Interval = tuple[float, float] | None
+
+
+def wilson_interval(proportion: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion seen in n independent trials (Wilson 1927); sensible at 0, at 1 and for small n.
+
+    Unlike `scipy.stats.binomtest(...).proportion_ci`, for any proportion: one vote per group needn't give a whole count.
+    """
+    z = stats.norm.ppf((1 + confidence) / 2)
+    center = (proportion + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return float(max(0.0, center - half)), float(min(1.0, center + half))
+
+
+class ConfidenceIntervals:
+    """Confidence intervals for one set of n images, by the rule at the top of this file."""
+
+    def __init__(self, groups: Sequence, confidence: float, resamples: int, seed: int) -> None:
+        """Draw the resamples, once, so that the metrics of two models on the same images are paired.
+
+        Args:
+            groups: (n,) any labels.
+            confidence: level, such as 0.95.
+            resamples: of the bootstrap; memory is 4 bytes x resamples x n.
+            seed: of the bootstrap.
+        """
+        self.confidence = confidence
+        self.groups = np.unique(np.asarray(groups), return_inverse=True)[1]
+        count = self.groups.max() + 1
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        self.weights = drawn.astype(np.float32)[:, self.groups]  # (resamples, n): how often each image is drawn
+
+    def proportion(self, hits: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
+        """Of the proportion of ``hits`` (n,) bool within ``mask`` (n,) bool, which must hold an image."""
+        mask = np.ones(len(hits), bool) if mask is None else mask
+        proportion, groups = hits[mask].mean(), len(np.unique(self.groups[mask]))
+        if groups == mask.sum():
+            return wilson_interval(proportion, groups, self.confidence)
+        return self._percentiles(self._resampled(hits, mask)) or wilson_interval(proportion, groups, self.confidence)
+
+    def mean(self, values: np.ndarray) -> Interval:
+        """Of the mean of ``values`` (n,)."""
+        return self._percentiles(self._resampled(values, np.ones(len(values), bool)))
+
+    def balanced(self, hits: np.ndarray, labels: np.ndarray) -> Interval:
+        """Of the mean over classes of the proportion of ``hits`` in each."""
+        return self._percentiles(np.mean([self._resampled(hits, labels == name) for name in np.unique(labels)], axis=0))
+
+    def _resampled(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        weights = self.weights[:, mask]
+        total = weights.sum(axis=1)
+        # A resample without any of these images gives no value: NaN here, dropped below.
+        return np.divide(weights @ values[mask].astype(float), total, out=np.full(len(total), np.nan), where=total > 0)
+
+    def _percentiles(self, resampled: np.ndarray) -> Interval:
+        resampled = resampled[np.isfinite(resampled)]
+        if not len(resampled) or np.ptp(resampled) == 0:
+            return None
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(resampled, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Exact two-sided p value that two models, (n,) correct or not on the same images, are correct equally often."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0

@@ -1,0 +1,127 @@
+"""The rows of the report's tables, as texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from stages.core.predictions import CLEAN
+from stages.evaluation.formatting import (
+    CORRUPTION_LABELS,
+    MODEL_LABELS,
+    NOT_AVAILABLE,
+    attack_label,
+    format_eps,
+    percent,
+    proportion,
+)
+from stages.evaluation.selection import EPS_TOLERANCE, WORST
+
+EPS_PARAMS = ("attack.eps", "attack.eps_grid", "train_clean.val_eps")
+
+
+def attack_rows(
+    metrics: Mapping[str, Any], robustness: pd.DataFrame, matched_subset: pd.DataFrame, attacks: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Per attack at the main eps: n, and for each model accuracy with interval and success rate.
+
+    Attacks that were run on a subset come last, each followed by PGD on the same images: the other rows are about others.
+    """
+    eps, models = metrics["eps"], [model for model in MODEL_LABELS if model in metrics]
+    here = robustness[((robustness["eps"] - eps).abs() <= EPS_TOLERANCE * eps) | (robustness["attack"] == CLEAN)]
+    counts = here.groupby("attack")["count"].min()
+    steps = attacks.groupby("attack")["steps"].max()
+    order = [attack for attack in dict.fromkeys(here["attack"]) if attack != WORST]
+    whole = [attack for attack in order if counts[attack] == counts.max()]
+    subset = [attack for attack in order if counts[attack] < counts.max()]
+    rows = []
+    for attack in [*whole, WORST, *subset]:
+        cells = [_attack_cell(here, metrics[model], model, attack) for model in models]
+        label = attack_label(attack, int(steps.get(attack, 0)))
+        rows.append({"attack": label, "n": int(counts[attack]), "cells": cells, "subset": attack in subset})
+        matched = matched_subset[matched_subset["attack"] == attack]
+        if len(matched):
+            matched_cells = [(_accuracy_cell(matched, model, attack), "") for model in models]
+            label = f"{attack_label('pgd', int(steps.get('pgd', 0)))} on these {counts[attack]} images"
+            rows.append({"attack": label, "n": int(counts[attack]), "cells": matched_cells, "subset": True})
+    return rows
+
+
+def _attack_cell(table: pd.DataFrame, metrics: Mapping[str, Any], model: str, attack: str) -> tuple[str, str]:
+    if attack == CLEAN:
+        return _accuracy_cell(table, model, attack), ""
+    rate = metrics.get("attack_success_rate_worst") if attack == WORST else metrics.get("attack_success_rate", {}).get(attack)
+    return _accuracy_cell(table, model, attack), percent(rate)
+
+
+def _accuracy_cell(table: pd.DataFrame, model: str, attack: str) -> str:
+    rows = table[(table["model"] == model) & (table["attack"] == attack)].to_dict("records")
+    return proportion(rows[0]) if rows else NOT_AVAILABLE
+
+
+def per_class_rows(table: pd.DataFrame, classes: Sequence[str], models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+    """(class, n, cells): for each model the recall on clean images and in the worst case."""
+    rows = []
+    for name in classes:
+        members, cells = table[table["class"] == name], []
+        for model in models:
+            for attack in (CLEAN, WORST):
+                found = members[(members["model"] == model) & (members["attack"] == attack)].to_dict("records")
+                cells.append(proportion(found[0], "recall") if found else NOT_AVAILABLE)
+        rows.append((name, int(members["count"].max()) if len(members) else 0, cells))
+    return rows
+
+
+def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One for each model, clean and in the worst case."""
+    names = {CLEAN: "clean", WORST: "worst case"}
+    return [
+        {
+            "title": f"{MODEL_LABELS[model]}, {names[attack]}",
+            "rows": [(actual, row.to_dict("records")) for actual, row in cells.groupby("actual", sort=False)],
+        }
+        for (model, attack), cells in table.groupby(["model", "attack"], sort=False)
+    ]
+
+
+def corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Per corruption and severity: for each model the accuracy with its interval; first the clean images, last the mean."""
+    rows = []
+    for (name, severity), at in table.groupby(["corruption", "severity"], sort=False):
+        cells = [proportion(at[at["model"] == model].iloc[0]) for model in models]
+        label = CORRUPTION_LABELS.get(name, name)
+        rows.append({"corruption": label.capitalize() if severity else "Clean", "severity": severity or "", "cells": cells})
+    corrupted = table[table["severity"] > 0]
+    means = [percent(corrupted.loc[corrupted["model"] == model, "accuracy"].mean()) for model in models]
+    rows.append({"corruption": "Mean of all corruptions", "severity": "", "cells": means})
+    return rows
+
+
+def check_groups(
+    checks: Mapping[str, Mapping[str, Mapping[str, Any]]], groups: Mapping[str, Sequence[str]], models: Sequence[str]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(group, rows): per check its title and threshold, and for each model verdict, value and n."""
+    result = []
+    for group, members in groups.items():
+        rows = []
+        for check in members:
+            results = [results[check] for results in checks.values() if check in results]
+            if results:
+                cells = [checks.get(model, {}).get(check) for model in models]
+                rows.append({"id": check, "title": results[0]["name"], "threshold": results[0]["threshold"], "cells": cells})
+        result.append((group, rows))
+    return result
+
+
+def parameter_rows(params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, value) of all parameters; eps as a fraction of 255."""
+    return [(key, _parameter_text(key, value, params["attack.norm"])) for key, value in params.items()]
+
+
+def _parameter_text(key: str, value: Any, norm: str) -> str:
+    if key in EPS_PARAMS:
+        values = value if isinstance(value, list) else [value]
+        return ", ".join(format_eps(eps, "linf" if key == "train_clean.val_eps" else norm) for eps in values)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,135 @@
+"""The tables in plots/: one long CSV per chart, rows of both models, with intervals and counts."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix
+
+from stages.core.predictions import CLEAN, classes_of
+from stages.evaluation.metrics import EvaluationContext, initially_correct, recalls, reliability
+from stages.evaluation.selection import (
+    WORST,
+    AttackOutcome,
+    attack_outcome,
+    attacks_at,
+    eps_values,
+    is_correct,
+    select_predictions,
+    worst_case_predictions,
+)
+
+
+def robustness_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,eps,attack,accuracy,low,high,count: each attack at each of its eps, and the worst case from eps 0 on."""
+    everything = np.ones(len(select_predictions(table)), bool)
+    clean = AttackOutcome(is_correct(select_predictions(table)), everything)
+    cases = [(0.0, CLEAN, clean), (0.0, WORST, clean)]
+    for eps in eps_values(table):
+        cases += [(eps, attack, attack_outcome(table, attack, eps)) for attack in attacks_at(table, eps)]
+        cases.append((eps, WORST, AttackOutcome(is_correct(worst_case_predictions(table, eps)), everything)))
+    return _accuracy_rows(model, cases, context)
+
+
+def _accuracy_rows(model: str, cases: list[tuple[float, str, AttackOutcome]], context: EvaluationContext) -> pd.DataFrame:
+    rows = [
+        (
+            model,
+            eps,
+            attack,
+            outcome.accuracy,
+            *context.intervals.proportion(outcome.correct, outcome.evaluated),
+            int(outcome.evaluated.sum()),
+        )
+        for eps, attack, outcome in cases
+    ]
+    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
+
+
+def matched_subset_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """Rows like those of `robustness_table`: PGD on the images of each attack that was run on a subset only.
+
+    ``attack`` is the last attack that was run on these images.
+    """
+    pgd, subsets = attack_outcome(table, "pgd", context.eps), {}
+    for attack in attacks_at(table, context.eps):
+        evaluated = attack_outcome(table, attack, context.eps).evaluated
+        if pgd.evaluated.all() and not evaluated.all():
+            subsets[evaluated.tobytes()] = (context.eps, attack, AttackOutcome(pgd.correct & evaluated, evaluated))
+    return _accuracy_rows(model, list(subsets.values()), context)
+
+
+def _clean_and_worst(table: pd.DataFrame, context: EvaluationContext) -> list[tuple[str, pd.DataFrame]]:
+    return [(CLEAN, select_predictions(table)), (WORST, worst_case_predictions(table, context.eps))]
+
+
+def confusion_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,attack,actual,predicted,count,share: every cell, also the empty ones; share is of the actual class."""
+    classes, parts = classes_of(table), []
+    for attack, rows in _clean_and_worst(table, context):
+        counts = confusion_matrix(rows["label"], rows["prediction"], labels=classes)
+        fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        cells = [(a, p, counts[i, j], fractions[i, j]) for i, a in enumerate(classes) for j, p in enumerate(classes)]
+        parts.append(pd.DataFrame(cells, columns=["actual", "predicted", "count", "share"]).assign(attack=attack))
+    return pd.concat(parts).assign(model=model)[["model", "attack", "actual", "predicted", "count", "share"]]
+
+
+def per_class_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,attack,class,recall,low,high,count: recall of each class, clean and in the worst case."""
+    parts = []
+    for attack, rows in _clean_and_worst(table, context):
+        for name, recall in recalls(rows).items():
+            members = (rows["label"] == name).to_numpy()
+            interval = context.intervals.proportion(is_correct(rows), members)
+            parts.append((model, attack, name, recall, *interval, int(members.sum())))
+    return pd.DataFrame(parts, columns=["model", "attack", "class", "recall", "low", "high", "count"])
+
+
+def reliability_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,attack,bin,confidence,accuracy,count: clean and in the worst case."""
+    parts = [reliability(rows).assign(attack=attack) for attack, rows in _clean_and_worst(table, context)]
+    return pd.concat(parts).assign(model=model)[["model", "attack", "bin", "confidence", "accuracy", "count"]]
+
+
+def minimum_eps_table(model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,eps,changed,low,high,count: fraction of the correctly classified images misclassified within eps.
+
+    A row for each eps at which it grows, one for 0 and one for the largest eps tried.
+    """
+    rows, paths = initially_correct(minimum_eps), select_predictions(table)["path"]
+    searched = paths.isin(rows["path"]).to_numpy()
+    required = np.full(len(paths), np.inf)  # within no eps: not found, or not searched
+    found = rows[rows["found"] == 1].set_index("path")["eps"]
+    required[paths.isin(found.index)] = paths[paths.isin(found.index)].map(found)
+    cells = []
+    for eps in sorted({0.0, *rows["eps"]}) if len(rows) else []:
+        success = required <= eps
+        # Without a perturbation nothing changes, for certain.
+        low, high = context.intervals.proportion(success, searched) if eps else (0.0, 0.0)
+        cells.append((model, eps, success[searched].mean(), low, high, len(rows)))
+    return pd.DataFrame(cells, columns=["model", "eps", "changed", "low", "high", "count"])
+
+
+def corruptions_table(model: str, table: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+    """model,corruption,severity,accuracy,low,high,count: the same images clean (``none``, 0), then under each corruption."""
+    clean, keys = select_predictions(table), ["corruption", "severity"]
+    evaluated = clean["path"].isin(corruptions["path"]).to_numpy()
+    baseline = clean[evaluated].assign(corruption=CLEAN, severity=0)
+    cells = []
+    for (name, severity), rows in pd.concat([baseline, corruptions]).groupby(keys, sort=False):
+        correct = clean["path"].isin(rows.loc[is_correct(rows), "path"]).to_numpy()
+        low, high = context.intervals.proportion(correct, evaluated)
+        cells.append((model, name, severity, correct[evaluated].mean(), low, high, len(rows)))
+    return pd.DataFrame(cells, columns=["model", *keys, "accuracy", "low", "high", "count"])
+
+
+def plot_tables(
+    model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext
+) -> dict[str, pd.DataFrame]:
+    """Name -> the rows of one model in plots/<name>.csv."""
+    return {
+        "robustness": robustness_table(model, table, context),
+        "confusion": confusion_table(model, table, context),
+        "per_class": per_class_table(model, table, context),
+        "reliability": reliability_table(model, table, context),
+        "minimum_eps": minimum_eps_table(model, table, minimum_eps, context),
+        "corruptions": corruptions_table(model, table, corruptions, context),
+    }

@@ -1,0 +1,49 @@
+"""Intervals and tests against scipy, and wider where images belong together."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from stages.evaluation.intervals import ConfidenceIntervals, mcnemar, wilson_interval
+
+
+@given(n=st.integers(1, 2000), fraction=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
+@settings(max_examples=50, deadline=None)
+def test_wilson_interval_equals_scipy(n, fraction, confidence):
+    hits = round(fraction * n)
+    expected = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(hits / n, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_single_images_get_wilson_intervals_and_groups_wider_ones():
+    hits = np.repeat([True, False, True, True, False, True, False, True, True, False], 12)
+    single = ConfidenceIntervals(np.arange(120), 0.95, 2000, 0)
+    grouped = ConfidenceIntervals(np.repeat(np.arange(10), 12), 0.95, 2000, 0)
+    assert single.proportion(hits) == wilson_interval(0.6, 120, 0.95)
+    low, high = grouped.proportion(hits)
+    # Twelve equal images of each of ten patients: as uncertain as ten images (binomial quantiles of 10 draws).
+    assert (low, high) == pytest.approx(tuple(stats.binom.ppf([0.025, 0.975], 10, 0.6) / 10), abs=0.01)
+
+
+def test_bootstrap_of_a_mean_agrees_with_scipy():
+    values = np.random.default_rng(5).normal(size=80)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+    assert ConfidenceIntervals(range(80), 0.95, 5000, 1).mean(values) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_intervals_where_resampling_cannot_vary():
+    one_group = ConfidenceIntervals(["patient"] * 6, 0.95, 100, 0)
+    hits = np.array([True, True, True, False, False, True])
+    assert one_group.proportion(hits) == wilson_interval(hits.mean(), 1, 0.95)
+    assert one_group.mean(hits.astype(float)) is None
+    assert ConfidenceIntervals(range(6), 0.95, 100, 0).mean(np.zeros(6)) is None
+
+
+def test_mcnemar_equals_the_exact_binomial_test():
+    # 10 disagreements, 8 of them in favor of the second: two-sided exact p = 2 * P(X <= 2), X ~ Bin(10, 1/2).
+    first = np.array([True] * 2 + [False] * 8 + [True] * 30)
+    second = np.array([False] * 2 + [True] * 8 + [True] * 30)
+    assert mcnemar(first, second) == pytest.approx(2 * stats.binom.cdf(2, 10, 0.5))
+    assert mcnemar(first, first) == 1.0

@@ -1,0 +1,106 @@
+"""A report of tables made without a model."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from stages import evaluate
+from stages.core.params_file import flatten, load_stage_params
+from stages.core.predictions import classes_of
+from stages.evaluation.intervals import ConfidenceIntervals
+from stages.evaluation.metrics import (
+    EvaluationContext,
+    baselines,
+    corruption_metrics,
+    min_eps_metrics,
+    model_metrics,
+    paired_difference,
+)
+from stages.evaluation.report import Report
+from stages.evaluation.selection import select_predictions
+from stages.evaluation.tables import matched_subset_table, plot_tables
+from tests.helpers.prediction_tables import (
+    DATA,
+    DESCRIPTION,
+    ENSEMBLE,
+    EPS,
+    GRID,
+    make_corruptions,
+    make_minimum_eps,
+    make_table,
+    make_training,
+)
+from tests.helpers.repository import ROOT
+
+PARAMS = flatten(load_stage_params(evaluate.Params, ROOT / "params.yaml"))
+
+
+def evaluation_context(table: pd.DataFrame, resamples: int = 300) -> EvaluationContext:
+    """EPS and GRID, and the intervals of the images of a table."""
+    groups = select_predictions(table)["group"]
+    return EvaluationContext(EPS, GRID, ConfidenceIntervals(groups, 0.95, resamples, 0))
+
+
+def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The attributes of a report that depend on the predictions."""
+    images = select_predictions(next(iter(tables.values())))
+    context = evaluation_context(images, 200)
+    metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(images)
+    by_model, matched = [], []
+    for model, table in tables.items():
+        minimum_eps, corruptions = make_minimum_eps(table), make_corruptions(table)
+        metrics[model] = model_metrics(table, context) | min_eps_metrics(minimum_eps) | corruption_metrics(corruptions)
+        by_model.append(plot_tables(model, table, minimum_eps, corruptions, context))
+        matched.append(matched_subset_table(model, table, context))
+    if len(tables) == 2:
+        metrics["difference"] = paired_difference(*tables.values(), context)
+    test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
+    attacks = [
+        ("pgd", 10, len(images), "8/255", "clean", "PGD"),
+        ("aa-k3", 20, len(images) // 3, "8/255", "clean", "Ensemble (aa-k3)"),
+    ]
+    return {
+        "metrics": metrics,
+        "checks": {model: {} for model in tables},
+        "counts": pd.DataFrame({"train": 30, "val": 5, "test": test}),
+        "tables": {name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]},
+        "matched_subset": evaluate.concat_tables(matched),
+        "training": {model: make_training() for model in tables},
+        "attacks": pd.DataFrame(attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]),
+        "models": dict.fromkeys(tables, DESCRIPTION),
+    }
+
+
+@functools.cache
+def _evaluate_default(models: tuple[str, ...]) -> dict[str, Any]:
+    return _evaluate({model: make_table(model) for model in models})
+
+
+def make_report(
+    models: tuple[str, ...] = ("clean", "adv"),
+    *,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    data: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Report:
+    """What the page shows. Tests share its parts and must not change them.
+
+    Args:
+        models: whose tables are made, unless ``tables`` are given.
+        tables: model -> predictions.csv.
+        data: changes of DATA.
+        params: changes of the default parameters.
+        changes: of the report's attributes.
+    """
+    attributes = {
+        "params": PARAMS | (params or {}),
+        "data": DATA | (data or {}),
+        "rejected": pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
+        "ensembles": [ENSEMBLE],
+        "figures": {},
+        "versions": {"Python": "3.11.0"},
+    }
+    return Report(**(attributes | (_evaluate(tables) if tables else _evaluate_default(models)) | changes))

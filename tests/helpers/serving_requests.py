@@ -1,0 +1,38 @@
+"""Image files as clients send them, valid and invalid, and the card of a model."""
+
+import base64
+
+import numpy as np
+from PIL import Image
+
+from stages.serving.card import Estimate, ModelCard
+from tests.helpers.image_files import encode, make_png
+
+SIZE = 32
+CARD = ModelCard("adv", "0", "cervix", 1.0, True, "linf", 8 / 255, 12, 0.95, Estimate(0.9, 0.8, 1.0), Estimate(0.4, 0.3, 0.5))
+
+
+def image_file(seed: int = 0) -> bytes:
+    """A JPEG file of 90 x 70 pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    return encode(Image.fromarray(pixels).resize((90, 70)), quality=75)
+
+
+def to_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+INVALID_REQUESTS = {  # image -> part of the error message
+    "no base64": ("%%%", "expected base64"),
+    "HTML": (to_base64(b"<html>"), "not an image"),
+    "empty": ("", "empty"),
+    "truncated": (to_base64(image_file()[:-200]), "truncated"),
+    "decompression bomb": (to_base64(make_png(20000, 20000, bytes(10**6))), "too large: more than 80000000 pixels"),
+    "50 MB": (to_base64(bytes(50 * 10**6)), "at most 32 MiB"),
+    "wrong shape": (np.zeros((SIZE, SIZE), int).tolist(), f"shape ({SIZE}, {SIZE}, 3)"),
+    "ragged list": ([[1, 2], [3]], "inhomogeneous"),
+    "out of range": (np.full((SIZE, SIZE, 3), 256).tolist(), "0..255"),
+    "fractions": (np.full((SIZE, SIZE, 3), 0.5).tolist(), "whole numbers"),
+    "number": (7, "shape"),
+    "null": (None, "shape"),
+}

@@ -1,0 +1,82 @@
+"""The cache of decoded images: what is decoded again, damaged entries, and its size."""
+
+import ast
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stages import photographs
+from stages.photographs import decoding, reading
+from stages.photographs.decode_cache import DECODER, DecodeConfig, evict_lru
+from tests.helpers.image_files import encode, make_image, write_files
+from tests.helpers.image_folders import decode_folder, write_image_folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_image_folder(tmp_path / "source")
+
+
+def test_only_new_and_changed_files_are_decoded(source, tmp_path, monkeypatch):
+    first, pixels = decode_folder(source, tmp_path / "cache")
+    original, calls = reading.decode_image, []
+    monkeypatch.setattr(reading, "decode_image", lambda *arguments: calls.append(1) or original(*arguments))
+    cached, cached_pixels = decode_folder(source, tmp_path / "cache")
+    assert cached_pixels == pixels
+    assert cached.metadata[3].crop_box == first.metadata[3].crop_box
+    assert len(calls) == 2, "the two invalid files"
+    write_files(source, {"a/new.jpg": encode(make_image(50)), "b/1.jpg": encode(make_image(51))})
+    decode_folder(source, tmp_path / "cache")
+    assert len(calls) == 2 + 4
+
+
+def test_damaged_entries_are_ignored(source, tmp_path):
+    _, pixels = decode_folder(source, tmp_path / "cache")
+    entries = sorted((tmp_path / "cache").rglob("*.npz"))
+    assert len(entries) == 20
+    for number, entry in enumerate(entries):
+        content = bytearray(entry.read_bytes())
+        content[400 + number] ^= 255
+        entry.write_bytes(content[: 3 * number] if number % 2 else content)
+    assert decode_folder(source, tmp_path / "cache")[1] == pixels
+
+
+def test_cache_key_depends_on_every_setting():
+    configs = ((16, "none", 1.0), (32, "none", 1.0), (16, "square", 1.0), (16, "none", 0.5))
+    assert len({DecodeConfig(*config).cache_key() for config in configs}) == 4
+
+
+def imported_names(file: Path) -> set[str]:
+    """Names of the modules of stages/photographs that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports are not followed"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    parents = {name.rpartition(".") for name in names}
+    return {name for parent, _, name in parents if parent == photographs.__name__ and (file.parent / f"{name}.py").exists()}
+
+
+def test_decoder_lists_every_module_that_decoding_imports():
+    """Else a change of such a module would leave outdated pixels in the cache."""
+    folder = Path(photographs.__path__[0])
+    found, queue = set(), [decoding.__name__.rpartition(".")[2]]
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            queue += imported_names(folder / f"{name}.py")
+    assert all(isinstance(module, ModuleType) for module in DECODER)
+    assert {module.__name__ for module in DECODER} == {f"{photographs.__name__}.{name}" for name in found}
+
+
+def test_least_recently_used_entries_are_evicted(tmp_path):
+    for age in range(5):
+        file = write_files(tmp_path, {f"x/{age}": bytes(100)}) / f"x/{age}"
+        os.utime(file, (1000 - age, 1000 - age))
+    evict_lru(tmp_path, 250)
+    assert sorted(file.name for file in (tmp_path / "x").iterdir()) == ["0", "1"]
