@@ -6,11 +6,11 @@ For each of data/models/{clean,adv}.safetensors, on test images of data/processe
 
     PGD-20        foolbox's LinfPGD, ART's (where it is installed), and ours: same step size, one random start
     ensemble      pyautoattack's own run of the parts that work with these classes, and ours: PGD-20 first, then the same
-                  parts on what is left, for two or three classes with APGD on the margin besides
+                  parts on what is left, for two or three classes also APGD on the margin
 
-Speed without strength means nothing, so the share of images that are still right stands beside the time. Every program runs
-once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times don't. ART isn't
-among the development requirements: install adversarial-robustness-toolbox in an environment of its own that has those too.
+Speed without strength means nothing, so the number of images still classified correctly is reported next to the time.
+Every program runs once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times
+don't. ART isn't among the development requirements: install adversarial-robustness-toolbox in an environment of its own.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from stages.attacks import autoattack, suite
 from stages.core.dataset import load_dataset
 from stages.core.devices import make_fabric
-from stages.core.params import load_all
+from stages.core.params_file import load_params
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.inference import predict_logits
@@ -43,7 +43,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 
 
 def timed(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
-    """Seconds, and how many images are still right: scored by the model itself in float32."""
+    """Seconds, and how many images are still classified correctly: by the model itself in float32."""
     run(x[:WARM_UP], y[:WARM_UP])
     start = time.perf_counter()
     x_adv = run(x, y)
@@ -61,16 +61,16 @@ def noise_of(x: Tensor) -> suite.NoiseSampler:
     return suite.per_image_noise(0, np.arange(len(x)), x.shape[1:], x)
 
 
-def our_pgd(twin: nn.Module, eps: float, fabric: object) -> Run:
+def our_pgd(fused: nn.Module, eps: float, fabric: object) -> Run:
     def run(x: Tensor, y: Tensor) -> Tensor:
         found = x.clone()
-        right = (predict_logits(twin, x).argmax(1) == y).nonzero().squeeze(1)
+        correct = (predict_logits(fused, x).argmax(1) == y).nonzero().squeeze(1)
 
         def noise(kind: str, draw: int) -> Tensor:
-            return noise_of(x)(kind, draw)[right]
+            return noise_of(x)(kind, draw)[correct]
 
         with fabric.autocast():
-            found[right] = suite.pgd(twin, x[right], y[right], eps, noise, steps=PGD_STEPS, restarts=1)
+            found[correct] = suite.pgd(fused, x[correct], y[correct], eps, noise, steps=PGD_STEPS, restarts=1, norm="linf")
         return found
 
     return run
@@ -99,7 +99,7 @@ def art_pgd(model: nn.Module, classes: int, eps: float) -> Run:
 
 
 def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, queries: int) -> Run:
-    """pyautoattack's own run; with fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place."""
+    """The library's own run; with fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place."""
     oracle = AutoAttack(model, eps=eps, seed=0, version="custom", device=next(model.parameters()).device)
     oracle.attacks_to_run = ["apgd-ce", "apgd-t" if classes >= 4 else "apgd-dlr", "fab-t", "square"]
     how = {"n_iter": steps, "norm": "Linf", "eps": eps, "seed": 0, "device": oracle.device, "logger": oracle.logger}
@@ -110,17 +110,17 @@ def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, que
     return lambda x, y: oracle.run_standard_evaluation(x.contiguous(), y)[0]
 
 
-def our_ensemble(model: nn.Module, twin: nn.Module, classes: int, eps: float, steps: int, queries: int, fabric: object) -> Run:
-    parts = autoattack.parts(classes, steps=steps, queries=queries, norm="linf", seed=0)
+def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, steps: int, queries: int, fabric: object) -> Run:
+    parts = autoattack.ensemble_attacks(classes, steps=steps, queries=queries, norm="linf", seed=0)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
-        found = our_pgd(twin, eps, fabric)(x, y)
+        found = our_pgd(fused, eps, fabric)(x, y)
         for attack in parts.values():
             left = (predict_logits(model, found).argmax(1) == y).nonzero().squeeze(1)
             if not len(left):
                 break
-            found[left] = attack(twin, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
-        suite.verify(x, found, eps)
+            found[left] = attack(fused, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
+        suite.check_within_budget(x, found, eps, norm="linf")
         return found
 
     return run
@@ -133,12 +133,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000, help="of Square")
     parser.add_argument("--project", type=Path, default=Path("."), help="folder with data/ and params.yaml")
     options = parser.parse_args()
-    params = load_all(options.project / "params.yaml")
-    store = load_dataset(options.project / "data/processed")
+    params = load_params(options.project / "params.yaml")
+    dataset = load_dataset(options.project / "data/processed")
     fabric = make_fabric(params.runtime)
-    test = DatasetSplit.of(store, "test").stratified(options.images, params.seed)
-    x, y = test.batch(np.arange(len(test)), fabric.device)
-    classes, eps = len(store.classes), params.attack.eps
+    test = DatasetSplit.from_dataset(dataset, "test")
+    test = test.subset(test.stratified_positions(options.images, params.seed))
+    x, y = test.load(np.arange(len(test)), fabric.device)
+    classes, eps = len(dataset.classes), params.attack.eps
     with_art = find_spec("art") is not None
     names = ("torch", "foolbox", "pyautoattack", *(["adversarial-robustness-toolbox"] if with_art else []))
     print(f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}")
@@ -149,25 +150,25 @@ def main() -> None:
     for name in ("clean", "adv"):
         file = options.project / f"data/models/{name}.safetensors"
         if not file.exists():
-            print(f"{name}: {file} isn't there; run the pipeline first")
+            print(f"{name}: {file} expected the pipeline's model file, got none")
             continue
-        model = classifier.load(file, store.classes, x.shape[-1]).to(fabric.device)
-        twin = classifier.fuse_batchnorm(model)
-        right = int((predict_logits(model, x).argmax(1) == y).sum())
-        print(f"{name}: {model.arch}, {right} of {len(x)} right without an attack")
+        model = classifier.load(file, dataset.classes, x.shape[-1]).to(fabric.device)
+        fused = classifier.fuse_batchnorm(model)
+        correct = int((predict_logits(model, x).argmax(1) == y).sum())
+        print(f"{name}: {model.arch}, {correct} of {len(x)} images classified correctly without attack")
         art = {"ART": art_pgd(model, classes, eps)} if with_art else {}
         rivals = {
-            f"PGD-{PGD_STEPS}": {"foolbox": foolbox_pgd(model, eps), **art, "ours": our_pgd(twin, eps, fabric)},
+            f"PGD-{PGD_STEPS}": {"foolbox": foolbox_pgd(model, eps), **art, "ours": our_pgd(fused, eps, fabric)},
             "ensemble": {
                 "pyautoattack": library_ensemble(model, classes, eps, options.steps, options.queries),
-                "ours": our_ensemble(model, twin, classes, eps, options.steps, options.queries, fabric),
+                "ours": our_ensemble(model, fused, classes, eps, options.steps, options.queries, fabric),
             },
         }
         for title, programs in rivals.items():
             results = {program: timed(run, model, x, y) for program, run in programs.items()}
             ours, _ = results["ours"]
             for program, (seconds, left) in results.items():
-                print(f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} still right: {seconds / ours:.1f} times our time")
+                print(f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, relative time {seconds / ours:.1f}")
 
 
 if __name__ == "__main__":

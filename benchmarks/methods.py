@@ -1,4 +1,4 @@
-"""The methods of adversarial training compared: clean and worst-case robust accuracy, and time beside a clean epoch's.
+"""The methods of adversarial training compared: clean and robust accuracy, and time relative to a clean epoch.
 
     python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5] [--weights data/models/clean.safetensors]
     python -m benchmarks.methods --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
@@ -6,7 +6,7 @@
 Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights, trained first unless given, and
 follows train_adv in params.yaml but for its own settings below. Accuracy is on **validation** photographs, which also chose
 the epoch, by PGD-10 on all of them: it compares methods and is no estimate for new patients. Worst case: every attack of
-core.ensemble at attack.eps, per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the
+the pipeline at attack.eps, per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the
 same settings.
 """
 
@@ -23,17 +23,20 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 
 from stages.attacks.runner import ModelUnderAttack, run_attack_suite
 from stages.core.checkpoints import Checkpoint, StepCache
 from stages.core.dataset import ImageDataset, load_dataset
 from stages.core.devices import make_fabric
-from stages.core.params import Attack, Params, load_all
+from stages.core.params import Params, ThreatModel, TrainingParams
+from stages.core.params_file import load_params
 from stages.core.predictions import CLEAN
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
+from stages.models.classifier import Classifier
 from stages.training import methods
-from stages.training.loop import Result, TrainingMethod, fit, train_epoch
+from stages.training.loop import TrainingMethod, fit, train_epoch
 from stages.training.optimization import Learner
 from stages.training.validation import Validation
 
@@ -51,54 +54,72 @@ METHODS = {
 }
 
 
-def shrunk(store: ImageDataset, size: int) -> ImageDataset:
+def shrunk(dataset: ImageDataset, size: int) -> ImageDataset:
     """The same photographs at another size."""
-    if size == store.images.shape[1]:
-        return store
-    x = torch.from_numpy(np.array(store.images)).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+    if size == dataset.images.shape[1]:
+        return dataset
+    x = torch.from_numpy(np.array(dataset.images)).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
     small = F.interpolate(x, (size, size), mode="area").round().byte().permute(0, 2, 3, 1)
-    return dataclasses.replace(store, images=small.numpy())
+    return dataclasses.replace(dataset, images=small.numpy())
 
 
-def train(fabric, model, store: ImageDataset, p, eps: float, method: TrainingMethod, seed: int, robust: bool) -> Result:
-    """``fit`` as the stages call it; the model comes back with the chosen weights."""
-
-    def score(row: dict[str, float]) -> tuple[float, ...]:
-        return (row["val_robust_accuracy"], -row["val_robust_loss"]) if robust else (-row["val_loss"],)
-
-    validation = Validation(DatasetSplit.of(store, "val"), "linf", eps, p.val_steps, p.val_images, score)
+def train(
+    fabric: Fabric, model: Classifier, dataset: ImageDataset, p: TrainingParams, method: TrainingMethod, eps: float, seed: int
+) -> None:
+    """``fit`` as the stages call it; the model gets the selected weights."""
+    kind = Validation if method.eps == 0 else SelectsByRobustAccuracy
+    validation = kind(DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images)
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Checkpoint("benchmark", "methods")
         checkpoint.folder, checkpoint.file = Path(name), Path(name) / "last.pt"
+        train_split = DatasetSplit.from_dataset(dataset, "train")
         result = fit(
-            fabric, model, DatasetSplit.of(store, "train"), validation, p, method=method, seed=seed, checkpoint=checkpoint
+            fabric,
+            model,
+            train_split,
+            validation,
+            p,
+            method=method,
+            seed=seed,
+            checkpoint=checkpoint,
+            on_epoch=lambda row: None,
         )
     model.load_state_dict(result.state)
-    return result
 
 
-def seconds_of_an_epoch(fabric, model, store: ImageDataset, p, method: TrainingMethod) -> float:
+class SelectsByRobustAccuracy(Validation):
+    """Selects by robust accuracy; without the checks for overfitting, whose time isn't a method's."""
+
+    def score(self, row: dict[str, float]) -> tuple[float, ...]:
+        """Robust accuracy; at a tie the lower loss under attack."""
+        return row["val_robust_accuracy"], -row["val_robust_loss"]
+
+
+def seconds_of_an_epoch(
+    fabric: Fabric, model: Classifier, dataset: ImageDataset, p: TrainingParams, method: TrainingMethod
+) -> float:
     """Of the steps alone, at the full budget, on a copy of the weights; the better of two."""
     learner = Learner(fabric, copy.deepcopy(model), p, 10**6)
-    steps, best = dataclasses.replace(method, eps_ramp=0.0), float("inf")
+    steps, best = copy.copy(method), float("inf")
+    steps.eps_ramp = 0.0
     for epoch in range(2):
         start = time.perf_counter()
-        train_epoch(fabric, learner, DatasetSplit.of(store, "train"), p, steps, 0, epoch, {})
+        train_epoch(fabric, learner, DatasetSplit.from_dataset(dataset, "train"), p, steps, 0, epoch, {})
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def accuracies(fabric, model, store: ImageDataset, params: Params, seed: int) -> tuple[float, float]:
-    """Clean, and right under every attack, on the validation photographs."""
-    split = DatasetSplit.of(store, "val")
+def accuracies(fabric: Fabric, model: Classifier, dataset: ImageDataset, params: Params, seed: int) -> tuple[float, float]:
+    """Clean and robust accuracy on the validation images."""
+    split = DatasetSplit.from_dataset(dataset, "val")
     model = model.to(fabric.device).eval()
     target = ModelUnderAttack(
         fabric, model, classifier.fuse_batchnorm(model), split, "linf", params.attack_eval.batch_size, seed
     )
-    threat = Attack("linf", params.attack.eps, (params.attack.eps,))
-    table = run_attack_suite(target, store, threat, params.attack_eval, np.arange(len(split)), StepCache())
-    right = table.assign(right=table["prediction"] == table["label"])
-    return right[right["attack"] == CLEAN]["right"].mean(), right.groupby("path")["right"].all().mean()
+    threat = ThreatModel(norm="linf", eps=params.attack.eps, eps_grid=(params.attack.eps,))
+    table = run_attack_suite(target, dataset, threat, params.attack_eval, np.arange(len(split)), StepCache())
+    correct = table.assign(correct=table["prediction"] == table["label"])
+    return correct[correct["attack"] == CLEAN]["correct"].mean(), correct.groupby("path")["correct"].all().mean()
 
 
 def main() -> None:
@@ -108,47 +129,48 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     parser.add_argument("--epochs", type=int, help="of adversarial training; train_adv.epochs if not given")
     parser.add_argument("--arch", help="model.arch if not given")
-    parser.add_argument("--size", type=int, help="pixels; the store's if not given")
+    parser.add_argument("--size", type=int, help="pixels; the dataset's if not given")
     parser.add_argument("--weights", type=Path, help="clean model to start from; trained here if not given")
     arguments = parser.parse_args()
-    params = load_all(ROOT / "params.yaml")
-    store = load_dataset(ROOT / "data/processed")
-    store = shrunk(store, arguments.size or store.images.shape[1])
+    params = load_params(ROOT / "params.yaml")
+    dataset = load_dataset(ROOT / "data/processed")
+    dataset = shrunk(dataset, arguments.size or dataset.images.shape[1])
     fabric = make_fabric(params.runtime)
-    base = dataclasses.replace(
-        params.train_adv,
-        epochs=arguments.epochs or params.train_adv.epochs,
-        val_images=len(DatasetSplit.of(store, "val")),  # few would choose an epoch by luck, and compare luck
-        val_steps=10,
+    base = params.train_adv.model_copy(
+        update={
+            "epochs": arguments.epochs or params.train_adv.epochs,
+            "val_images": len(DatasetSplit.from_dataset(dataset, "val")),  # few would choose an epoch by luck, and compare luck
+            "val_steps": 10,
+        }
     )
-    eps, size = params.attack.eps, store.images.shape[1]
+    eps, size = params.attack.eps, dataset.images.shape[1]
 
     rows = []
     for seed in range(arguments.seeds):
         if arguments.weights:
-            clean = classifier.load(arguments.weights, store.classes, size)
+            clean = classifier.load(arguments.weights, dataset.classes, size)
         else:
             clean = initialization.create_model(
-                arguments.arch or params.model.arch, store.classes, size, params.model.weights, "none", seed
+                arguments.arch or params.model.arch, dataset.classes, size, params.model.weights, "none", seed
             )
-            train(fabric, clean, store, params.train_clean, eps, TrainingMethod(), seed, robust=False)
-        rows.append(("clean", seed, *accuracies(fabric, clean, store, params, seed), 1.0))
-        unit = seconds_of_an_epoch(fabric, clean, store, base, TrainingMethod())
+            train(fabric, clean, dataset, params.train_clean, TrainingMethod(), eps, seed)
+        rows.append(("clean", seed, *accuracies(fabric, clean, dataset, params, seed), 1.0))
+        unit = seconds_of_an_epoch(fabric, clean, dataset, base, TrainingMethod())
         for name in arguments.methods:
-            p = dataclasses.replace(base, **METHODS[name])
-            method = methods.of(p, "linf", eps)
-            taken = seconds_of_an_epoch(fabric, clean, store, p, method)
+            p = base.model_copy(update=METHODS[name])
+            method = methods.make_training_method(p, norm="linf", eps=eps)
+            taken = seconds_of_an_epoch(fabric, clean, dataset, p, method)
             model = copy.deepcopy(clean)
-            train(fabric, model, store, p, eps, method, seed, robust=True)
-            rows.append((name, seed, *accuracies(fabric, model, store, params, seed), taken / unit))
+            train(fabric, model, dataset, p, method, eps, seed)
+            rows.append((name, seed, *accuracies(fabric, model, dataset, params, seed), taken / unit))
             print(f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs")
 
     table = pd.DataFrame(rows, columns=["method", "seed", "clean", "worst case", "time"])
-    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(DatasetSplit.of(store, "val"))
+    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(DatasetSplit.from_dataset(dataset, "val"))
     print(
         f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; {clean.arch}, {size} pixels,"
     )
-    print(f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation photographs;")
+    print(f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation images;")
     print("mean (least-most) in %; time in clean epochs\n\n| method | clean | worst case | time |\n|---|---|---|---|")
     for name, group in table.groupby("method", sort=False):
         cells = [

@@ -1,6 +1,6 @@
-"""Time, memory and exactness of reading 12-megapixel photographs, beside the usual ways.
+"""Time, memory and exactness of reading 12-megapixel photographs, compared with torchvision and Pillow.
 
-    python -m benchmarks.preprocess [--photographs 24] [--store 10000]
+    python -m benchmarks.preprocess [--images 24] [--stage 10000]
 
 Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set), then reads it on one core
 
@@ -9,7 +9,7 @@ Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the
     cached        the same when the cache knows the file
     draft         Pillow's decoding at reduced size alone: what no program that uses it can undercut
 
-and compares the pixels with those of a full decode and the same final filter. With --store the whole stage runs over that many
+and compares the pixels with those of a full decode and the same final filter. With --stage the whole stage runs over that many
 small photographs in a process of its own, and the most memory that it and a worker used is printed.
 """
 
@@ -111,7 +111,7 @@ def compare(folder: Path, count: int) -> None:
     print("against a full decode with the same filter:")
     for crop in ("square", "cervix"):
         reduced = decode_image(content, SIZE, crop, 1)
-        region = reduced.region
+        region = reduced.crop_box
         box = (region.left * WIDTH, region.top * HEIGHT, region.right * WIDTH, region.bottom * HEIGHT)
         full = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         difference = np.abs(reduced.pixels.astype(int) - full).max()
@@ -157,16 +157,16 @@ def measure_stage(folder: Path, count: int) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photographs", type=int, default=24, help="large JPEGs to read")
-    parser.add_argument("--store", type=int, default=0, help="small photographs to run the whole stage over")
+    parser.add_argument("--images", type=int, default=24, help="large JPEGs to read")
+    parser.add_argument("--stage", type=int, default=0, help="small images to run the whole stage over")
     arguments = parser.parse_args()
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}")
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
-        if arguments.photographs:
-            compare(Path(name), arguments.photographs)
-        if arguments.store:
-            measure_stage(Path(name), arguments.store)
+        if arguments.images:
+            compare(Path(name), arguments.images)
+        if arguments.stage:
+            measure_stage(Path(name), arguments.stage)
 
 
 if __name__ == "__main__":

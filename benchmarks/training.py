@@ -5,7 +5,7 @@
 Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples, after a few steps to warm up; best of rounds.
 
     usual   ImageFolder, Resize, ToTensor, Normalize, DataLoader (no workers), float32; FGSM by .backward() on the loss
-    ours    core.training.train_epoch on the uint8 store of the same pictures, in the precision that `auto` gives
+    ours    training.loop.train_epoch on the uint8 array of the same images, in the precision that `auto` gives
 
 With a GPU also: its speed in a large bfloat16 matrix product and a copy of memory, then ResNet-50 at 224 pixels, batch 256:
 clean, N-FGSM and PGD-10 step in images a second, and which share of the matrix product's speed their operations make.
@@ -30,7 +30,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from stages.core.devices import make_fabric
-from stages.core.params import Runtime, TrainAdv, load_all
+from stages.core.params import RuntimeParams, TrainAdvParams
+from stages.core.params_file import load_params
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
 from stages.training import methods
@@ -64,9 +65,9 @@ def timed(function: Callable[[], object], rounds: int) -> float:
 
 def usual_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, attacked: bool) -> None:
     model.train()
-    low = ((torch.zeros(3) - torch.tensor(classifier.MEAN)) / torch.tensor(classifier.STD)).view(3, 1, 1)
-    high = ((torch.ones(3) - torch.tensor(classifier.MEAN)) / torch.tensor(classifier.STD)).view(3, 1, 1)
-    step = EPS / torch.tensor(classifier.STD).view(3, 1, 1)
+    low = ((torch.zeros(3) - torch.tensor(classifier.IMAGENET_MEAN)) / torch.tensor(classifier.IMAGENET_STD)).view(3, 1, 1)
+    high = ((torch.ones(3) - torch.tensor(classifier.IMAGENET_MEAN)) / torch.tensor(classifier.IMAGENET_STD)).view(3, 1, 1)
+    step = EPS / torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1)
     for x, y in loader:
         if attacked:
             x.requires_grad_(True)
@@ -77,10 +78,14 @@ def usual_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader
         optimizer.step()
 
 
-def compare(p: TrainAdv, size: int, images: int, rounds: int) -> None:
+def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
     """Images a second of both loops on one machine in one run."""
     usual = transforms.Compose(
-        [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(classifier.MEAN, classifier.STD)]
+        [
+            transforms.Resize((size, size)),
+            transforms.ToTensor(),
+            transforms.Normalize(classifier.IMAGENET_MEAN, classifier.IMAGENET_STD),
+        ]
     )
     folder = ImageFolder(str(ROOT / "data/sample/train/train"), usual, is_valid_file=is_whole)
     chosen = np.random.default_rng(0).permutation(len(folder))[:images]
@@ -102,19 +107,21 @@ def compare(p: TrainAdv, size: int, images: int, rounds: int) -> None:
         usual_seconds[name] = timed(lambda: usual_epoch(model, optimizer, loader, name == "FGSM"), rounds)  # noqa: B023
 
     # Only now: it switches to deterministic algorithms, which the notebook doesn't ask for.
-    fabric = make_fabric(Runtime(device="cpu", devices=1, precision="auto", workers=0, tracking=False))
+    fabric = make_fabric(RuntimeParams(device="cpu", devices=1, precision="auto", workers=0, tracking=False))
     print(f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, {torch.get_num_threads()} threads,")
-    print(f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its store decoded in {stored:.1f} s (not counted)")
-    print("images a second   usual    ours   ratio")
+    print(
+        f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its images decoded in {stored:.1f} s (not counted)"
+    )
+    print("images/s       baseline   ours  speed-up")
     for name, usual_time in usual_seconds.items():
-        method = methods.of(p, "linf", EPS) if name == "FGSM" else TrainingMethod()
+        method = methods.make_training_method(p, norm="linf", eps=EPS) if name == "FGSM" else TrainingMethod()
         learner = Learner(fabric, initialization.create_model("resnet50", classes, size, "none", "none", 0), p, 1000)
         train_epoch(fabric, learner, DatasetSplit(split.images, split.labels, split.rows[short]), p, method, 0, 0, {})
         ours = timed(lambda: train_epoch(fabric, learner, split, p, method, 0, 0, {}), rounds)  # noqa: B023
         print(f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x")
 
 
-def on_gpu(p: TrainAdv, size: int = 224, batch: int = 256) -> None:
+def on_gpu(p: TrainAdvParams, size: int = 224, batch: int = 256) -> None:
     """Images a second and the share of the GPU's measured limit."""
 
     def seconds(function: Callable[[], object], count: int) -> float:
@@ -135,7 +142,7 @@ def on_gpu(p: TrainAdv, size: int = 224, batch: int = 256) -> None:
     print(f"{torch.cuda.get_device_name()}: bfloat16 product {limit / 1e12:.0f} TFLOP/s, memory copy {copied / 1e12:.2f} TB/s")
     print(f"ResNet-50 at {size} pixels, batch {batch}:")
 
-    fabric: Fabric = make_fabric(Runtime(device="cuda", devices=1, precision="auto", workers=0, tracking=False))
+    fabric: Fabric = make_fabric(RuntimeParams(device="cuda", devices=1, precision="auto", workers=0, tracking=False))
     rng, steps = np.random.default_rng(0), 10
     split = DatasetSplit(
         rng.integers(0, 255, (steps * batch, size, size, 3), dtype=np.uint8),
@@ -143,16 +150,15 @@ def on_gpu(p: TrainAdv, size: int = 224, batch: int = 256) -> None:
         np.arange(steps * batch),
     )
     for name, method, attack_steps in (("clean", None, 0), ("N-FGSM", "nfgsm", 1), ("PGD-10", "pgd", 10)):
-        settings = vars(p) | {"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps or 1}
-        q = TrainAdv(**settings)
-        how = methods.of(q, "linf", 4 / 255) if method else TrainingMethod()
+        q = p.model_copy(update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps or 1})
+        how = methods.make_training_method(q, norm="linf", eps=4 / 255) if method else TrainingMethod()
         learner = Learner(fabric, initialization.create_model("resnet50", ("a", "b", "c"), size, "none", "none", 0), q, 1000)
         one = DatasetSplit(split.images, split.labels, split.rows[:batch])
         with FlopCounterMode(display=False) as counter:
             train_epoch(fabric, learner, one, q, how, 0, 0, {})
         taken = seconds(lambda: train_epoch(fabric, learner, split, q, how, 0, 0, {}), 2) / steps  # noqa: B023
         share = counter.get_total_flops() / taken / limit
-        print(f"  {name:7} {batch / taken:7.0f} images a second, {share:.0%} of the product's speed")
+        print(f"  {name:7} {batch / taken:7.0f} images/s, {share:.0%} of the matrix product's speed")
 
 
 def main() -> None:
@@ -163,8 +169,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images in a step")
     parser.add_argument("--rounds", type=int, default=2, help="epochs timed")
     arguments = parser.parse_args()
-    p = load_all(ROOT / "params.yaml").train_adv
-    p = TrainAdv(**(vars(p) | {"batch_size": arguments.batch, "method": "fgsm", "eps_ramp": 0.0}))
+    p = load_params(ROOT / "params.yaml").train_adv
+    p = p.model_copy(update={"batch_size": arguments.batch, "method": "fgsm", "eps_ramp": 0.0})
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, {os.cpu_count()} cores,")
     print(f"load before the run {loads}")
