@@ -1,5 +1,6 @@
 # Every target is one command, printed before it runs; `make` alone lists them.
 EPS = 2/255,4/255,8/255
+SEEDS = 0,1,2
 JOBS = 1
 MODEL = adv
 WHAT = preprocess
@@ -19,9 +20,13 @@ report:  ## open the report in the browser
 	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
 sweep:   ## one experiment per eps, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
 	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
+seeds:   ## one experiment per seed, JOBS at a time: make seeds SEEDS=0,1,2; then make spread
+	dvc exp run --queue -S seed=$(SEEDS) && dvc queue start -j $(JOBS)
+spread:  ## mean and range of the main metrics over the seeds that were run
+	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## run a benchmark: make bench WHAT=attacks, methods, preprocess or training
+bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess or training
 	python -m benchmarks.$(WHAT)
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
@@ -29,4 +34,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep exps bench serve clean
+.PHONY: help repro test ui report sweep seeds spread exps bench serve clean

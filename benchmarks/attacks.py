@@ -5,8 +5,8 @@
 For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of params.yaml:
 
     PGD-20        foolbox's LinfPGD, ART's (where it is installed), and ours: same step size, one random start
-    ensemble      pyautoattack's own run of the parts that work with these classes, and ours: PGD-20 first, then the same
-                  parts on what is left, for two or three classes also APGD on the margin
+    ensemble      pyautoattack's own run of the attacks that work with these classes, and ours: PGD-20 first, then the lean
+                  ensemble of params.yaml on what is left
 
 Speed without strength means nothing, so the number of images still classified correctly is reported next to the time.
 Every program runs once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times
@@ -29,9 +29,11 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from stages.attacks import autoattack, suite
+from stages.attacks import suite
+from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks
 from stages.core.dataset import load_dataset
 from stages.core.devices import make_fabric
+from stages.core.params import AttackEvalParams
 from stages.core.params_file import load_params
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
@@ -110,16 +112,18 @@ def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, que
     return lambda x, y: oracle.run_standard_evaluation(x.contiguous(), y)[0]
 
 
-def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, steps: int, queries: int, fabric: object) -> Run:
-    parts = autoattack.ensemble_attacks(classes, steps=steps, queries=queries, norm="linf", seed=0)
+def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, p: AttackEvalParams, fabric: object) -> Run:
+    attacks = ensemble_attacks(p.model_copy(update={"ensemble": "lean"}), classes, norm="linf", seed=0)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         found = our_pgd(fused, eps, fabric)(x, y)
-        for attack in parts.values():
+        for name, attack in attacks.items():
             left = (predict_logits(model, found).argmax(1) == y).nonzero().squeeze(1)
+            left = left[:SQUARE_IMAGES] if name == SQUARE else left
             if not len(left):
                 break
-            found[left] = attack(fused, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
+            with fabric.autocast():
+                found[left] = attack(fused, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
         suite.check_within_budget(x, found, eps, norm="linf")
         return found
 
@@ -129,8 +133,8 @@ def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=100, help="iterations of APGD and FAB-T")
-    parser.add_argument("--queries", type=int, default=1000, help="of Square")
+    parser.add_argument("--steps", type=int, default=100, help="of the library: iterations of APGD and FAB-T")
+    parser.add_argument("--queries", type=int, default=1000, help="of the library: queries of Square")
     parser.add_argument("--project", type=Path, default=Path("."), help="folder with data/ and params.yaml")
     options = parser.parse_args()
     params = load_params(options.project / "params.yaml")
@@ -145,7 +149,8 @@ def main() -> None:
     print(f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}")
     print(f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
-    print(f"ensemble: {options.steps} iterations, {options.queries} queries")
+    p = params.attack_eval
+    print(f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; ours {p.aa_steps} and {p.aa_queries}")
 
     for name in ("clean", "adv"):
         file = options.project / f"data/models/{name}.safetensors"
@@ -161,7 +166,7 @@ def main() -> None:
             f"PGD-{PGD_STEPS}": {"foolbox": foolbox_pgd(model, eps), **art, "ours": our_pgd(fused, eps, fabric)},
             "ensemble": {
                 "pyautoattack": library_ensemble(model, classes, eps, options.steps, options.queries),
-                "ours": our_ensemble(model, fused, classes, eps, options.steps, options.queries, fabric),
+                "ours": our_ensemble(model, fused, classes, eps, params.attack_eval, fabric),
             },
         }
         for title, programs in rivals.items():

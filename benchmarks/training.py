@@ -1,4 +1,4 @@
-"""Speed of training: ours beside the usual notebook loop, and on a GPU beside the machine's limit.
+"""Speed of training: ours beside the usual notebook loop, on the CPU (gpu.py is for a GPU).
 
     python -m benchmarks.training [--images 256] [--size 56] [--batch 32] [--rounds 2]
 
@@ -6,9 +6,6 @@ Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples
 
     usual   ImageFolder, Resize, ToTensor, Normalize, DataLoader (no workers), float32; FGSM by .backward() on the loss
     ours    training.loop.train_epoch on the uint8 array of the same images, in the precision that `auto` gives
-
-With a GPU also: its speed in a large bfloat16 matrix product and a copy of memory, then ResNet-50 at 224 pixels, batch 256:
-clean, N-FGSM and PGD-10 step in images a second, and which share of the matrix product's speed their operations make.
 """
 
 import argparse
@@ -22,10 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from lightning_fabric import Fabric
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -121,46 +116,6 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         print(f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x")
 
 
-def on_gpu(p: TrainAdvParams, size: int = 224, batch: int = 256) -> None:
-    """Images a second and the share of the GPU's measured limit."""
-
-    def seconds(function: Callable[[], object], count: int) -> float:
-        function()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(count):
-            function()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
-
-    side = 8192
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    limit = 2 * side**3 / seconds(lambda: a @ b, 50)
-    block = torch.empty(2**30, device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(block)
-    copied = 2 * 2**30 / seconds(lambda: target.copy_(block), 50)
-    print(f"{torch.cuda.get_device_name()}: bfloat16 product {limit / 1e12:.0f} TFLOP/s, memory copy {copied / 1e12:.2f} TB/s")
-    print(f"ResNet-50 at {size} pixels, batch {batch}:")
-
-    fabric: Fabric = make_fabric(RuntimeParams(device="cuda", devices=1, precision="auto", workers=0, tracking=False))
-    rng, steps = np.random.default_rng(0), 10
-    split = DatasetSplit(
-        rng.integers(0, 255, (steps * batch, size, size, 3), dtype=np.uint8),
-        np.arange(steps * batch) % 3,
-        np.arange(steps * batch),
-    )
-    for name, method, attack_steps in (("clean", None, 0), ("N-FGSM", "nfgsm", 1), ("PGD-10", "pgd", 10)):
-        q = p.model_copy(update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps or 1})
-        how = methods.make_training_method(q, norm="linf", eps=4 / 255) if method else TrainingMethod()
-        learner = Learner(fabric, initialization.create_model("resnet50", ("a", "b", "c"), size, "none", "none", 0), q, 1000)
-        one = DatasetSplit(split.images, split.labels, split.rows[:batch])
-        with FlopCounterMode(display=False) as counter:
-            train_epoch(fabric, learner, one, q, how, 0, 0, {})
-        taken = seconds(lambda: train_epoch(fabric, learner, split, q, how, 0, 0, {}), 2) / steps  # noqa: B023
-        share = counter.get_total_flops() / taken / limit
-        print(f"  {name:7} {batch / taken:7.0f} images/s, {share:.0%} of the matrix product's speed")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -175,10 +130,6 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, {os.cpu_count()} cores,")
     print(f"load before the run {loads}")
     compare(p, arguments.size, arguments.images, arguments.rounds)
-    if torch.cuda.is_available():
-        on_gpu(p)
-    else:
-        print("no CUDA GPU here: its section needs one")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from lightning_fabric import Fabric
 
-from stages.attacks import autoattack
 from stages.attacks.corruptions import evaluate_corruptions
 from stages.attacks.examples import save_examples, select_examples
 from stages.attacks.minimum_eps import find_minimum_eps
@@ -46,25 +45,24 @@ def main(model: str) -> pd.DataFrame:
     exit_with_parent()
     dataset, fabric, folder = load_dataset(PROCESSED), make_fabric(p.runtime), PREDICTIONS / model
     target = load_model_under_attack(model, dataset, p, fabric)
-    subset = target.stratified_positions(p.attack_eval.subset)
+    everything, subset = np.arange(len(target.split)), target.stratified_positions(p.attack_eval.subset)
 
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path(model), weights_path("clean")]
     fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)
     with Checkpoint(f"attack_eval_{model}", fingerprint).lock(fabric) as checkpoint:
         cache = StepCache(checkpoint, writes=fabric.is_global_zero)
-        table = run_attack_suite(target, dataset, p.attack, p.attack_eval, subset, cache)
+        table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache)
         write_predictions(table, folder)
         write_json(folder / "model.json", classifier.describe(weights_path(model)))
-        config = autoattack.ensemble_config(len(dataset.classes), len(subset), p.attack_eval, p.seed)
-        write_json(folder / "ensemble.json", config)
+        write_json(folder / "ensemble.json", ensemble)
         write_table("minimum_eps", find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache), folder)
-        write_table("corruptions", evaluate_corruptions(target, dataset, subset, cache), folder)
-        checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, p))
+        write_table("corruptions", evaluate_corruptions(target, dataset, everything, cache), folder)
+        checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, table, p))
         write_json(folder / "diagnostics.json", checks["results"])
         if model == "adv":  # the clean model is attacked before this one exists
             models = {"adv": target, "clean": load_model_under_attack("clean", dataset, p, fabric)}
-            steps = p.attack_eval.pgd_steps
-            write_transfer(run_transfer_attacks(models, dataset, p.attack.eps, steps, subset, cache), folder)
+            steps = p.attack_eval.curve_steps
+            write_transfer(run_transfer_attacks(models, dataset, p.attack.eps, steps, cache), folder)
         examples = select_examples(table, p.attack_eval.examples)
         save_examples(target, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
     log_stage(f"attack_eval@{model}", p)
@@ -79,9 +77,11 @@ def load_model_under_attack(model: str, dataset: ImageDataset, p: Params, fabric
     return ModelUnderAttack(fabric, network, fused, test, p.attack.norm, p.attack_eval.batch_size, p.seed)
 
 
-def _sanity_checks(target: ModelUnderAttack, subset: np.ndarray, p: Params) -> dict[str, list[dict]]:
+def _sanity_checks(target: ModelUnderAttack, subset: np.ndarray, table: pd.DataFrame, p: Params) -> dict[str, list[dict]]:
     """As a StepCache keeps them."""
-    return {"results": [asdict(result) for result in run_sanity_checks(target, subset, p.attack.eps, p.attack_eval)]}
+    robust = (table["label"] == table["prediction"]).groupby(table["path"], sort=False).all()  # in the order of the split
+    results = run_sanity_checks(target, subset, robust.to_numpy(), p.attack.eps, p.attack_eval)
+    return {"results": [asdict(result) for result in results]}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ from stages.evaluation.metrics import (
 from stages.evaluation.report import Report, render
 from stages.evaluation.selection import select_predictions
 from stages.evaluation.summary import cluster_name, terminal_summary
-from stages.evaluation.tables import matched_subset_table, plot_tables
+from stages.evaluation.tables import plot_tables
 from stages.tracking.stage_logging import log_stage
 
 SHEETS = ("rejected", "duplicates", "crops")  # figures of preprocess
@@ -114,7 +114,7 @@ def main() -> dict[str, Any]:
     attacks = attack_configurations(inputs, p.attack.norm)
     drawn = draw_figures(inputs, dataset, tables, attacks, chart_context(metrics, data, p), p)
     charts = draw_report_charts(tables, chart_context(metrics, data, p))
-    report = make_report(inputs, dataset, tables, attacks, metrics, checks, data, drawn | charts, context, p)
+    report = make_report(inputs, dataset, tables, attacks, metrics, checks, data, drawn | charts, p)
 
     write_json(METRICS / "evaluate.json", metrics)
     write_json(METRICS / "diagnostics.json", checks)
@@ -172,7 +172,9 @@ def compute_checks(inputs: dict[str, ModelInputs], eps: float, majority_rate: fl
     """The content of metrics/diagnostics.json: model -> D1, D2, ..., D27."""
     checks = {}
     for model, tables in inputs.items():
-        results = tables.checks + run_table_checks(model, tables.predictions, eps, tables.training, majority_rate)
+        results = tables.checks + run_table_checks(
+            model, tables.predictions, eps, tables.training, majority_rate, tables.ensemble
+        )
         checks[model] = {result.id: result.to_dict() for result in sorted(results, key=lambda result: int(result.id[1:]))}
     return round_floats(checks)
 
@@ -276,12 +278,9 @@ def make_report(
     checks: dict[str, Any],
     data: dict[str, Any],
     drawn: dict[str, bytes],
-    context: EvaluationContext,
     p: Params,
 ) -> Report:
     """All that the page shows."""
-    ensembles = [tables.ensemble for tables in inputs.values()]
-    matched = [matched_subset_table(model, tables.predictions, context) for model, tables in inputs.items()]
     return Report(
         params=flatten(p),
         metrics=metrics,
@@ -290,11 +289,10 @@ def make_report(
         counts=figures.table_of_counts(dataset.manifest, dataset.classes),
         rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
         tables=tables,
-        matched_subset=concat_tables(matched),
         training={model: tables.training for model, tables in inputs.items() if tables.training is not None},
         attacks=attacks,
         models={model: tables.description for model, tables in inputs.items()},
-        ensembles=[config for i, config in enumerate(ensembles) if config not in ensembles[:i]],
+        ensembles={model: tables.ensemble for model, tables in inputs.items()},
         figures=drawn | {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS},
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     )

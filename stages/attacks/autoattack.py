@@ -6,7 +6,7 @@ classes: ``aa-k3``. It must not be called AutoAttack.
 
 The library draws random numbers for a whole batch from the global generators. Here APGD starts from the noise that belongs to
 an image, Square tries the same squares on every image and FAB-T draws nothing, so that no result depends on the batch; the
-global generators are put back. Everything runs in float32: FAB-T and Square end so close to the decision boundary that lower
+global generators are put back. The ensemble runs in float32: FAB-T and Square end so close to the decision boundary that lower
 precision would lose their results.
 """
 
@@ -14,8 +14,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
-from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -24,7 +22,6 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from stages.attacks.suite import Attack, NoiseSampler
-from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -60,30 +57,21 @@ def ensemble_attacks(classes: int, *, steps: int, queries: int, norm: str, seed:
             attacks["apgd_dlr"] = partial(apgd, loss="dlr", targets=0)
         attacks["apgd_margin"] = partial(apgd, loss="margin-targeted", targets=targets)
     attacks["fab_t"] = partial(_fab, targets=targets, steps=steps, norm=norm)
-    attacks["square"] = partial(_square, queries=queries, norm=norm, seed=seed)
+    attacks["square"] = square_attack(queries=queries, norm=norm, seed=seed)
     return attacks
 
 
-def ensemble_config(classes: int, images: int, p: AttackEvalParams, seed: int) -> dict[str, Any]:
-    """ensemble.json: what the ensemble consisted of, to be reported with its result."""
-    return {
-        "name": ensemble_name(classes),
-        "attacks": list(ensemble_attacks(classes, steps=p.aa_steps, queries=p.aa_queries, norm="linf", seed=seed)),
-        "iterations": p.aa_steps,
-        "restarts": 1,
-        "queries": p.aa_queries,
-        "wrong_classes": target_classes(classes),
-        "images": images,
-        "seed": seed,
-        "library": f"pyautoattack {version('pyautoattack')}",
-    }
+def square_attack(*, queries: int, norm: str, seed: int, float32: bool = True) -> Attack:
+    """Square (Andriushchenko et al., arXiv:1912.00049): random search, without a gradient. Else in the caller's precision."""
+    return partial(_square, queries=queries, norm=norm, seed=seed, float32=float32)
 
 
 @contextmanager
-def _float32_frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Frozen model in eval mode, float32, global generators put back afterwards."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with frozen_eval_mode(model), torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices):
+def _frozen_eval(model: nn.Module, x: Tensor, *, float32: bool = True) -> Iterator[None]:
+    """Frozen model in eval mode, global generators put back afterwards."""
+    kind = x.device.type
+    enabled = torch.is_autocast_enabled(kind) and not float32
+    with frozen_eval_mode(model), torch.autocast(kind, enabled=enabled), torch.random.fork_rng([x.device] * (kind == "cuda")):
         yield
 
 
@@ -114,7 +102,7 @@ def _apgd(
     sample = noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE).contiguous()
     start = x + eps * attack.normalize(sample)
     x_adv = x.clone()
-    with _float32_frozen_eval(model, x):
+    with _frozen_eval(model, x):
         for rank in range(2, targets + 2) if targets else [0]:
             with torch.no_grad():
                 logits = model(x_adv)
@@ -134,7 +122,7 @@ def _fab(
     attack = FABAttack_PT(
         model, norm=NORMS[norm], n_restarts=1, n_iter=steps, eps=eps, targeted=True, device=x.device, n_target_classes=targets
     )
-    with _float32_frozen_eval(model, x):
+    with _frozen_eval(model, x):
         return attack.perturb(x.contiguous(), y).detach()
 
 
@@ -148,10 +136,19 @@ class _BatchInvariantSquare(SquareAttack):
 
 
 def _square(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, queries: int, norm: str, seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: NoiseSampler,
+    *,
+    queries: int,
+    norm: str,
+    seed: int,
+    float32: bool,
 ) -> Tensor:
     attack = _BatchInvariantSquare(
         model, norm=NORMS[norm], n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=False, device=x.device
     )
-    with _float32_frozen_eval(model, x), torch.no_grad():
+    with _frozen_eval(model, x, float32=float32), torch.no_grad():
         return attack.perturb(x.contiguous(), y).detach()

@@ -20,7 +20,7 @@ from stages.attacks.runner import ModelUnderAttack
 from stages.attacks.suite import NoiseSampler
 from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
-from stages.models.inference import predict_logits
+from stages.models.inference import frozen_eval_mode, predict_logits
 
 SEVERITIES = (1, 2, 3)
 Corruption = Callable[[Tensor, float, NoiseSampler], Tensor]
@@ -76,6 +76,8 @@ def glare(x: Tensor, amount: float, noise: NoiseSampler) -> Tensor:
     return x
 
 
+CLOSE = 0.2  # difference of two logits that bfloat16 could turn around: its error is below a tenth
+
 # name -> function, its amount at each severity
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
     "blur": (blur, (0.01, 0.02, 0.03)),
@@ -96,7 +98,18 @@ def corrupt(name: str, severity: int, x: Tensor, noise: NoiseSampler) -> Tensor:
 
 def _corrupted_logits(target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int) -> dict[str, Tensor]:
     images = (corrupt(name, severity, x, noise) for _, x, _, noise in target.batches(positions))
-    return {"logits": torch.cat([predict_logits(target.model, x).cpu() for x in images])}
+    return {"logits": torch.cat([_logits(target, x).cpu() for x in images])}
+
+
+def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:
+    """Logits (B, K) in the fast precision, and in float32 where the two largest are close: the prediction is float32's."""
+    with target.fabric.autocast(), torch.no_grad(), frozen_eval_mode(target.fused_model):
+        logits = target.fused_model(x).float()
+    first, second = logits.topk(2).values.unbind(1)  # (B,) each
+    close = first - second < CLOSE
+    if close.any():
+        logits[close] = predict_logits(target.model, x[close])
+    return logits
 
 
 def evaluate_corruptions(

@@ -37,8 +37,8 @@ def bisect_eps(
 ) -> dict[str, Tensor]:
     """Bisection for the smallest eps at which PGD succeeds.
 
-    PGD starts from the last success, scaled into the budget, so that few steps suffice. In float32: it ends at the decision
-    boundary.
+    PGD starts from the last success, scaled into the budget, so that few steps suffice. It runs in the fast precision; whether
+    it succeeded is decided in float32.
 
     Args:
         target: the model; its images are not used.
@@ -56,16 +56,16 @@ def bisect_eps(
     norm, best, low = target.norm, high.clone(), low.clone()
     limit = torch.full_like(high, max_eps(x, norm=norm))
     start = noise("uniform", 0)
-    with torch.autocast(x.device.type, enabled=False):
-        for _ in range(rounds):
-            middle = (low + torch.minimum(best, limit)) / 2  # (B,)
-            eps = middle[:, None, None, None]
-            alpha = pgd_step_size(eps, steps)
+    for _ in range(rounds):
+        middle = (low + torch.minimum(best, limit)) / 2  # (B,)
+        eps = middle[:, None, None, None]
+        alpha = pgd_step_size(eps, steps)
+        with target.fabric.autocast():
             x_adv = perturbations.pgd(target.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=norm)
-            success = is_adversarial(target.model, x_adv, y)
-            best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
-            low = torch.where(success, low, middle)
-            start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
+        success = is_adversarial(target.model, x_adv, y)
+        best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
+        low = torch.where(success, low, middle)
+        start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
     return {"eps": best.cpu()}
 
 

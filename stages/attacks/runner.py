@@ -14,7 +14,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.attacks import autoattack, perturbations
+from stages.attacks import perturbations
+from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks, ensemble_config, ensemble_name
 from stages.attacks.perturbations import margin_loss, pgd_step_size
 from stages.attacks.suite import (
     Attack,
@@ -29,6 +30,7 @@ from stages.core.dataset import ImageDataset
 from stages.core.params import AttackEvalParams, ThreatModel
 from stages.core.predictions import CLEAN, TRANSFER, probability_columns
 from stages.models.batches import DatasetSplit
+from stages.models.classifier import ModelError
 from stages.models.inference import predict_logits
 
 
@@ -113,10 +115,13 @@ def cached_result(cache: StepCache, step: str, compute: Callable[[], AttackResul
 
 
 def clean_result(target: ModelUnderAttack) -> AttackResult:
-    """The model on the clean images."""
-    logits = [predict_logits(target.model, x).cpu() for _, x, _, _ in target.batches(np.arange(len(target.split)))]
+    """The model on the clean images. Raises ModelError when it answers with anything but numbers."""
+    batches = [predict_logits(target.model, x).cpu() for _, x, _, _ in target.batches(np.arange(len(target.split)))]
+    logits = torch.cat(batches)
+    if len(images := (~logits.isfinite()).any(1).nonzero()):
+        raise ModelError(f"expected finite logits of the model, got {logits[images[0, 0]].tolist()} ({len(images)} images)")
     zeros = torch.zeros(len(target.split))
-    return AttackResult(torch.cat(logits), zeros, zeros, np.full(len(target.split), CLEAN, dtype=object))
+    return AttackResult(logits, zeros, zeros, np.full(len(target.split), CLEAN, dtype=object))
 
 
 def attack_remaining(
@@ -124,7 +129,7 @@ def attack_remaining(
 ) -> AttackResult:
     """Attack the images at ``positions`` that ``previous`` left correctly classified; the larger margin loss counts."""
     labels = torch.from_numpy(target.split.labels[target.split.rows])
-    remaining = positions[(margin_loss(previous.logits, labels) <= 0).numpy()[positions]]
+    remaining = np.intersect1d(positions, correct_positions(previous, labels))
     logits, linf, l2, found_by = previous.logits.clone(), previous.linf.clone(), previous.l2.clone(), previous.found_by.copy()
     for batch, x, y, noise in target.batches(remaining):
         x_adv = target.generate(attack, x, y, eps, noise, name)
@@ -141,14 +146,13 @@ def run_attack_suite(
     dataset: ImageDataset,
     threat: ThreatModel,
     p: AttackEvalParams,
-    subset: np.ndarray,
     cache: StepCache,
-) -> pd.DataFrame:
-    """One row per image, attack and eps; the columns are those of predictions.py.
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """predictions.csv, one row per image, attack and eps, and ensemble.json.
 
     eps ascends along the robustness curve: an image misclassified within a smaller eps is so within the larger one, by the
-    same x_adv. The ensemble (autoattack.py) attacks the images at the positions ``subset``: its attacks run one after the
-    other, each on what none before it found, so that its rows hold the worst case. What is finished is in the cache.
+    same x_adv. The attacks of the ensemble run one after the other, each on what none before it found, so that its rows hold
+    the worst case. What is finished is in the cache.
     """
     labels = torch.from_numpy(target.split.labels[target.split.rows])
     everything = np.arange(len(labels))
@@ -167,14 +171,21 @@ def run_attack_suite(
         if eps <= threat.eps:
             worst = worst_case_result(worst, result, labels)
 
-    ensemble = autoattack.ensemble_attacks(
-        len(dataset.classes), steps=p.aa_steps, queries=p.aa_queries, norm=threat.norm, seed=target.seed
-    )
-    for name, attack in ensemble.items():
-        worst = cached_result(cache, name, partial(attack_remaining, target, worst, name, attack, threat.eps, subset))
-    name = autoattack.ensemble_name(len(dataset.classes))
-    rows.append(_to_rows(dataset, target, subset, name, threat.eps, p.aa_steps, worst))
-    return pd.concat(rows, ignore_index=True)
+    classes, initial = len(dataset.classes), worst
+    for name, attack in ensemble_attacks(p, classes, norm=threat.norm, seed=target.seed).items():
+        positions = remaining = correct_positions(worst, labels)
+        if name == SQUARE and p.ensemble == "lean":
+            positions = remaining[target.subset(remaining).stratified_positions(SQUARE_IMAGES)]
+        worst = cached_result(cache, name, partial(attack_remaining, target, worst, name, attack, threat.eps, positions))
+    rows.append(_to_rows(dataset, target, everything, ensemble_name(p, classes), threat.eps, p.aa_steps, worst))
+    attacked = {"images": len(correct_positions(initial, labels))}
+    attacked |= {"square_images": len(positions), "square_remaining": len(remaining)}  # it came last
+    return pd.concat(rows, ignore_index=True), ensemble_config(p, classes, seed=target.seed, **attacked)
+
+
+def correct_positions(result: AttackResult, labels: Tensor) -> np.ndarray:
+    """Positions of the images that are classified correctly under the attack."""
+    return (margin_loss(result.logits, labels) <= 0).numpy().nonzero()[0]
 
 
 def _schedule(threat: ThreatModel, p: AttackEvalParams) -> list[tuple[str, float, int, Attack]]:
@@ -196,16 +207,15 @@ def run_transfer_attacks(
     dataset: ImageDataset,
     eps: float,
     steps: int,
-    positions: np.ndarray,
     cache: StepCache,
 ) -> pd.DataFrame:
     """transfer.csv: each model under the adversarial examples that PGD computed on another one, with all its steps."""
     tables = []
     for source_name, target_name in itertools.permutations(models, 2):
-        source, target = models[source_name], models[target_name].subset(positions)
+        source, target = models[source_name], models[target_name]
         compute = partial(_transfer, source, target, eps, steps)
         result = cached_result(cache, f"transfer to {target_name}", compute)
-        rows = _to_rows(dataset, target, np.arange(len(positions)), TRANSFER, eps, steps, result)
+        rows = _to_rows(dataset, target, np.arange(len(target.split)), TRANSFER, eps, steps, result)
         tables.append(rows.assign(target=target_name))
     return pd.concat(tables, ignore_index=True)
 

@@ -18,22 +18,33 @@ from stages.attacks.minimum_eps import max_eps
 from stages.attacks.perturbations import is_adversarial, loss_and_gradient, margin_loss, pgd_step_size, random_start
 from stages.attacks.runner import ModelUnderAttack
 from stages.attacks.suite import EARLY_STOP_MARGIN, NoiseSampler, normalize_noise, perturbation_norm, quantize_8bit
-from stages.core.checks import CheckResult, grade
+from stages.core.checks import INCONCLUSIVE, CheckResult, grade
 from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode, predict_logits
 
-MAX_IMAGES = 64
+MODEL_IMAGES = 32  # D2 to D7
 REPEATS, N_SINGLE = 5, 4  # D3: forward passes of a batch, and images that are also evaluated alone
 N_FINITE_DIFFERENCE = 8  # D6: images
 N_NOISE = 10  # D7: random points in the ball
-RESTARTS = 5  # D16
-STRONGER = {"D13": 0.01, "D16": 0.02, "D22": 0.02, "D24": 0.005}  # WARN above this fraction of further successes
+UNBOUNDED_IMAGES = 64  # D12
+RESTARTS = 3  # D16, the first one included
+STRONGER = ("D13", "D16", "D22", "D24")
+EXTRA_SUCCESSES = 0.03  # WARN above
 
 
-def run_sanity_checks(target: ModelUnderAttack, positions: np.ndarray, eps: float, p: AttackEvalParams) -> list[CheckResult]:
-    """D1 to D7, D12 to D16, D22 to D24, on at most MAX_IMAGES of the images at these positions."""
-    positions = positions[target.subset(positions).stratified_positions(MAX_IMAGES)]
-    x, y, noise = target.load(positions)
+def run_sanity_checks(
+    target: ModelUnderAttack, positions: np.ndarray, robust: np.ndarray, eps: float, p: AttackEvalParams
+) -> list[CheckResult]:
+    """D1 to D7, D12 to D16, D22 to D24.
+
+    Args:
+        target: the model and its images.
+        positions: of the images that the checks are made on; those of the model alone on fewer.
+        robust: (N,) bool, of all images: no attack so far succeeded.
+        eps: in pixel units.
+        p: of the attacks.
+    """
+    x, y, noise = target.load(positions[target.subset(positions).stratified_positions(MODEL_IMAGES)])
     results = [
         check_outputs_are_logits(target.model, x),
         check_batch_dependence(target.model, x),
@@ -42,12 +53,11 @@ def run_sanity_checks(target: ModelUnderAttack, positions: np.ndarray, eps: floa
         check_gradient(target.model, x, y),
         check_loss_smoothness(target.model, x, y, eps, noise, norm=target.norm),
     ]
-    correct = ~is_adversarial(target.model, x, y).cpu().numpy()
+    correct = np.concatenate([~is_adversarial(target.model, x, y).cpu().numpy() for _, x, y, _ in target.batches(positions)])
     if not correct.any():
         inapplicable = ("D1", "D12", "D13", "D14", "D15", "D16", "D22", "D23", "D24")
-        return results + [grade(check, math.nan, 0) for check in inapplicable]
-    x, y, noise = target.load(positions[correct])
-    return results + check_attack_strength(target, x, y, noise, eps, p.pgd_steps)
+        return results + [CheckResult(check, INCONCLUSIVE, None, "", 0) for check in inapplicable]
+    return results + check_attack_strength(target, positions[correct], robust, eps, p.pgd_steps)
 
 
 def check_outputs_are_logits(model: nn.Module, x: Tensor) -> CheckResult:
@@ -93,7 +103,7 @@ def check_zero_gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, noi
         for point in (x, random_start(x, eps, noise("uniform", 0), norm=norm)):
             gradients = (loss_and_gradient(model, point, y)[2], _margin_gradient(model, point, y))
             fractions += [float((gradient.flatten(1).abs().sum(1) == 0).float().mean()) for gradient in gradients]
-    return grade("D5", max(fractions), len(x), warn=0.01, fail=0.1)
+    return grade("D5", max(fractions), len(x), warn=0, fail=0.1)
 
 
 def _margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -163,19 +173,30 @@ class LossVariant(nn.Module):
 
 
 def check_attack_strength(
-    target: ModelUnderAttack, x: Tensor, y: Tensor, noise: NoiseSampler, eps: float, steps: int
+    target: ModelUnderAttack, positions: np.ndarray, robust: np.ndarray, eps: float, steps: int
 ) -> list[CheckResult]:
-    """D1, D12 to D16 and D22 to D24: PGD against stronger variants of itself, on correctly classified images."""
+    """D1, D12, D14, D15, D23: PGD on correctly classified images. D13, D16, D22, D24: stronger variants on the robust ones."""
+    x, y, noise = target.load(positions)
     n, norm, start = len(x), target.norm, noise("uniform", 0)
     plain_pgd = partial(perturbations.pgd, alpha=pgd_step_size(eps, steps), steps=steps, norm=norm)
     recorder = MarginRecorder(target.fused_model, y)
     with target.fabric.autocast():
         x_adv = plain_pgd(recorder, x, y, eps, start)
-        far = suite.pgd(target.fused_model, x, y, max_eps(x, norm=norm), noise, steps=max(steps, 20), restarts=1, norm=norm)
+        far = suite.pgd(
+            target.fused_model,
+            x[:UNBOUNDED_IMAGES],
+            y[:UNBOUNDED_IMAGES],
+            max_eps(x, norm=norm),
+            lambda distribution, sample: noise(distribution, sample)[:UNBOUNDED_IMAGES],
+            steps=max(steps, 20),
+            restarts=1,
+            norm=norm,
+        )
+    missed = ~is_adversarial(target.model, far, y[:UNBOUNDED_IMAGES])
     success = is_adversarial(target.model, x_adv, y)
     margins = torch.stack(recorder.margins).float()  # (steps + 1, n)
     lost = (margins.amax(0) > EARLY_STOP_MARGIN) & ~success
-    failed = ~success  # where stronger variants may succeed
+    failed = ~success & torch.from_numpy(robust[positions]).to(x.device)  # where stronger variants may succeed
     gains = dict.fromkeys(STRONGER, 0)
     if failed.any():
         starts = [noise("uniform", sample)[failed] for sample in range(RESTARTS)]
@@ -187,10 +208,10 @@ def check_attack_strength(
     return [
         _check_budget(x, x_adv, eps, norm=norm),
         _check_quantization(target.model, x, x_adv, success, y),
-        grade("D12", float((~is_adversarial(target.model, far, y)).float().mean()), n, fail=0.05),
+        grade("D12", float(missed.float().mean()), len(missed), fail=0.05),
         _check_convergence(margins, success),
         grade("D15", float(lost.float().mean()), n, warn=0),
-        *(grade(check, images / n, n, warn=STRONGER[check], images=images) for check, images in gains.items()),
+        *(grade(check, images / n, n, warn=EXTRA_SUCCESSES) for check, images in gains.items()),
     ]
 
 
@@ -208,7 +229,7 @@ class Trial:
 def extra_successes(
     target: ModelUnderAttack, x: Tensor, y: Tensor, x_adv: Tensor, starts: list[Tensor], eps: float, steps: int
 ) -> dict[str, int]:
-    """How many of these images, on which PGD from the first start failed, ending at ``x_adv``, stronger variants succeed on.
+    """How many of these images, on which every attack failed, PGD at ``x_adv``, stronger variants of PGD succeed on.
 
     As many steps again of half the size (D13), the other starts (D16), another loss or scale of the logits (D22). All
     variants run as one batch: a few images at a time would take twice as long.
@@ -246,7 +267,7 @@ def _check_budget(x: Tensor, x_adv: Tensor, eps: float, *, norm: str) -> CheckRe
 def _check_quantization(model: nn.Module, x: Tensor, x_adv: Tensor, success: Tensor, y: Tensor) -> CheckResult:
     """D23: fraction of images on which quantization to 8 bits, as an image file needs, changes whether the attack succeeds."""
     changed = is_adversarial(model, quantize_8bit(x, x_adv), y) != success
-    return grade("D23", float(changed.float().mean()), len(x), warn=0.005)
+    return grade("D23", float(changed.float().mean()), len(x), warn=0.03)
 
 
 def _check_convergence(margins: Tensor, success: Tensor) -> CheckResult:
@@ -258,7 +279,7 @@ def _check_convergence(margins: Tensor, success: Tensor) -> CheckResult:
     last = min(10, max(1, len(margins) // 4))
     growth = (best[-1] - best[-1 - last]) / (best[-1] - best[0]).clamp_min(1e-12)
     images = int(((growth > 0.05) & ~success).sum())
-    return grade("D14", images / len(success), len(success), warn=0.1, images=images)
+    return grade("D14", images / len(success), len(success), warn=0.1)
 
 
 def _uses_autocast(target: ModelUnderAttack) -> bool:

@@ -19,10 +19,10 @@ TITLES = {
     "D10": "Images misclassified under random noise but not under PGD",
     "D11": "Accuracy increase with ε",
     "D12": "Accuracy at ε = 64/255",
-    "D13": "Extra successes of as many further steps of half the size",
+    "D13": "Extra successes of as many further PGD steps of half the size",
     "D14": "Attacks that have not converged",
     "D15": "Adversarial iterates that were not returned",
-    "D16": "Extra successes of four more restarts",
+    "D16": "Extra successes of two more PGD restarts",
     "D17": "Success rate of the transfer attack minus that of PGD",
     "D18": "Accuracy increase caused by an attack",
     "D19": "Attack types unlike the training attack",
@@ -30,11 +30,14 @@ TITLES = {
     "D21": "Best minus last robust accuracy in validation (robust overfitting)",
     "D22": "Extra successes of other losses and logit scales",
     "D23": "Attack successes changed by 8-bit quantization",
-    "D24": "Extra successes of float32",
+    "D24": "Extra successes of PGD in float32",
     "D25": "Expected calibration error under attack",
     "D26": "Fraction of the most frequent prediction under attack",
     "D27": "Robust accuracy minus majority-class accuracy",
 }
+# Checks whose value is a fraction of images: a rate of up to 3 / n may show in none of n images (the rule of three, 95 %), so
+# that fewer than 3 / limit images can't PASS.
+RATES = ("D5", "D8", "D9", "D10", "D12", "D13", "D14", "D16", "D22", "D23", "D24")
 GROUPS = {  # title of a part of the report's table -> its checks
     "Model and implementation": ("D1", "D2", "D3", "D4", "D6", "D23", "D24"),
     "Gradient masking": ("D5", "D7", "D9", "D10", "D17", "D22"),
@@ -59,22 +62,22 @@ class CheckResult:
         return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {"name": TITLES[self.id]}
 
 
-def grade(
-    check: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None, images: int | None = None
-) -> CheckResult:
-    """FAIL above ``fail``, WARN above ``warn``, else PASS; INCONCLUSIVE without data.
-
-    Where ``images`` (how many the value counts) is given, a single image is not enough for WARN or FAIL.
-    """
-    limits = [f"> {limit:g} {verdict}" for limit, verdict in ((warn, WARN), (fail, FAIL)) if limit is not None]
-    threshold = ", ".join(limits) + (" and more than one image" if images is not None else "")
+def grade(check: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None) -> CheckResult:
+    """FAIL above ``fail``, WARN above ``warn``, else PASS; INCONCLUSIVE without data, and for a rate of too few images."""
+    limits = {verdict: limit for verdict, limit in ((WARN, warn), (FAIL, fail)) if limit is not None}
+    threshold = ", ".join(f"> {limit:g} {verdict}" for verdict, limit in limits.items())
+    needed = 0
+    if check in RATES:
+        needed = math.ceil(3 / min((limit for limit in limits.values() if limit > 0), default=math.inf))
+        threshold += f"; n ≥ {needed}"
     if n == 0 or not math.isfinite(value):
         return CheckResult(check, INCONCLUSIVE, None, threshold, n)
-    enough = images is None or images > 1
-    if enough and fail is not None and value > fail:
+    if fail is not None and value > fail:
         verdict = FAIL
-    elif enough and warn is not None and value > warn:
+    elif warn is not None and value > warn:
         verdict = WARN
+    elif n < needed:
+        verdict = INCONCLUSIVE
     else:
         verdict = PASS
     return CheckResult(check, verdict, float(value), threshold, n)

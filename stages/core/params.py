@@ -167,6 +167,8 @@ class AttackEvalParams(Section):
     pgd_steps: Count
     pgd_restarts: Count
     curve_steps: Count
+    ensemble: Literal["lean", "full"]
+    targets: Count
     subset: int = Field(ge=2, le=2**31 - 1)
     aa_steps: int = Field(ge=2, le=2**31 - 1)
     aa_queries: Count

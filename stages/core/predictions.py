@@ -1,9 +1,9 @@
 """The tables between attack_eval, which runs a model, and evaluate, which never does: one row per image, attack and eps.
 
 ``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
-and eps that was run; an expensive attack (``is_subset_attack``) may have been run on a subset, at each eps the same images.
+and eps that was run.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) under adversarial examples of the other one.
-``minimum_eps.csv``, ``corruptions.csv``: minimum perturbation and common corruptions, on a subset.
+``minimum_eps.csv``, ``corruptions.csv``: minimum perturbation, on some of the images, and common corruptions.
 ``diagnostics.json``: a list of check results (checks.py). ``ensemble.json``: what the ensemble of attacks consisted of.
 ``model.json``: what identifies the model. ``examples/examples.csv``: the examples that are shown, and their PNG files.
 """
@@ -22,6 +22,7 @@ from stages.core.files import write_csv
 
 TRANSFER = "transfer"  # adversarial examples of the other model
 CLEAN = "none"  # in place of an attack
+LEAN_ENSEMBLE = "apgd"  # APGD on several losses, then Square; AutoAttack's attacks for K classes are aa-k<K>
 STRING_COLUMNS = ("path", "group", "label", "attack", "found_by", "prediction")
 COLUMNS = (
     "path",  # of the image, relative to the source folder
@@ -69,9 +70,9 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
     return [f"p_{name}" for name in classes]
 
 
-def is_subset_attack(attack: str) -> bool:
-    """Whether the attack may have been run on some of the images only."""
-    return attack.startswith("aa-k") or attack == TRANSFER
+def is_ensemble(attack: str) -> bool:
+    """Whether the rows of this attack hold what an ensemble of attacks found."""
+    return attack == LEAN_ENSEMBLE or attack.startswith("aa-k")
 
 
 def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
@@ -116,7 +117,7 @@ def _validate_values(table: pd.DataFrame, classes: Sequence[str], source: str) -
 
 
 def _validate_images(table: pd.DataFrame, source: str) -> None:
-    """One row per image, attack and eps; every attack on all images, or on the same subset; one label and group per image."""
+    """One row per image, attack and eps, none missing; one label and group per image."""
     double = table.duplicated(["path", "attack", "eps"])
     if double.any():
         raise PredictionsError(
@@ -124,11 +125,10 @@ def _validate_images(table: pd.DataFrame, source: str) -> None:
         )
     if not (table["attack"] == CLEAN).any():
         raise PredictionsError(f"{source}: attack: expected the rows of attack {CLEAN}, got none")
-    images = set(table["path"])
+    images = table["path"].nunique()
     for (attack, eps), paths in table.groupby(["attack", "eps"])["path"]:
-        expected = set(table.loc[table["attack"] == attack, "path"]) if is_subset_attack(attack) else images
-        if len(paths) != len(expected):
-            raise PredictionsError(f"{source}: {attack} at eps {eps:g}: expected all {len(expected)} images, got {len(paths)}")
+        if len(paths) != images:
+            raise PredictionsError(f"{source}: {attack} at eps {eps:g}: expected all {images} images, got {len(paths)}")
     if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):
         raise PredictionsError(f"{source}: expected one label and one group per path, got several")
 

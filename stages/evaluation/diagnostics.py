@@ -13,22 +13,27 @@ import numpy as np
 import pandas as pd
 
 from stages.core.checks import FAIL, INFO, PASS, WARN, CheckResult, grade
+from stages.core.predictions import is_ensemble
 from stages.evaluation.metrics import expected_calibration_error
 from stages.evaluation.selection import (
-    AttackOutcome,
-    attack_outcome,
     attacks_at,
+    correct_under,
     eps_values,
     is_correct,
     select_predictions,
     worst_case_predictions,
 )
 
-Outcomes = Mapping[str, AttackOutcome]  # by attack, all at the main eps
+Outcomes = Mapping[str, np.ndarray]  # attack -> (n,) bool, correct under it at the main eps
 
 
 def run_table_checks(
-    model: str, table: pd.DataFrame, eps: float, training: pd.DataFrame | None, majority_rate: float
+    model: str,
+    table: pd.DataFrame,
+    eps: float,
+    training: pd.DataFrame | None,
+    majority_rate: float,
+    ensemble: Mapping[str, Any],
 ) -> list[CheckResult]:
     """The checks of one model that its predictions and its training curve suffice for.
 
@@ -38,11 +43,12 @@ def run_table_checks(
         eps: main eps.
         training: its training curve.
         majority_rate: accuracy of the majority-class baseline.
+        ensemble: its ensemble.json.
     """
-    outcomes = {attack: attack_outcome(table, attack, eps) for attack in attacks_at(table, eps)}
+    outcomes = {attack: correct_under(table, attack, eps) for attack in attacks_at(table, eps)}
     return [
         _attack_order(outcomes),
-        _black_box_only(table, eps, outcomes),
+        _black_box_only(table, eps, outcomes, ensemble),
         _noise_only(outcomes),
         _eps_monotonicity(table),
         _transfer_gain(outcomes),
@@ -54,71 +60,69 @@ def run_table_checks(
 
 
 def _ensembles(outcomes: Outcomes) -> list[str]:
-    return [attack for attack in outcomes if attack.startswith("aa-k")]
+    return [attack for attack in outcomes if is_ensemble(attack)]
 
 
 def _attack_order(outcomes: Outcomes) -> CheckResult:
-    """D8: noise, FGSM, PGD, the ensemble: the largest increase of accuracy, on the images that both attacks were run on."""
-    order = [attack for attack in ("uniform_noise", "fgsm", "pgd", *_ensembles(outcomes)) if attack in outcomes]
-    worst, images, n = 0.0, 0, 0
-    for weaker, stronger in itertools.pairwise(outcomes[attack] for attack in order):
-        both = weaker.evaluated & stronger.evaluated
-        increase = int(stronger.correct[both].sum()) - int(weaker.correct[both].sum())
-        if increase > images:
-            worst, images = increase / both.sum(), increase
-        n = max(n, int(both.sum()))
-    return grade("D8", worst if len(order) > 1 else math.nan, n, fail=0.01, images=images)
+    """D8: noise, FGSM, PGD, the ensemble: the largest increase of accuracy from one to the next."""
+    order = [outcomes[attack] for attack in ("uniform_noise", "fgsm", "pgd", *_ensembles(outcomes)) if attack in outcomes]
+    increases = [stronger.mean() - weaker.mean() for weaker, stronger in itertools.pairwise(order)]
+    return grade("D8", max([0.0, *increases]) if increases else math.nan, len(order[0]), warn=0, fail=0.02)
 
 
-def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes) -> CheckResult:
-    """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer counts likewise."""
-    if not (ensembles := _ensembles(outcomes)):
-        return grade("D9", math.nan, 0, warn=0.002, fail=0.02)
-    ensemble, rows = outcomes[ensembles[0]], select_predictions(table, ensembles[0], eps)
-    found = np.zeros(len(ensemble.evaluated), bool)
-    found[ensemble.evaluated] = ~is_correct(rows) & (rows["found_by"] == "square").to_numpy()
-    if "transfer" in outcomes:
-        found |= outcomes["transfer"].success & ensemble.evaluated & ensemble.correct
-    n = int(ensemble.evaluated.sum())
-    return grade("D9", found.sum() / n, n, warn=0.002, fail=0.02)
+def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensemble: Mapping[str, Any]) -> CheckResult:
+    """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer counts likewise.
+
+    The fraction of correctly classified images. Where Square was run on some of the remaining images only, its successes stand
+    for all of them, and n is that much smaller.
+    """
+    names, initially = _ensembles(outcomes), is_correct(select_predictions(table))
+    if not names or not initially.any():
+        return grade("D9", math.nan, 0, warn=0, fail=0.03)
+    rows, correct = select_predictions(table, names[0], eps), outcomes[names[0]]
+    by_square = int((~correct & (rows["found_by"] == "square")).sum())
+    by_transfer = int((correct & ~outcomes["transfer"]).sum()) if "transfer" in outcomes else 0
+    remaining, attacked = ensemble["square_remaining"], ensemble["square_images"]
+    share = attacked / remaining if remaining else 1.0
+    value = (by_square / share + by_transfer) / initially.sum()
+    return grade("D9", value, int(initially.sum() * share), warn=0, fail=0.03)
 
 
 def _noise_only(outcomes: Outcomes) -> CheckResult:
     """D10: images on which noise succeeds but not PGD."""
-    noise = [outcomes[attack].success for attack in ("uniform_noise", "gaussian_noise") if attack in outcomes]
+    noise = [~outcomes[attack] for attack in ("uniform_noise", "gaussian_noise") if attack in outcomes]
     if not noise or "pgd" not in outcomes:
-        return grade("D10", math.nan, 0, fail=0.005)
-    only = np.any(noise, axis=0) & ~outcomes["pgd"].success
-    return grade("D10", only.mean(), len(only), fail=0.005)
+        return grade("D10", math.nan, 0, warn=0, fail=0.02)
+    only = np.any(noise, axis=0) & outcomes["pgd"]
+    return grade("D10", only.mean(), len(only), warn=0, fail=0.02)
 
 
 def _eps_monotonicity(table: pd.DataFrame) -> CheckResult:
     """D11: the largest increase of accuracy under PGD from one eps to the next."""
-    curve = [attack_outcome(table, "pgd", eps).correct for eps in eps_values(table) if "pgd" in attacks_at(table, eps)]
+    curve = [correct_under(table, "pgd", eps).mean() for eps in eps_values(table) if "pgd" in attacks_at(table, eps)]
+    n = len(select_predictions(table))
     if len(curve) < 2:
-        return grade("D11", math.nan, 0, fail=0, images=0)
-    increase = max(int(larger.sum()) - int(smaller.sum()) for smaller, larger in itertools.pairwise(curve))
-    return grade("D11", increase / len(curve[0]), len(curve[0]), fail=0, images=increase)
+        return grade("D11", math.nan, 0, fail=0)
+    return grade("D11", max(larger - smaller for smaller, larger in itertools.pairwise(curve)), n, fail=0)
 
 
 def _transfer_gain(outcomes: Outcomes) -> CheckResult:
-    """D17: success rate of the transfer attack minus that of PGD, on the same images."""
+    """D17: success rate of the transfer attack minus that of PGD."""
     if "transfer" not in outcomes or "pgd" not in outcomes:
         return grade("D17", math.nan, 0, fail=0)
-    transfer, both = outcomes["transfer"], outcomes["transfer"].evaluated
-    gain = outcomes["pgd"].correct[both].mean() - transfer.correct[both].mean()
-    return grade("D17", gain, int(both.sum()), fail=0)
+    gain = outcomes["pgd"].mean() - outcomes["transfer"].mean()
+    return grade("D17", gain, len(outcomes["pgd"]), fail=0)
 
 
 def _accuracy_gain(table: pd.DataFrame, outcomes: Outcomes) -> CheckResult:
     """D18: the largest increase of accuracy that a gradient attack causes."""
     clean = is_correct(select_predictions(table))
-    gains = [outcomes[attack].correct.mean() - clean.mean() for attack in ("fgsm", "bim", "pgd") if attack in outcomes]
+    gains = [outcomes[attack].mean() - clean.mean() for attack in ("fgsm", "bim", "pgd") if attack in outcomes]
     return grade("D18", max(gains, default=math.nan), len(clean), fail=0)
 
 
 def _attack_diversity(outcomes: Outcomes, n: int) -> CheckResult:
-    """D19: training takes steps along the gradient's sign; the ensemble adds minimum-norm steps (FAB-T) and random search."""
+    """D19: training takes steps along the gradient's sign; the ensemble adds other losses and random search."""
     others = len(_ensembles(outcomes)) + ("transfer" in outcomes)
     return CheckResult("D19", PASS if others else WARN, float(others), "0 WARN", n)
 

@@ -60,35 +60,26 @@ class Context:
 def robustness(table: pd.DataFrame, steps: Mapping[str, int], context: Context) -> bytes:
     """Above: robust accuracy against eps, with its interval. Below: accuracy under each attack at the main eps.
 
-    Attacks that were run on a subset stand apart, with hollow markers and their n.
-
     Args:
         table: plots/robustness.csv.
         steps: attack -> gradient steps at the main eps.
         context: of all charts.
     """
     here = table[np.isclose(table["eps"], context.eps, rtol=EPS_TOLERANCE) | (table["attack"] == CLEAN)]
-    counts = here.groupby("attack")["count"].min()
-    whole = [attack for attack in dict.fromkeys(here["attack"]) if counts[attack] == counts.max() and attack != WORST]
-    subset = [attack for attack in dict.fromkeys(here["attack"]) if counts[attack] < counts.max()]
-    rows = [*whole, WORST, *([None] if subset else []), *subset]  # None: a gap
+    rows = [*(attack for attack in dict.fromkeys(here["attack"]) if attack != WORST), WORST]
     figure = Figure((6.4, 4.0 + 0.33 * len(rows)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[3.4, 0.6 + 0.33 * len(rows)])
     curve, attacks = (part.subplots() for part in parts)
     _draw_curve(curve, table[table["attack"] == WORST], context)
     for shift, (model, values) in zip((-0.17, 0.17), here.groupby("model", sort=False), strict=False):
         for _, row in values.iterrows():
-            y, full = rows.index(row["attack"]) + shift, row["attack"] not in subset
+            y = rows.index(row["attack"]) + shift
             attacks.hlines(y, row["low"], row["high"], color=COLORS[model], alpha=0.45, linewidth=3)
-            face = COLORS[model] if full else "white"
-            attacks.plot(row["accuracy"], y, MARKERS[model], color=COLORS[model], markerfacecolor=face, markersize=5)
+            attacks.plot(row["accuracy"], y, MARKERS[model], color=COLORS[model], markersize=5)
             text = f"{percent(row['accuracy'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
             attacks.text(1.02, y, text, va="center", fontsize=7, color=TEXT_COLORS[model])
     attacks.axvline(context.majority_rate, color=GRAY, linewidth=1, linestyle=":")
-    labels = {name: attack_label(name, steps.get(name)) for name in filter(None, rows)}
-    labels |= {name: f"{labels[name]}, n = {counts[name]}" for name in subset}
-    ticks = [(y, labels[name]) for y, name in enumerate(rows) if name]
-    attacks.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
+    attacks.set_yticks(range(len(rows)), [attack_label(name, steps.get(name)) for name in rows])
     attacks.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Accuracy")
     attacks.set_title(f"Accuracy per attack ({format_budget(context.eps, context.norm)})")
     attacks.grid(axis="y", visible=False)

@@ -38,7 +38,7 @@ class ConfidenceIntervals:
             resamples: of the bootstrap; memory is 4 bytes x resamples x n.
             seed: of the bootstrap.
         """
-        self.confidence = confidence
+        self.confidence, self.resamples, self.seed = confidence, resamples, seed
         self.groups = np.unique(np.asarray(groups), return_inverse=True)[1]
         count = self.groups.max() + 1
         drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -60,6 +60,26 @@ class ConfidenceIntervals:
         """Of the mean over classes of the proportion of ``hits`` in each."""
         return self._percentiles(np.mean([self._resampled(hits, labels == name) for name in np.unique(labels)], axis=0))
 
+    def sign_flip_p(self, change: np.ndarray) -> float:
+        """Two-sided p value that a paired change (n,) is zero on average: a permutation test that knows the groups.
+
+        The sums of whole groups change sign at random, for only groups are independent; exact where the resamples cover all
+        combinations of signs.
+        """
+        sums = np.bincount(self.groups, weights=change)
+        sums = sums[sums != 0]  # a group without change has no sign; a single one proves nothing
+        if len(sums) < 2:
+            return 1.0
+        test = stats.permutation_test(
+            (sums,),
+            np.sum,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=self.resamples,
+            rng=np.random.default_rng(self.seed),
+        )
+        return float(test.pvalue)
+
     def _resampled(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         weights = self.weights[:, mask]
         total = weights.sum(axis=1)
@@ -76,7 +96,10 @@ class ConfidenceIntervals:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value that two models, (n,) correct or not on the same images, are correct equally often."""
+    """Exact two-sided p value that two models, (n,) correct or not on the same images, are correct equally often.
+
+    Takes images for independent: where a patient has several, it is too small.
+    """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0

@@ -15,8 +15,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from stages.core.predictions import PredictionsError, classes_of, probabilities
 from stages.evaluation.intervals import ConfidenceIntervals, Interval, mcnemar
 from stages.evaluation.selection import (
-    attack_outcome,
     attacks_at,
+    correct_under,
     eps_values,
     is_correct,
     select_predictions,
@@ -108,15 +108,12 @@ def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, 
         raise PredictionsError(f"attack.eps: expected predictions under attack at {context.eps:g}, got eps {found}")
     clean, worst = select_predictions(table), worst_case_predictions(table, context.eps)
     result = _clean_metrics(clean, context) | _worst_case_metrics(clean, worst, context)
-    outcomes = {attack: attack_outcome(table, attack, context.eps) for attack in attacks}
-    result["robust_accuracy"] = {attack: outcome.accuracy for attack, outcome in outcomes.items()}
-    result["attacked_images"] = {attack: int(outcome.evaluated.sum()) for attack, outcome in outcomes.items()}
-    if is_correct(clean).any():
-        result["attack_success_rate"] = {
-            attack: float((~outcome.correct)[is_correct(clean) & outcome.evaluated].mean())
-            for attack, outcome in outcomes.items()
-            if (is_correct(clean) & outcome.evaluated).any()
-        }
+    outcomes = {attack: correct_under(table, attack, context.eps) for attack in attacks}
+    result["robust_accuracy"] = {attack: float(correct.mean()) for attack, correct in outcomes.items()}
+    result["attacked_images"] = {attack: len(correct) for attack, correct in outcomes.items()}
+    if (initially := is_correct(clean)).any():
+        rates = {attack: float((~correct)[initially].mean()) for attack, correct in outcomes.items()}
+        result["attack_success_rate"] = rates
     if all(attacks_at(table, eps) for eps in context.eps_grid):
         robust = [is_correct(worst_case_predictions(table, eps)) for eps in context.eps_grid]
         over_grid = np.mean(robust, axis=0)
@@ -157,8 +154,8 @@ def _worst_case_metrics(clean: pd.DataFrame, worst: pd.DataFrame, context: Evalu
 def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: EvaluationContext) -> dict[str, float]:
     """Adversarially fine-tuned minus clean model on the same images.
 
-    McNemar's test takes images for independent: where a patient has several, its p is too small and the interval is what
-    counts.
+    ``permutation_p`` is that of the groups' signs. ``mcnemar_p`` takes images for independent, and is too small where a patient
+    has several.
 
     Raises:
         PredictionsError: when the two tables are about different images.
@@ -171,6 +168,7 @@ def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: Evaluatio
         before, after = is_correct(worst_case_predictions(clean, eps)), is_correct(worst_case_predictions(adv, eps))
         change = after.astype(float) - before
         result |= with_interval(name, change.mean(), context.intervals.mean(change))
+        result[f"{name}_permutation_p"] = context.intervals.sign_flip_p(change)
         result[f"{name}_mcnemar_p"] = mcnemar(before, after)
     return result
 

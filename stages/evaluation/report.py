@@ -36,11 +36,10 @@ class Report:
         counts: images per class (rows) and split (columns).
         rejected: path, reason.
         tables: the tables in plots/, by name.
-        matched_subset: PGD on the images of the attacks that were run on a subset only.
         training: model -> training curve.
         attacks: the distinct attack, eps, steps and n that were run, with the models.
         models: model -> model.json of attack_eval.
-        ensembles: the distinct ensemble.json of attack_eval.
+        ensembles: model -> ensemble.json of attack_eval.
         figures: name -> PNG.
         versions: library -> version.
     """
@@ -52,11 +51,10 @@ class Report:
     counts: pd.DataFrame
     rejected: pd.DataFrame
     tables: Mapping[str, pd.DataFrame]
-    matched_subset: pd.DataFrame
     training: Mapping[str, pd.DataFrame]
     attacks: pd.DataFrame
     models: Mapping[str, Mapping[str, Any]]
-    ensembles: list[Mapping[str, Any]]
+    ensembles: Mapping[str, Mapping[str, Any]]
     figures: Mapping[str, bytes]
     versions: Mapping[str, str]
 
@@ -103,9 +101,7 @@ def render(report: Report) -> str:
         sentences=summary.summary_sentences(report.metrics),
         caveats=summary.caveats(report.metrics, tables, report.counts, report.data, report.params),
         main_metrics=summary.main_metrics_table(report.metrics),
-        attack_rows=report_tables.attack_rows(
-            report.metrics, report.tables["robustness"], report.matched_subset, report.attacks
-        ),
+        attack_rows=report_tables.attack_rows(report.metrics, tables["robustness"], report.attacks),
         per_class=report_tables.per_class_rows(tables["per_class"], list(report.counts.index), report.evaluated),
         confusions=report_tables.confusion_matrices(tables["confusion"]),
         corruption_rows=report_tables.corruption_rows(tables["corruptions"], report.evaluated),

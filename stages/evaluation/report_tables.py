@@ -21,30 +21,17 @@ EPS_PARAMS = ("attack.eps", "attack.eps_grid", "train_clean.val_eps")
 
 
 def attack_rows(
-    metrics: Mapping[str, Any], robustness: pd.DataFrame, matched_subset: pd.DataFrame, attacks: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """Per attack at the main eps: n, and for each model accuracy with interval and success rate.
-
-    Attacks that were run on a subset come last, each followed by PGD on the same images: the other rows are about others.
-    """
+    metrics: Mapping[str, Any], robustness: pd.DataFrame, attacks: pd.DataFrame
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(attack, cells) at the main eps: for each model accuracy with interval, and success rate; the worst case last."""
     eps, models = metrics["eps"], [model for model in MODEL_LABELS if model in metrics]
     here = robustness[((robustness["eps"] - eps).abs() <= EPS_TOLERANCE * eps) | (robustness["attack"] == CLEAN)]
-    counts = here.groupby("attack")["count"].min()
     steps = attacks.groupby("attack")["steps"].max()
-    order = [attack for attack in dict.fromkeys(here["attack"]) if attack != WORST]
-    whole = [attack for attack in order if counts[attack] == counts.max()]
-    subset = [attack for attack in order if counts[attack] < counts.max()]
-    rows = []
-    for attack in [*whole, WORST, *subset]:
-        cells = [_attack_cell(here, metrics[model], model, attack) for model in models]
-        label = attack_label(attack, int(steps.get(attack, 0)))
-        rows.append({"attack": label, "n": int(counts[attack]), "cells": cells, "subset": attack in subset})
-        matched = matched_subset[matched_subset["attack"] == attack]
-        if len(matched):
-            matched_cells = [(_accuracy_cell(matched, model, attack), "") for model in models]
-            label = f"{attack_label('pgd', int(steps.get('pgd', 0)))} on these {counts[attack]} images"
-            rows.append({"attack": label, "n": int(counts[attack]), "cells": matched_cells, "subset": True})
-    return rows
+    order = [*(attack for attack in dict.fromkeys(here["attack"]) if attack != WORST), WORST]
+    return [
+        (attack_label(attack, int(steps.get(attack, 0))), [_attack_cell(here, metrics[m], m, attack) for m in models])
+        for attack in order
+    ]
 
 
 def _attack_cell(table: pd.DataFrame, metrics: Mapping[str, Any], model: str, attack: str) -> tuple[str, str]:

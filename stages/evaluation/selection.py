@@ -1,7 +1,5 @@
 """Rows of the table of predictions (`stages.core.predictions`), selected by attack and eps; per image the worst case."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -9,29 +7,6 @@ from stages.core.predictions import CLEAN
 
 WORST = "worst"  # not an attack: per image the most harmful of all that were run
 EPS_TOLERANCE = 1e-4  # relative; tables hold eps to 6 digits
-
-
-@dataclass(frozen=True)
-class AttackOutcome:
-    """One attack on n images, sorted by path.
-
-    Attributes:
-        correct: (n,) bool: evaluated, and classified correctly under the attack.
-        evaluated: (n,) bool: the attack was run on the image.
-    """
-
-    correct: np.ndarray
-    evaluated: np.ndarray
-
-    @property
-    def success(self) -> np.ndarray:
-        """(n,) bool: evaluated and misclassified."""
-        return self.evaluated & ~self.correct
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of the evaluated images."""
-        return float(self.correct[self.evaluated].mean())
 
 
 def select_predictions(table: pd.DataFrame, attack: str = CLEAN, eps: float = 0.0) -> pd.DataFrame:
@@ -56,13 +31,9 @@ def is_correct(rows: pd.DataFrame) -> np.ndarray:
     return (rows["label"] == rows["prediction"]).to_numpy()
 
 
-def attack_outcome(table: pd.DataFrame, attack: str, eps: float) -> AttackOutcome:
-    """Which images are classified correctly under the attack, and which it was run on."""
-    rows = select_predictions(table, attack, eps)
-    evaluated = select_predictions(table)["path"].isin(rows["path"]).to_numpy()
-    correct = np.zeros(len(evaluated), bool)
-    correct[evaluated] = is_correct(rows)
-    return AttackOutcome(correct, evaluated)
+def correct_under(table: pd.DataFrame, attack: str, eps: float) -> np.ndarray:
+    """(n,) bool: which images are classified correctly under the attack, sorted by path."""
+    return is_correct(select_predictions(table, attack, eps))
 
 
 def eps_values(table: pd.DataFrame) -> list[float]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from stages.core.checks import PASS
 from stages.core.paths import MODELS
+from stages.core.predictions import LEAN_ENSEMBLE
 from stages.evaluation.formatting import (
     MODEL_LABELS,
     class_label,
@@ -107,7 +108,7 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
         sentences.append(sentence)
     if change := metrics.get("difference"):
         parts = [
-            f"{name} by {metric(change, key, signed=True)} ({p_value(change[f'{key}_mcnemar_p'])}, McNemar, per image)"
+            f"{name} by {metric(change, key, signed=True)} ({p_value(change[f'{key}_permutation_p'])}, permutation test)"
             for key, name in (("robust_accuracy_worst", "robust accuracy"), ("clean_accuracy", "clean accuracy"))
         ]
         sentences.append(f"On the same images, adversarial fine-tuning changes {listed(parts)}.")
@@ -176,13 +177,26 @@ def _model_caveats(metrics: Mapping[str, Any], model: str, confusion: pd.DataFra
     return sentences
 
 
-def ensemble_sentences(ensembles: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the attack ensemble consisted of, to be reported with its result."""
+def ensemble_sentences(ensembles: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the attack ensemble consisted of, to be reported with its result: model -> ensemble.json."""
+    config = next(iter(ensembles.values()))
+    square = [
+        f"{values['square_images']} of the {values['square_remaining']} images left ({MODEL_LABELS[model]})"
+        for model, values in ensembles.items()
+    ]
+    if config["name"] == LEAN_ENSEMBLE:
+        parts = (
+            f"APGD on the margin to each of the {config['target_classes']} likeliest other classes and on the cross-entropy, "
+            f"{config['iterations']} iterations each and a few more in float32"
+        )
+    else:
+        parts = (
+            f"attacks of AutoAttack ({listed(config['attacks'])}; {config['iterations']} iterations, "
+            f"{config['target_classes']} target classes; {config['library']}), but not AutoAttack"
+        )
     return [
-        f"Ensemble {config['name']}: {listed(config['attacks'])}; {config['iterations']} iterations, {config['restarts']} "
-        f"restart, {config['queries']} queries of Square, {config['wrong_classes']} target classes, seed {config['seed']}, "
-        f"n = {config['images']} images; {config['library']}. It consists of attacks of AutoAttack but is not AutoAttack."
-        for config in ensembles
+        f"Ensemble {config['name']}, on what no attack before it found: {parts}; seed {config['seed']}.",
+        f"Square comes last, as a check for masked gradients: {config['queries']} queries for each of {listed(square)}.",
     ]
 
 

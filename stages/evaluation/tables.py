@@ -8,9 +8,8 @@ from stages.core.predictions import CLEAN, classes_of
 from stages.evaluation.metrics import EvaluationContext, initially_correct, recalls, reliability
 from stages.evaluation.selection import (
     WORST,
-    AttackOutcome,
-    attack_outcome,
     attacks_at,
+    correct_under,
     eps_values,
     is_correct,
     select_predictions,
@@ -20,41 +19,16 @@ from stages.evaluation.selection import (
 
 def robustness_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
     """model,eps,attack,accuracy,low,high,count: each attack at each of its eps, and the worst case from eps 0 on."""
-    everything = np.ones(len(select_predictions(table)), bool)
-    clean = AttackOutcome(is_correct(select_predictions(table)), everything)
+    clean = is_correct(select_predictions(table))
     cases = [(0.0, CLEAN, clean), (0.0, WORST, clean)]
     for eps in eps_values(table):
-        cases += [(eps, attack, attack_outcome(table, attack, eps)) for attack in attacks_at(table, eps)]
-        cases.append((eps, WORST, AttackOutcome(is_correct(worst_case_predictions(table, eps)), everything)))
-    return _accuracy_rows(model, cases, context)
-
-
-def _accuracy_rows(model: str, cases: list[tuple[float, str, AttackOutcome]], context: EvaluationContext) -> pd.DataFrame:
+        cases += [(eps, attack, correct_under(table, attack, eps)) for attack in attacks_at(table, eps)]
+        cases.append((eps, WORST, is_correct(worst_case_predictions(table, eps))))
     rows = [
-        (
-            model,
-            eps,
-            attack,
-            outcome.accuracy,
-            *context.intervals.proportion(outcome.correct, outcome.evaluated),
-            int(outcome.evaluated.sum()),
-        )
-        for eps, attack, outcome in cases
+        (model, eps, attack, correct.mean(), *context.intervals.proportion(correct), len(correct))
+        for eps, attack, correct in cases
     ]
     return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
-
-
-def matched_subset_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
-    """Rows like those of `robustness_table`: PGD on the images of each attack that was run on a subset only.
-
-    ``attack`` is the last attack that was run on these images.
-    """
-    pgd, subsets = attack_outcome(table, "pgd", context.eps), {}
-    for attack in attacks_at(table, context.eps):
-        evaluated = attack_outcome(table, attack, context.eps).evaluated
-        if pgd.evaluated.all() and not evaluated.all():
-            subsets[evaluated.tobytes()] = (context.eps, attack, AttackOutcome(pgd.correct & evaluated, evaluated))
-    return _accuracy_rows(model, list(subsets.values()), context)
 
 
 def _clean_and_worst(table: pd.DataFrame, context: EvaluationContext) -> list[tuple[str, pd.DataFrame]]:

@@ -84,6 +84,39 @@ class Classifier(nn.Module):
         return self
 
 
+def check_image_size(model: Classifier) -> None:
+    """Raise ModelError when images of that size are too small for the architecture.
+
+    A convolution with a stride that gets a single pixel has nothing left to look at, and in bfloat16 on a CPU torch 2.14.1
+    leaves most of its weight's gradient uninitialized.
+    """
+    starved: list[str] = []
+
+    def record(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if max(inputs[0].shape[-2:]) == 1:
+            starved.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs))
+        for name, layer in model.backbone.named_modules()
+        if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and max(layer.kernel_size) > 1
+    ]
+    training, side = model.training, model.image_size
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ModelError(f"data.image_size: expected a size that {model.arch} can take, got {side}: {error}") from error
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    if starved:
+        raise ModelError(
+            f"data.image_size: expected more than {side} for {model.arch}, got {side}: its {starved[0]} would see one pixel"
+        )
+
+
 def fuse_batchnorm(model: Classifier) -> Classifier:
     """A copy to compute attacks on, in eval mode, every BatchNorm fused into the convolution before it.
 
@@ -120,6 +153,8 @@ def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | N
         model.load_state_dict(tensors)
     except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: expected a model that this pipeline saved, got: {error}") from error
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ModelError(f"{path}: expected finite weights, got NaN or infinity in {', '.join(broken[:3])}")
     if classes is not None and model.classes != tuple(classes):
         raise ModelError(f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}")
     if image_size is not None and model.image_size != image_size:

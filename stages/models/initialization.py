@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from stages.models.classifier import Classifier, ModelError
+from stages.models.classifier import Classifier, ModelError, check_image_size
 
 
 def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int) -> Classifier:
@@ -26,10 +26,12 @@ def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: 
         seed: of the random weights.
 
     Raises:
-        ModelError: for an unknown architecture, a missing or corrupt file, or weights of another architecture.
+        ModelError: for an unknown architecture, images too small for it, a missing or corrupt file, or weights of another
+            architecture.
     """
     torch.manual_seed(seed)
     model = Classifier(arch, classes, image_size)
+    check_image_size(model)
     if weights == "none":
         # Every residual block starts as the identity (arXiv:1706.02677): from scratch, a few epochs then suffice.
         for block in model.backbone.modules():

@@ -7,9 +7,7 @@ from torch import nn
 
 from stages.attacks import autoattack
 from stages.attacks.suite import check_within_budget
-from stages.core.params_file import load_params
 from stages.models.inference import frozen_eval_mode
-from tests.helpers.repository import ROOT
 
 EPS = {"linf": 0.012, "l2": 0.09}
 
@@ -45,10 +43,6 @@ def test_ensemble_attacks_depend_on_number_of_classes():
 def test_ensemble_is_not_called_autoattack():
     """With three classes it isn't the standard AutoAttack, so its name tells the number of classes."""
     assert autoattack.ensemble_name(3) == "aa-k3"
-    config = autoattack.ensemble_config(3, 16, load_params(ROOT / "params.yaml").attack_eval, seed=0)
-    assert config["name"] == "aa-k3"
-    assert config["attacks"] == list(ensemble(3))
-    assert config["library"] == "pyautoattack 0.2.0"
 
 
 def test_library_standard_attack_fails_for_three_classes():

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.attacks.corruptions import CORRUPTIONS, corrupt
+from stages.attacks.corruptions import CORRUPTIONS, corrupt, evaluate_corruptions
 from stages.attacks.suite import per_image_noise
+from stages.core.checkpoints import StepCache
+from stages.core.devices import make_fabric
+from stages.core.params import RuntimeParams
+from tests.helpers.datasets import under_attack
 
 SEVERITIES = (1, 2, 3)
 
@@ -43,3 +47,17 @@ def test_corruption_grows_with_severity(name, x):
     noise = noise_of(range(4), x)
     changes = [float((corrupt(name, severity, x, noise) - x).abs().mean()) for severity in SEVERITIES]
     assert 0 < changes[0] < changes[1] < changes[2]
+
+
+def test_predictions_in_lower_precision_are_those_of_float32(trained):
+    """The small net's accuracy on severe corruptions is in between, so that there are close decisions."""
+    dataset, model = trained
+    tables = []
+    for precision in ("fp32", "bf16"):
+        runtime = RuntimeParams(device="cpu", devices=1, precision=precision, workers=0, tracking=False)
+        target = under_attack(make_fabric(runtime), model, dataset, batch_size=7)
+        tables.append(evaluate_corruptions(target, dataset, np.arange(24), StepCache()))
+    single, lower = tables
+    assert (single["prediction"] == lower["prediction"]).all()
+    assert (single["confidence"] != lower["confidence"]).any()
+    assert 0.4 < (single["prediction"] == single["label"]).mean() < 0.95

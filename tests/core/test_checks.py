@@ -12,7 +12,7 @@ IDS = [f"D{i}" for i in range(1, 28)]
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.005, PASS), (0.01, PASS), (0.05, WARN), (0.1, WARN), (0.5, FAIL)])
 def test_verdict_follows_the_thresholds(value, verdict):
-    assert grade("D5", value, 10, warn=0.01, fail=0.1).verdict == verdict
+    assert grade("D5", value, 300, warn=0.01, fail=0.1).verdict == verdict
 
 
 def test_no_data_is_inconclusive_and_has_no_value():
@@ -22,9 +22,14 @@ def test_no_data_is_inconclusive_and_has_no_value():
     assert "value" not in result.to_dict()
 
 
-def test_single_image_is_not_enough_for_a_failure():
-    assert grade("D8", 0.5, 2, fail=0.01, images=1).verdict == PASS
-    assert grade("D8", 0.5, 2, fail=0.01, images=2).verdict == FAIL
+def test_rate_of_fewer_images_than_its_limit_needs_is_inconclusive_or_bad():
+    """Of 299 images none may show a fault that 1 % have (the rule of three)."""
+    assert grade("D5", 0.0, 300, warn=0.01, fail=0.1).verdict == PASS
+    assert grade("D5", 0.0, 299, warn=0.01, fail=0.1).verdict == INCONCLUSIVE
+    assert grade("D5", 0.05, 20, warn=0.01, fail=0.1).verdict == WARN
+    assert grade("D5", 0.5, 2, warn=0.01, fail=0.1).verdict == FAIL
+    assert grade("D5", 0.0, 30, warn=0, fail=0.1).verdict == PASS, "a limit of zero names no rate"
+    assert grade("D2", 0.0, 1, fail=0.01).verdict == PASS, "not a rate of images"
 
 
 def test_every_diagnostic_has_a_title_a_group_and_a_line_in_the_docs():

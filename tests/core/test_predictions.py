@@ -62,14 +62,6 @@ def test_invalid_predictions_are_refused(change, message):
         validate_predictions(change(small_table()))
 
 
-def test_subset_attack_must_cover_same_images_at_every_eps():
-    table = small_table()
-    subset = table.iloc[[1]].assign(attack="aa-k3")
-    validate_predictions(pd.concat([table, subset]))
-    with pytest.raises(PredictionsError, match=r"aa-k3 at eps 0\.0313725: expected all 2 images, got 1"):
-        validate_predictions(pd.concat([table, subset, table.iloc[[1, 3]].assign(attack="aa-k3", eps=0.1)]))
-
-
 def test_missing_or_empty_predictions_file_is_named(tmp_path):
     with pytest.raises(PredictionsError, match=r"predictions\.csv: expected a table .* got no file"):
         read_predictions(tmp_path)

@@ -6,30 +6,33 @@ import pytest
 
 from stages.core.checks import FAIL, INCONCLUSIVE, INFO, PASS, WARN, CheckResult, grade
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
-from tests.helpers.prediction_tables import EPS, make_table, make_training, rows
+from tests.helpers.prediction_tables import ENSEMBLE, EPS, make_table, make_training, rows
 
-# attack -> images of 100 that are classified correctly under it
-SOUND = {"none": 90, "uniform_noise": 89, "gaussian_noise": 89, "fgsm": 60, "pgd_half": 70, "pgd": 50, "aa": 49}
+N = 200  # the rates need 150
+# attack -> how many of N images are classified correctly under it
+SOUND = {"none": 180, "uniform_noise": 178, "gaussian_noise": 178, "fgsm": 120, "pgd_half": 140, "pgd": 100, "ensemble": 98}
+# Square was run on all images that the other attacks had left.
+ALL = ENSEMBLE | {"square_images": 100, "square_remaining": 100}
 
 
-def checks_of(table, model="adv", training=None, majority=0.4) -> dict[str, CheckResult]:
-    return {result.id: result for result in run_table_checks(model, table, EPS, training, majority)}
+def checks_of(table, model="adv", training=None, majority=0.4, ensemble=ALL) -> dict[str, CheckResult]:
+    return {result.id: result for result in run_table_checks(model, table, EPS, training, majority, ensemble)}
 
 
-def logits_correct_for(images: list[int], n: int = 100) -> np.ndarray:
+def logits_correct_for(images: list[int], n: int) -> np.ndarray:
     """Logits (n, 3) whose prediction is class 0 for these images only."""
     logits = np.tile([0.0, 2.0, 0.0], (n, 1))
     logits[images] = [2.0, 0.0, 0.0]
     return logits
 
 
-def table_with(n: int = 100, **correct) -> pd.DataFrame:
+def table_with(n: int = N, **correct) -> pd.DataFrame:
     """attack -> which of n images of class 0 are classified correctly: a list, or how many, then the first ones."""
     eps = {"none": 0.0, "pgd_half": EPS / 2}
     parts = []
     for attack, images in correct.items():
         images = list(range(images)) if isinstance(images, int) else images
-        name = {"pgd_half": "pgd", "aa": "aa-k3"}.get(attack, attack)
+        name = {"pgd_half": "pgd", "ensemble": "apgd"}.get(attack, attack)
         parts.append(rows([0] * n, logits_correct_for(images, n), attack=name, eps=eps.get(attack, EPS)))
     return pd.concat(parts, ignore_index=True)
 
@@ -44,17 +47,17 @@ def test_sound_evaluation_passes():
 @pytest.mark.parametrize(
     ("check", "verdict", "change"),
     [
-        ("D8", FAIL, {"fgsm": 40}),  # one step succeeds on more images than many
-        ("D8", PASS, {"fgsm": 49}),  # on one image more
-        ("D10", FAIL, {"uniform_noise": list(range(10, 90))}),  # noise succeeds where PGD doesn't
-        ("D11", FAIL, {"pgd_half": 30}),
-        ("D18", FAIL, {"fgsm": 95}),
-        ("D17", FAIL, {"transfer": 30}),
-        ("D9", FAIL, {"transfer": 30}),
-        ("D17", PASS, {"transfer": 80}),
-        ("D27", FAIL, {"pgd": 30, "aa": 30}),
-        ("D19", WARN, {"aa": None}),
-        ("D9", INCONCLUSIVE, {"aa": None}),
+        ("D8", FAIL, {"fgsm": 80}),  # one step succeeds on more images than many
+        ("D8", WARN, {"fgsm": 98}),  # on one percent more
+        ("D10", FAIL, {"uniform_noise": list(range(20, 180))}),  # noise succeeds where PGD doesn't
+        ("D11", FAIL, {"pgd_half": 60}),
+        ("D18", FAIL, {"fgsm": 190}),
+        ("D17", FAIL, {"transfer": 60}),
+        ("D9", FAIL, {"transfer": 60}),
+        ("D17", PASS, {"transfer": 160}),
+        ("D27", FAIL, {"pgd": 60, "ensemble": 60}),
+        ("D19", WARN, {"ensemble": None}),
+        ("D9", INCONCLUSIVE, {"ensemble": None}),
         ("D11", INCONCLUSIVE, {"pgd_half": None}),  # a grid of a single eps
     ],
 )
@@ -64,18 +67,30 @@ def test_each_fault_trips_its_own_check(check, verdict, change):
 
 
 def test_success_of_square_alone_is_gradient_masking():
-    table = table_with(**(SOUND | {"aa": 40}))
+    table = table_with(**(SOUND | {"ensemble": 82}))
     assert checks_of(table)["D9"].verdict == PASS  # found_by says that gradient attacks found them
-    success = (table["attack"] == "aa-k3") & (table["label"] != table["prediction"])
+    success = (table["attack"] == "apgd") & (table["label"] != table["prediction"])
     rank = table["path"].rank(method="dense")
-    table.loc[success & (rank > 40) & (rank <= 50), "found_by"] = "square"
+    table.loc[success & (rank > 82) & (rank <= 100), "found_by"] = "square"
     assert checks_of(table)["D9"].verdict == FAIL
-    assert checks_of(table)["D9"].value == pytest.approx(0.1)
+    assert checks_of(table)["D9"].value == pytest.approx(18 / 180)
+
+
+def test_square_on_some_of_the_remaining_images_stands_for_all_of_them():
+    half = ALL | {"square_images": 50}
+    table = table_with(**SOUND)
+    table.loc[(table["attack"] == "apgd") & (table["path"] == table["path"].unique()[98]), "found_by"] = "square"
+    result = checks_of(table, ensemble=half)["D9"]
+    assert result.value == pytest.approx(2 * 1 / 180)
+    assert (result.n, result.verdict) == (90, WARN)
+    assert checks_of(table_with(**SOUND), ensemble=half)["D9"].verdict == INCONCLUSIVE, "90 images can't show 3 %"
+    nothing_left = ALL | {"square_images": 0, "square_remaining": 0}
+    assert checks_of(table_with(**SOUND), ensemble=nothing_left)["D9"].verdict == PASS
 
 
 def test_constant_model_is_not_above_the_majority_class():
-    labels, constant = np.array([0] * 40 + [1] * 30 + [2] * 30), np.tile([2.0, 0.0, 0.0], (100, 1))
-    attacks = (("none", 0.0), ("fgsm", EPS), ("pgd", EPS), ("aa-k3", EPS))
+    labels, constant = np.array([0] * 80 + [1] * 60 + [2] * 60), np.tile([2.0, 0.0, 0.0], (N, 1))
+    attacks = (("none", 0.0), ("fgsm", EPS), ("pgd", EPS), ("apgd", EPS))
     table = pd.concat([rows(labels, constant, attack=a, eps=e) for a, e in attacks], ignore_index=True)
     results = checks_of(table, majority=0.4)
     assert results["D26"].verdict == WARN

@@ -1,5 +1,7 @@
 """Intervals and tests against scipy, and wider where images belong together."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -47,3 +49,20 @@ def test_mcnemar_equals_the_exact_binomial_test():
     second = np.array([False] * 2 + [True] * 8 + [True] * 30)
     assert mcnemar(first, second) == pytest.approx(2 * stats.binom.cdf(2, 10, 0.5))
     assert mcnemar(first, first) == 1.0
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_permutation_test_of_few_images_counts_all_combinations_of_signs(change):
+    change = np.array(change)
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(change))))  # (2^n, n)
+    expected = (np.abs(signs @ change) >= abs(change.sum())).mean()
+    assert ConfidenceIntervals(range(len(change)), 0.95, 2000, 0).sign_flip_p(change) == pytest.approx(expected)
+
+
+def test_permutation_test_knows_that_images_of_a_patient_belong_together():
+    change = np.repeat([1.0, 1.0, 1.0, -1.0], 10)
+    single, grouped = (ConfidenceIntervals(groups, 0.95, 2000, 0) for groups in (range(40), np.repeat(range(4), 10)))
+    assert single.sign_flip_p(change) < 0.01
+    assert grouped.sign_flip_p(change) == 10 / 16, "the patients' signs have 16 combinations; 10 give as large a sum"
+    assert ConfidenceIntervals([0] * 40, 0.95, 2000, 0).sign_flip_p(change) == 1

@@ -147,13 +147,13 @@ def test_text_from_files_is_escaped():
 def test_hostile_names_are_escaped_wherever_they_stand():
     classes = (HOSTILE, "dog", "NA")
     params = {"data.source": f"data/x{HOSTILE}", "data.group_pattern": HOSTILE, "model.weights": HOSTILE}
-    ensemble = ENSEMBLE | {"library": HOSTILE, "attacks": [HOSTILE]}
+    ensemble = ENSEMBLE | {"name": HOSTILE, "library": HOSTILE, "attacks": [HOSTILE]}
     check = {"verdict": "PASS", "value": 0.0, "threshold": HOSTILE, "n": 1, "name": HOSTILE}
     report = make_report(
         tables={model: make_table(model, classes=classes) for model in ("clean", "adv")},
         params=params,
         figures=PNGS,
-        ensembles=[ensemble],
+        ensembles={"clean": ensemble, "adv": ensemble},
         models=dict.fromkeys(("clean", "adv"), DESCRIPTION | {"arch": HOSTILE}),
         versions={HOSTILE: HOSTILE},
         checks={"clean": {"D1": check}, "adv": {"D1": check}},
@@ -180,13 +180,15 @@ def test_headline_gives_both_accuracies_with_intervals():
     assert "one run (seed 0), so the intervals contain no variance of training" in text
 
 
-def test_subset_attacks_stand_apart_and_the_ensemble_is_not_called_autoattack():
-    page = page_of(make_report())
-    assert "On a subset of the test images: compare with PGD on the same images" in page.text
-    assert "PGD-10 on these 40 images" in page.text
-    assert "It consists of attacks of AutoAttack but is not AutoAttack." in page.text
-    assert "apgd_ce and square; 20 iterations" in page.text
-    assert "pyautoattack 0.2.0" in page.text
+def test_ensemble_is_described_and_not_called_autoattack():
+    lean = page_of(make_report()).text
+    assert "Ensemble apgd, on what no attack before it found" in lean
+    assert "AutoAttack" not in lean
+    config = ENSEMBLE | {"name": "aa-k3", "attacks": ["apgd_ce", "square"]}
+    full = page_of(make_report(ensembles={"clean": config, "adv": config})).text
+    assert "but not AutoAttack" in full
+    assert "apgd_ce and square; 20 iterations" in full
+    assert "pyautoattack 0.2.0" in full
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

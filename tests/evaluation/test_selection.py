@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from stages.evaluation.selection import (
-    attack_outcome,
     attacks_at,
+    correct_under,
     eps_values,
     is_correct,
     select_predictions,
@@ -18,7 +18,7 @@ from tests.helpers.prediction_tables import EPS, GRID, STRENGTH, make_table, row
 def test_eps_and_attacks_of_a_table():
     table = make_table("clean", 30)
     assert eps_values(table) == pytest.approx(list(GRID))
-    assert attacks_at(table, EPS) == [*STRENGTH, "aa-k3"]
+    assert attacks_at(table, EPS) == [*STRENGTH, "apgd"]
     assert attacks_at(table, EPS / 2) == ["pgd"]
     assert attacks_at(table, 0.1) == []
 
@@ -34,15 +34,11 @@ def test_selection_is_sorted_by_path_and_accepts_eps_of_six_digits():
         assert (selected["margin"] == select_predictions(table, attack, eps)["margin"]).all()
 
 
-def test_outcome_of_a_subset_attack_covers_the_evaluated_images_only():
-    table = make_table("clean", 60)
-    outcome, subset = attack_outcome(table, "aa-k3", EPS), select_predictions(table, "aa-k3", EPS)
-    paths = select_predictions(table)["path"]
-    assert set(paths[outcome.evaluated]) == set(subset["path"])
-    assert outcome.evaluated.sum() == len(subset) == 20
-    assert outcome.accuracy == pytest.approx(is_correct(subset).mean())
-    assert not (outcome.correct & ~outcome.evaluated).any()
-    assert (outcome.success == (outcome.evaluated & ~outcome.correct)).all()
+def test_correct_images_of_an_attack_are_sorted_by_path():
+    table = make_table("clean", 30)
+    expected = is_correct(select_predictions(table, "fgsm", EPS))
+    assert (correct_under(table.sample(frac=1, random_state=0), "fgsm", EPS) == expected).all()
+    assert 0 < expected.sum() < 30
 
 
 def test_worst_case_is_per_image_over_attacks_and_smaller_eps():

@@ -38,7 +38,7 @@ def test_summary_gives_accuracies_success_rate_and_paired_difference():
     assert f"{metric(values, 'attack_success_rate_worst')} are misclassified under attack." in clean
     assert adv.startswith("Adversarial fine-tuning: ")
     assert f"robust accuracy by {metric(metrics['difference'], 'robust_accuracy_worst', signed=True)}" in change
-    assert change.count("McNemar") == 2
+    assert change.count("permutation test") == 2
     assert percent(metrics["majority_rate"]) in baseline
 
 
@@ -57,7 +57,7 @@ def test_terminal_summary_is_a_table_with_differences():
 def test_single_model_has_no_difference(models):
     report = make_report(models)
     assert "Difference" not in terminal_summary(report.metrics, "95%", "linf")
-    assert not any("McNemar" in sentence for sentence in summary_sentences(report.metrics))
+    assert not any("permutation test" in sentence for sentence in summary_sentences(report.metrics))
     assert all(len(row) == 2 for row in main_metrics_table(report.metrics))
 
 
@@ -109,11 +109,23 @@ def test_median_minimum_eps_is_given_or_said_to_be_beyond_the_search():
     ]
 
 
-def test_ensemble_is_described_and_not_called_autoattack():
-    (sentence,) = ensemble_sentences([ENSEMBLE])
-    assert sentence.startswith("Ensemble aa-k3: apgd_ce and square; 20 iterations, 1 restart, 100 queries of Square")
-    assert "n = 40 images; pyautoattack 0.2.0." in sentence
-    assert sentence.endswith("It consists of attacks of AutoAttack but is not AutoAttack.")
+def test_lean_ensemble_is_described_with_the_images_of_square():
+    apgd, square = ensemble_sentences({"clean": ENSEMBLE, "adv": ENSEMBLE | {"square_images": 64, "square_remaining": 90}})
+    assert apgd.startswith(
+        "Ensemble apgd, on what no attack before it found: APGD on the margin to each of the 2 likeliest other "
+    )
+    assert "20 iterations" in apgd
+    assert square.endswith(
+        "100 queries for each of 20 of the 40 images left (Standard training) and 64 of the 90 images left "
+        "(Adversarial fine-tuning)."
+    )
+
+
+def test_full_ensemble_is_described_and_not_called_autoattack():
+    full = ENSEMBLE | {"name": "aa-k3", "attacks": ["apgd_ce", "square"]}
+    (sentence, _) = ensemble_sentences({"clean": full})
+    assert "attacks of AutoAttack (apgd_ce and square; 20 iterations, 2 target classes; pyautoattack 0.2.0)" in sentence
+    assert "but not AutoAttack" in sentence
 
 
 def test_checks_are_counted_and_those_that_do_not_pass_named():

@@ -6,11 +6,10 @@ from sklearn import metrics as sk
 
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.metrics import expected_calibration_error, recalls
-from stages.evaluation.selection import WORST, is_correct, select_predictions, worst_case_predictions
+from stages.evaluation.selection import WORST, select_predictions, worst_case_predictions
 from stages.evaluation.tables import (
     confusion_table,
     corruptions_table,
-    matched_subset_table,
     minimum_eps_table,
     per_class_table,
     plot_tables,
@@ -29,21 +28,6 @@ def test_robust_accuracy_never_increases_and_starts_at_clean_accuracy():
     assert (worst["accuracy"].diff().dropna() <= 0).all()
     assert worst["accuracy"].iloc[0] == curve.loc[curve["attack"] == "none", "accuracy"].item()
     assert ((curve["low"] <= curve["accuracy"]) & (curve["accuracy"] <= curve["high"])).all()
-
-
-def test_subset_attack_has_its_own_count_and_interval():
-    table = make_table("clean", 60)
-    curve = robustness_table("clean", table, evaluation_context(table)).set_index("attack")
-    assert curve.loc["aa-k3", "count"] == 20
-    assert curve.loc["aa-k3", "low"] <= curve.loc["aa-k3", "accuracy"] <= curve.loc["aa-k3", "high"]
-
-
-def test_matched_subset_is_pgd_on_the_images_of_the_subset_attack():
-    table = make_table("clean", 60)
-    (row,) = matched_subset_table("clean", table, evaluation_context(table)).to_dict("records")
-    pgd, subset = select_predictions(table, "pgd", EPS), select_predictions(table, "aa-k3", EPS)
-    assert (row["attack"], row["count"]) == ("aa-k3", 20)
-    assert row["accuracy"] == pytest.approx(is_correct(pgd[pgd["path"].isin(subset["path"])]).mean())
 
 
 def test_confusion_matrix_equals_scikit_learn():

@@ -57,4 +57,4 @@ def attack_predictions(
 ) -> pd.DataFrame:
     """predictions.csv of a model on the test split, as the stage computes it."""
     target = under_attack(fabric, model, dataset, norm=threat.norm, batch_size=p.batch_size, fused_model=fused_model)
-    return run_attack_suite(target, dataset, threat, p, target.stratified_positions(p.subset), cache or StepCache())
+    return run_attack_suite(target, dataset, threat, p, cache or StepCache())[0]

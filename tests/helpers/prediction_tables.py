@@ -25,13 +25,15 @@ EPS = 8 / 255
 GRID = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))
 STRENGTH = {"uniform_noise": 0.05, "gaussian_noise": 0.06, "fgsm": 0.75, "bim": 0.95, "pgd": 1.0}
 ENSEMBLE = {
-    "name": "aa-k3",
-    "attacks": ["apgd_ce", "square"],
+    "name": "apgd",
+    "attacks": ["apgd", "square"],
     "iterations": 20,
     "restarts": 1,
     "queries": 100,
-    "wrong_classes": 2,
+    "target_classes": 2,
     "images": 40,
+    "square_images": 20,
+    "square_remaining": 40,
     "seed": 0,
     "library": "pyautoattack 0.2.0",
 }
@@ -73,7 +75,7 @@ def rows(labels, logits, *, attack="none", eps=0.0, classes=CLASSES, groups=None
 def make_table(
     model="clean", n=120, seed=0, fractions=(0.3, 0.45, 0.25), classes=CLASSES, per_group=1, always=None
 ) -> pd.DataFrame:
-    """A whole predictions.csv: every attack at EPS, pgd over GRID, the ensemble on a third of the images.
+    """A whole predictions.csv: every attack at EPS, pgd over GRID.
 
     Args:
         model: one of MODELS.
@@ -102,7 +104,7 @@ def make_table(
     parts = [predict("none", 0.0, 0.0)]
     parts += [predict(attack, EPS, slope * EPS * strength) for attack, strength in STRENGTH.items()]
     parts += [predict("pgd", eps, slope * eps) for eps in GRID[:-1]]
-    parts.append(predict("aa-k3", EPS, 1.1 * slope * EPS).iloc[::3])
+    parts.append(predict("apgd", EPS, 1.1 * slope * EPS))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -116,15 +118,15 @@ def make_minimum_eps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
-    """corruptions.csv for a third of the images; no prediction differs from the clean one."""
-    clean = table[table["attack"] == "none"].iloc[::3]
+    """corruptions.csv; no prediction differs from the clean one."""
+    clean = table[table["attack"] == "none"]
     cases = [clean.assign(corruption=name, severity=k) for name in ("blur", "glare") for k in (1, 2, 3)]
     return pd.concat(cases, ignore_index=True)[list(TABLES["corruptions"])]
 
 
 def make_transfer(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the transfer attack: those of PGD on a third of the images."""
-    return table[(table["attack"] == "pgd") & (table["eps"] == EPS)].iloc[::3].assign(attack="transfer")
+    """The rows of the transfer attack: those of PGD."""
+    return table[(table["attack"] == "pgd") & (table["eps"] == EPS)].assign(attack="transfer")
 
 
 def make_extras(folder: Path, table: pd.DataFrame) -> None:

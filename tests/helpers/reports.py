@@ -20,7 +20,7 @@ from stages.evaluation.metrics import (
 )
 from stages.evaluation.report import Report
 from stages.evaluation.selection import select_predictions
-from stages.evaluation.tables import matched_subset_table, plot_tables
+from stages.evaluation.tables import plot_tables
 from tests.helpers.prediction_tables import (
     DATA,
     DESCRIPTION,
@@ -48,28 +48,27 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     images = select_predictions(next(iter(tables.values())))
     context = evaluation_context(images, 200)
     metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(images)
-    by_model, matched = [], []
+    by_model = []
     for model, table in tables.items():
         minimum_eps, corruptions = make_minimum_eps(table), make_corruptions(table)
         metrics[model] = model_metrics(table, context) | min_eps_metrics(minimum_eps) | corruption_metrics(corruptions)
         by_model.append(plot_tables(model, table, minimum_eps, corruptions, context))
-        matched.append(matched_subset_table(model, table, context))
     if len(tables) == 2:
         metrics["difference"] = paired_difference(*tables.values(), context)
     test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
     attacks = [
         ("pgd", 10, len(images), "8/255", "clean", "PGD"),
-        ("aa-k3", 20, len(images) // 3, "8/255", "clean", "Ensemble (aa-k3)"),
+        ("apgd", 20, len(images), "8/255", "clean", "Ensemble (apgd)"),
     ]
     return {
         "metrics": metrics,
         "checks": {model: {} for model in tables},
         "counts": pd.DataFrame({"train": 30, "val": 5, "test": test}),
         "tables": {name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]},
-        "matched_subset": evaluate.concat_tables(matched),
         "training": {model: make_training() for model in tables},
         "attacks": pd.DataFrame(attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]),
         "models": dict.fromkeys(tables, DESCRIPTION),
+        "ensembles": dict.fromkeys(tables, ENSEMBLE),
     }
 
 
@@ -99,7 +98,6 @@ def make_report(
         "params": PARAMS | (params or {}),
         "data": DATA | (data or {}),
         "rejected": pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
-        "ensembles": [ENSEMBLE],
         "figures": {},
         "versions": {"Python": "3.11.0"},
     }

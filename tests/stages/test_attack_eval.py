@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from stages import attack_eval
@@ -18,7 +19,7 @@ from stages.models.classifier import ModelError
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.repository import ROOT
 
-CLASSES, SIZE = ("a", "b", "c"), 16
+CLASSES, SIZE = ("a", "b", "c"), 32
 SMALL = {
     "attack": {"eps": 0.03, "eps_grid": [0.01, 0.03]},
     "attack_eval": {
@@ -81,12 +82,15 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     distance = table[threat["norm"]]
     assert (distance <= table["eps"] * (1 + 1e-4) + 1e-6).all()
     assert distance.max() > 0
-    assert {"none", "fgsm", "pgd", "aa-k3"} <= set(table["attack"])
-    assert len(read_table("minimum_eps", folder)) == len(read_transfer(folder, "clean")) == 6
+    assert {"none", "fgsm", "pgd", "apgd"} <= set(table["attack"])
+    assert len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 12
     assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
     assert len(read_examples(folder / "examples")) == 2
     config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-    assert (config["name"], config["images"], config["iterations"]) == ("aa-k3", 6, 2)
+    assert (config["name"], config["target_classes"], config["iterations"]) == ("apgd", 2, 2)
+    others = table[~table["attack"].isin(["apgd", "transfer"])]
+    survivors = others.groupby("path").apply(lambda rows: (rows["prediction"] == rows["label"]).all()).sum()
+    assert config["images"] == survivors >= config["square_remaining"] == config["square_images"]
     assert {"D1", "D24"} <= {check["id"] for check in json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))}
     assert not list(Path(".ckpt").rglob("last.pt"))
     before = contents(folder)
@@ -96,10 +100,26 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
 
 def test_subset_larger_than_the_test_split_is_the_whole_split(project):
     set_params(attack_eval={"subset": 1000})
+    images = attack_eval.main("clean")["path"].nunique()
+    assert len(read_table("minimum_eps", Path("data/predictions/clean"))) == images
+
+
+def test_full_ensemble_is_that_of_autoattack(project):
+    set_params(attack_eval={"ensemble": "full"})
     table = attack_eval.main("clean")
-    images = table["path"].nunique()
-    assert (table["attack"] == "aa-k3").sum() == images
-    assert json.loads(Path("data/predictions/clean/ensemble.json").read_text(encoding="utf-8"))["images"] == images
+    assert (table["attack"] == "aa-k3").sum() == table["path"].nunique()
+    config = json.loads(Path("data/predictions/clean/ensemble.json").read_text(encoding="utf-8"))
+    assert config["attacks"] == ["apgd_ce", "apgd_dlr", "apgd_margin", "fab_t", "square"]
+
+
+def test_model_that_answers_with_nan_is_refused_before_any_attack(project, monkeypatch):
+    model = initialization.create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
+    with torch.no_grad():  # finite, but their products are not
+        model.backbone.fc.weight.fill_(3e38)
+    classifier.save(Path("data/models/clean.safetensors"), model)
+    monkeypatch.setattr(runner, "attack_remaining", None)
+    with pytest.raises(ModelError, match=r"expected finite logits of the model, got \[.*(inf|nan)"):
+        attack_eval.main("clean")
 
 
 def test_interrupted_stage_repeats_no_finished_step(project, monkeypatch):
@@ -127,7 +147,7 @@ def test_interrupted_stage_repeats_no_finished_step(project, monkeypatch):
     [
         ({"classes": ("a", "b")}, "expected a model of the classes a, b, c, got a, b"),
         ({"classes": ("a", "c", "b")}, "expected a model of the classes a, b, c, got a, c, b"),
-        ({"size": 32}, "expected a model for 16 pixels, got 32"),
+        ({"size": 40}, "expected a model for 32 pixels, got 40"),
     ],
 )
 def test_model_of_another_dataset_is_refused(model, error, project):

@@ -25,7 +25,7 @@ SMALL = {
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    dataset = toy_dataset(size=16)
+    dataset = toy_dataset(size=24)
     folder = tmp_path / "data/processed"
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", dataset.images)

@@ -1,0 +1,142 @@
+"""Speed on a GPU beside the limits of the GPU itself.
+
+    python -m benchmarks.gpu [--batches 64 128 256] [--size 224] [--steps 10] [--device cuda]
+
+First what the device can do: a large bfloat16 matrix product, and a copy of memory. Then ResNet-50 in the precision that
+`auto` gives: a training step on clean images, on N-FGSM and on PGD-10 examples; PGD-20 and the lean ensemble of params.yaml on
+random images, within an eps so small that no image leaves early. Each in images a second, and which share of the matrix
+product's speed its operations make.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.training import ROOT
+from stages.attacks import suite
+from stages.attacks.apgd import apgd_ensemble
+from stages.core.devices import make_fabric
+from stages.core.params import AttackEvalParams, RuntimeParams, TrainAdvParams
+from stages.core.params_file import load_params
+from stages.models import classifier, initialization
+from stages.models.batches import DatasetSplit
+from stages.training import methods
+from stages.training.loop import TrainingMethod, train_epoch
+from stages.training.optimization import Learner
+
+CLASSES = ("a", "b", "c")
+TINY_EPS = 1e-6
+
+
+def seconds(function: Callable[[], object], count: int, device: torch.device) -> float:
+    """Mean over ``count`` calls after one to warm up."""
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    function()
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        function()
+    synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def device_limits(device: torch.device, side: int, copied_bytes: int) -> tuple[float, float]:
+    """Operations a second of a bfloat16 matrix product of ``side``, and bytes a second read and written by a copy."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    block = torch.empty(copied_bytes, device=device, dtype=torch.uint8)
+    target = torch.empty_like(block)
+    product = seconds(lambda: a @ b, 20, device)
+    return 2 * side**3 / product, 2 * copied_bytes / seconds(lambda: target.copy_(block), 20, device)
+
+
+def operations(function: Callable[[], object]) -> int:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def random_images(count: int, size: int) -> DatasetSplit:
+    """Images of noise, with labels in turn."""
+    pixels = np.random.default_rng(0).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
+    return DatasetSplit(pixels, np.arange(count) % len(CLASSES), np.arange(count))
+
+
+def training_epochs(
+    fabric: Fabric, p: TrainAdvParams, split: DatasetSplit, batch: int
+) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
+    """(name, epoch on a split) of each way of training."""
+    for name, method, attack_steps in (("clean", None, 1), ("N-FGSM", "nfgsm", 1), ("PGD-10", "pgd", 10)):
+        q = p.model_copy(update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps})
+        how = methods.make_training_method(q, norm="linf", eps=4 / 255) if method else TrainingMethod()
+        size = split.images.shape[1]
+        learner = Learner(fabric, initialization.create_model("resnet50", CLASSES, size, "none", "none", 0), q, 1000)
+        yield name, lambda part, learner=learner, q=q, how=how: train_epoch(fabric, learner, part, q, how, 0, 0, {})
+
+
+def evaluation_attacks(
+    fabric: Fabric, p: AttackEvalParams, split: DatasetSplit, batch: int
+) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
+    """(name, attack on a split, batch by batch) of PGD-20 and the lean ensemble."""
+    model = initialization.create_model("resnet50", CLASSES, split.images.shape[1], "none", "none", 0).eval()
+    fused = classifier.fuse_batchnorm(model).to(fabric.device)
+    attacks = {
+        "PGD-20": lambda *args: suite.pgd(*args, steps=20, restarts=1, norm="linf"),
+        "ensemble": lambda *args: apgd_ensemble(*args, steps=p.aa_steps, targets=p.targets, norm="linf"),
+    }
+    for name, attack in attacks.items():
+
+        def run(part: DatasetSplit, attack: Callable[..., object] = attack) -> None:
+            for positions in np.arange(len(part)).reshape(-1, batch):
+                x, _ = part.load(positions, fabric.device)
+                y = fused(x).argmax(1)  # its own prediction, so that each image has to be attacked
+                noise = suite.per_image_noise(0, part.rows[positions], x.shape[1:], x)
+                with fabric.autocast():
+                    attack(fused, x, y, TINY_EPS, noise)
+
+        yield name, run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256], help="images in a step")
+    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser.add_argument("--steps", type=int, default=10, help="steps timed")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected a CUDA GPU, got none")
+    fabric = make_fabric(RuntimeParams(device=options.device, devices=1, precision="auto", workers=0, tracking=False))
+    large = options.device == "cuda"
+    limit, copied = device_limits(fabric.device, 8192 if large else 1024, 2**30 if large else 2**26)
+    name = torch.cuda.get_device_name() if large else "CPU"
+    print(f"torch {torch.__version__}, {name}, {fabric.strategy.precision.precision}")
+    print(f"bfloat16 matrix product {limit / 1e12:.3g} TFLOP/s, memory copy {copied / 1e12:.3g} TB/s")
+    print(f"ResNet-50 at {options.size} pixels, mean of {options.steps} steps")
+    params = load_params(ROOT / "params.yaml")
+    for batch in options.batches:
+        split = random_images(options.steps * batch, options.size)
+        one = split.subset(np.arange(batch))
+        runs = [*training_epochs(fabric, params.train_adv, split, batch)]
+        runs += evaluation_attacks(fabric, params.attack_eval, split, batch)
+        for title, run in runs:
+            count = operations(lambda: run(one))  # noqa: B023
+            taken = seconds(lambda: run(split), 1, fabric.device) / options.steps  # noqa: B023
+            memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if large else ""
+            print(
+                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {count / taken / limit:4.0%} of the limit{memory}"
+            )
+
+
+if __name__ == "__main__":
+    main()

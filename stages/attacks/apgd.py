@@ -1,0 +1,207 @@
+"""APGD on the margin to each other class and on the cross-entropy: a lean ensemble for any number of classes.
+
+Auto-PGD (Croce and Hein, arXiv:2003.01690, algorithm 1): gradient steps with momentum whose size is halved, going back to the
+best point, when the loss stops growing. An image is attacked by all losses at once and leaves the batch with the first
+success. Computed in whatever precision is fast on the device; a success counts when float32 confirms it, and the images that
+are left get a few more steps in float32.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.attacks.perturbations import is_adversarial, margin_loss, project, random_start, steepest_ascent
+from stages.attacks.suite import EARLY_STOP_MARGIN, NoiseSampler
+from stages.models.inference import frozen_eval_mode, predict_logits
+
+SAMPLE = 1_000_000  # a sample of the images' noise that no other attack starts from
+CROSS_ENTROPY = -1  # in place of a target class
+MOMENTUM, RHO = 0.75, 0.75  # alpha and rho of the paper
+FLOAT32_STEPS, FLOAT32_STEP_SIZE = 3, 0.25  # relative to eps
+
+
+def target_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Logit of the target class minus that of class y, or the cross-entropy: (M, K), (M,), (M,) -> (M,)."""
+    label, other = logits.gather(1, torch.stack((y, target.clamp_min(0)), 1)).unbind(1)  # (M,) each
+    return torch.where(target == CROSS_ENTROPY, F.cross_entropy(logits, y, reduction="none"), other - label)
+
+
+@dataclass
+class Runs:
+    """M runs of APGD, each field a tensor with a row for each: of images (M, 3, H, W), of numbers (M,).
+
+    Attributes:
+        x: clean images.
+        y: labels.
+        target: target classes, or CROSS_ENTROPY.
+        point: where the run is.
+        previous: where it was a step before.
+        gradient: of the loss at ``point``.
+        loss: at ``point``.
+        margin: margin loss at ``point``.
+        step_size: in pixel units.
+        best_point: the visited point of the largest loss.
+        best_gradient: there.
+        best_loss: there.
+        increases: steps since the last checkpoint that increased the loss.
+        checkpoint_loss: best loss at the last checkpoint.
+        halved: whether the step size was halved there.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    point: Tensor
+    previous: Tensor
+    gradient: Tensor
+    loss: Tensor
+    margin: Tensor
+    step_size: Tensor
+    best_point: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    increases: Tensor
+    checkpoint_loss: Tensor
+    halved: Tensor
+
+    @classmethod
+    def start(cls, model: nn.Module, x: Tensor, y: Tensor, target: Tensor, point: Tensor, step_size: float) -> "Runs":
+        """Runs that begin at ``point``."""
+        loss, margin, gradient = _loss_margin_gradient(model, point, y, target)
+        return cls(
+            x=x,
+            y=y,
+            target=target,
+            point=point,
+            previous=point,
+            gradient=gradient,
+            loss=loss,
+            margin=margin,
+            step_size=torch.full_like(loss, step_size),
+            best_point=point,
+            best_gradient=gradient,
+            best_loss=loss,
+            increases=torch.zeros_like(loss),
+            checkpoint_loss=loss,
+            halved=torch.ones_like(y, dtype=torch.bool),  # so that the first checkpoint judges by increases alone
+        )
+
+    def keep(self, rows: Tensor) -> "Runs":
+        """Only the runs of these rows (M,) bool."""
+        return Runs(**{name: value[rows] for name, value in vars(self).items()})
+
+    def step(self, model: nn.Module, eps: float, *, norm: str, momentum: float) -> None:
+        """One step along the gradient and along the step before."""
+        size = self.step_size[:, None, None, None]
+        ahead = project(self.x, self.point + size * steepest_ascent(self.gradient, norm=norm), eps, norm=norm)
+        moved = self.point + momentum * (ahead - self.point) + (1 - momentum) * (self.point - self.previous)
+        self.previous, self.point = self.point, project(self.x, moved, eps, norm=norm)
+        loss, self.margin, self.gradient = _loss_margin_gradient(model, self.point, self.y, self.target)
+        self.increases = self.increases + (loss > self.loss)
+        self.loss, better = loss, loss > self.best_loss
+        self.best_point = _where(better, self.point, self.best_point)
+        self.best_gradient = _where(better, self.gradient, self.best_gradient)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+
+    def checkpoint(self, window: int) -> None:
+        """Halve the step size and go back to the best point where the loss grew too seldom in the last ``window`` steps."""
+        stalled = ~self.halved & (self.best_loss <= self.checkpoint_loss)
+        self.halved = stalled | (self.increases <= RHO * window)
+        self.step_size = torch.where(self.halved, self.step_size / 2, self.step_size)
+        self.point = _where(self.halved, self.best_point, self.point)
+        self.gradient = _where(self.halved, self.best_gradient, self.gradient)
+        self.increases, self.checkpoint_loss = torch.zeros_like(self.increases), self.best_loss
+
+
+def _where(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return torch.where(rows[:, None, None, None], first, second)
+
+
+def _loss_margin_gradient(model: nn.Module, point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(M,), (M,), (M, 3, H, W)."""
+    point = point.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(point)
+        loss = target_loss(logits, y, target)
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
+    return loss.detach(), margin_loss(logits.detach(), y), gradient
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    targets: Tensor,
+    start: Tensor,
+    eps: float,
+    *,
+    steps: int,
+    step_size: float,
+    norm: str,
+) -> Tensor:
+    """APGD with one run for each image and row of ``targets``.
+
+    Args:
+        model: returns logits; in eval mode, its parameters frozen.
+        x: (B, 3, H, W).
+        y: (B,).
+        targets: (R, B) target classes, or CROSS_ENTROPY.
+        start: (B, 3, H, W) where the runs begin.
+        eps: in pixel units of ``norm``.
+        steps: gradient steps.
+        step_size: the first one, relative to eps.
+        norm: ``linf`` or ``l2``.
+
+    Returns:
+        For each image the visited point of the largest margin loss. An image leaves with all its runs once that point is
+        adversarial in float32.
+    """
+    best, best_margin = start.clone(), x.new_full((len(x),), -torch.inf)
+    active = torch.arange(len(x), device=x.device)
+    every = [len(targets), 1, 1, 1]
+    runs = Runs.start(model, x.repeat(every), y.repeat(len(targets)), targets.flatten(), start.repeat(every), step_size * eps)
+    window, shortest, shrink = (max(int(fraction * steps), 1) for fraction in (0.22, 0.06, 0.03))
+    next_checkpoint = window
+    for step in range(steps + 1):
+        if step > 0:
+            runs.step(model, eps, norm=norm, momentum=1 if step == 1 else MOMENTUM)
+        margin, run = runs.margin.view(len(targets), -1).max(0)  # (A,) each: of the active images' runs the best
+        improved = margin > best_margin[active]
+        rows = run * len(active) + torch.arange(len(active), device=x.device)
+        best[active[improved]], best_margin[active[improved]] = runs.point[rows[improved]], margin[improved]
+        if (promising := improved & (margin > EARLY_STOP_MARGIN)).any():
+            success = promising.clone()
+            success[promising] = is_adversarial(model, best[active[promising]], y[active[promising]])
+            runs, active = runs.keep(~success.repeat(len(targets))), active[~success]
+            if not len(active):
+                break
+        if step == next_checkpoint:
+            runs.checkpoint(window)
+            window = max(window - shrink, shortest)
+            next_checkpoint += window
+    return best
+
+
+def apgd_ensemble(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, steps: int, targets: int, norm: str
+) -> Tensor:
+    """APGD on the margin to each of the ``targets`` likeliest other classes, and on the cross-entropy."""
+    start = random_start(x, eps, noise("uniform" if norm == "linf" else "gaussian", SAMPLE), norm=norm)
+    ranked = predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # (B, K), y last
+    targeted = ranked[:, : min(targets, ranked.shape[1] - 1)].T  # (T, B)
+    losses = torch.cat([targeted, torch.full_like(targeted[:1], CROSS_ENTROPY)])  # (T + 1, B)
+    with frozen_eval_mode(model):
+        # No more runs at a time than there are images: the memory that the caller allowed for.
+        parts = torch.arange(len(x), device=x.device).chunk(len(losses))
+        candidates = [apgd(model, x[i], y[i], losses[:, i], start[i], eps, steps=steps, step_size=2, norm=norm) for i in parts]
+        best = torch.cat(candidates)
+        left = ~is_adversarial(model, best, y)
+        if left.any() and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                likeliest = predict_logits(model, best[left]).scatter(1, y[left, None], -torch.inf).argmax(1)[None]  # (1, M)
+                refine = partial(apgd, steps=FLOAT32_STEPS, step_size=FLOAT32_STEP_SIZE, norm=norm)
+                best[left] = refine(model, x[left], y[left], likeliest, best[left], eps)
+    return best
