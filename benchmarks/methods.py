@@ -117,7 +117,7 @@ def accuracies(fabric: Fabric, model: Classifier, dataset: ImageDataset, params:
         fabric, model, classifier.fuse_batchnorm(model), split, "linf", params.attack_eval.batch_size, seed
     )
     threat = ThreatModel(norm="linf", eps=params.attack.eps, eps_grid=(params.attack.eps,))
-    table = run_attack_suite(target, dataset, threat, params.attack_eval, np.arange(len(split)), StepCache())
+    table = run_attack_suite(target, dataset, threat, params.attack_eval, StepCache())[0]
     correct = table.assign(correct=table["prediction"] == table["label"])
     return correct[correct["attack"] == CLEAN]["correct"].mean(), correct.groupby("path")["correct"].all().mean()
 

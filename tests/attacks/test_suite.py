@@ -159,6 +159,28 @@ def test_interrupted_attacks_resume_with_identical_predictions(trained, fabric, 
     assert not checkpoint.file.exists(), "nothing is left behind"
 
 
+def test_square_is_run_on_so_many_of_the_remaining_images_only(trained, fabric, monkeypatch):
+    dataset, model = trained
+    monkeypatch.setattr(runner, "SQUARE_IMAGES", 4)
+    attacked, original = [], runner.attack_remaining
+
+    def record(*args):
+        attacked.append((args[2], len(args[5])))
+        return original(*args)
+
+    monkeypatch.setattr(runner, "attack_remaining", record)
+    threat = ThreatModel(norm="linf", eps=0.01, eps_grid=(0.01,))
+    target = under_attack(fabric, model, dataset)
+    table, config = runner.run_attack_suite(target, dataset, threat, PARAMS, StepCache())
+    assert attacked[-1] == ("square", 4)
+    assert config["square_images"] == 4 < config["square_remaining"] <= config["images"]
+    ensemble = table[table["attack"] == "apgd"]
+    assert len(ensemble) == 24
+    assert (ensemble["label"] == ensemble["prediction"]).sum() >= config["square_remaining"] - 4
+    full = PARAMS.model_copy(update={"ensemble": "full"})
+    assert runner.run_attack_suite(target, dataset, threat, full, StepCache())[1]["square_images"] > 4
+
+
 def test_transfer_stays_within_eps_and_is_weaker_than_white_box(trained, fabric):
     dataset, model = trained
     torch.manual_seed(3)
