@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.training import ROOT
 from stages.attacks import suite
@@ -58,11 +59,17 @@ def device_limits(device: torch.device, side: int, copied_bytes: int) -> tuple[f
     return 2 * side**3 / product, 2 * copied_bytes / seconds(lambda: target.copy_(block), 20, device)
 
 
-def operations(function: Callable[[], object]) -> int:
-    """Floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
+class OperationCounter(TorchDispatchMode):
+    """Floating-point operations of what is called inside; FlopCounterMode fails on gradients with respect to an input."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Count, and call."""
+        result = function(*args, **(kwargs or {}))
+        if formula := flop_registry.get(function._overloadpacket):
+            self.count += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def random_images(count: int, size: int) -> DatasetSplit:
@@ -130,11 +137,12 @@ def main() -> None:
         runs = [*training_epochs(fabric, params.train_adv, split, batch)]
         runs += evaluation_attacks(fabric, params.attack_eval, split, batch)
         for title, run in runs:
-            count = operations(lambda: run(one))  # noqa: B023
+            with OperationCounter() as counter:
+                run(one)
             taken = seconds(lambda: run(split), 1, fabric.device) / options.steps  # noqa: B023
             memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if large else ""
             print(
-                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {count / taken / limit:4.0%} of the limit{memory}"
+                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {counter.count / taken / limit:4.0%} of the limit{memory}"
             )
 
 
