@@ -141,9 +141,8 @@ def main() -> None:
                 run(one)
             taken = seconds(lambda: run(split), 1, fabric.device) / options.steps  # noqa: B023
             memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if large else ""
-            print(
-                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {counter.count / taken / limit:4.0%} of the limit{memory}"
-            )
+            share = counter.count / taken / limit
+            print(f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {share:4.0%} of the limit{memory}")
 
 
 if __name__ == "__main__":
