@@ -22,6 +22,7 @@ from stages.photographs.contact_sheets import save_crops_sheet, save_duplicates_
 from stages.photographs.dataset_writer import open_pixel_spool, write_dataset, write_rejected
 from stages.photographs.groups import assign_groups, find_duplicates, find_label_conflicts, rows_to_drop
 from stages.photographs.inventory import check_invalid_fraction, check_no_class_lost, format_summary, summarize
+from stages.photographs.leakage import leakage_check
 from stages.photographs.listing import list_images
 from stages.photographs.parallel import parallel_map
 from stages.photographs.reading import decode_all
@@ -39,10 +40,10 @@ def main() -> dict[str, Any]:
     """Run the stage; returns what it wrote to metrics/data.json."""
     p = load_stage_params(Params)
     index = list_images(p.data)
-    cache = Path(os.environ.get("DVC_ROOT", ".")) / ".cache" / "preprocess"
+    cache = Path(os.environ.get("DVC_ROOT", ".")).absolute() / ".cache" / "preprocess"
 
     # One thread in this process, too: the order in which a sum is computed must not depend on the number of cores.
-    with open_pixel_spool(PROCESSED) as spool, parallel_map(p.runtime.workers) as map_, threadpool_limits(1):
+    with open_pixel_spool(PROCESSED) as spool, parallel_map(p.runtime.workers, p.runtime.cluster) as map_, threadpool_limits(1):
         decoded = decode_all(index.images, p.data, spool, map_, cache)
         rejected = index.rejected | decoded.rejected
         write_rejected(PROCESSED, rejected)  # now, so that it can be read when there are too many
@@ -50,7 +51,7 @@ def main() -> dict[str, Any]:
         check_no_class_lost(index.images, decoded.records)
 
         records = decoded.records
-        pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_)
+        pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, cache)
         groups = assign_groups([record.path for record in records], [record.patient for record in records], pairs)
         dropped = rows_to_drop(records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop")
         kept = [row for row in range(len(records)) if row not in dropped]
@@ -68,7 +69,8 @@ def main() -> dict[str, Any]:
         dropped |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
         rejected |= {records[row].path: reason for row, reason in dropped.items()}
 
-        metrics = summarize(index, decoded, pairs, groups, splits, rejected, p.seed)
+        leakage = leakage_check(decoded.thumbnails, splits, p.seed, map_, cache)
+        metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)
         save_rejected_sheet(index, decoded, rejected, PLOTS / "rejected.png")
         save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")
         save_crops_sheet(index, decoded, list(splits), PLOTS / "crops.png")

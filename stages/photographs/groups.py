@@ -9,21 +9,21 @@ and the fine detail alone (vessels, glints, folds; the shape of the cervix is su
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from stages.photographs.alignment import bandpass, fine_similarity
 from stages.photographs.listing import ImageRecord
+from stages.photographs.nearest import downscale, nearest_pairs, unit_vectors
 from stages.photographs.parallel import ParallelMap
 
 COARSE = 24  # pixels, side of the images that propose neighbors
 NEIGHBORS = 4  # proposals per image; a chain of duplicates is joined by one correct proposal for each
 CANDIDATE_SIMILARITY = 0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
-BLOCK = 512  # rows of the correlation matrix that are in memory at a time
 BATCH = 32  # pairs that are compared at once
 COPY, NEAR = "copy", "near"
 
@@ -38,7 +38,9 @@ class DuplicatePair:
     similarity: float
 
 
-def find_duplicates(hashes: Sequence[str], thumbnails: np.ndarray, similarity: float, map_: ParallelMap) -> list[DuplicatePair]:
+def find_duplicates(
+    hashes: Sequence[str], thumbnails: np.ndarray, similarity: float, map_: ParallelMap, scratch: Path
+) -> list[DuplicatePair]:
     """All pairs, in order of rows. Copies are paired with the first of them; only first ones are compared with others.
 
     Args:
@@ -46,11 +48,12 @@ def find_duplicates(hashes: Sequence[str], thumbnails: np.ndarray, similarity: f
         thumbnails: uint8 (N, 64, 64).
         similarity: of fine detail, from which images are near-duplicates.
         map_: runs the comparison.
+        scratch: folder for a temporary file, which all processes see.
     """
     firsts: dict[str, int] = {}
     pairs = [DuplicatePair(firsts[h], i, COPY, 1.0) for i, h in enumerate(hashes) if firsts.setdefault(h, i) != i]
     rows = np.array(sorted(firsts.values()))
-    candidates = rows[candidate_pairs(thumbnails[rows])]
+    candidates = candidate_pairs(thumbnails, rows, map_, scratch)
     batches = [candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH)]
     compare = partial(_similarity, least=similarity)
     found = map_(compare, ((thumbnails[batch[:, 0]], thumbnails[batch[:, 1]]) for batch in batches))
@@ -66,21 +69,19 @@ def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarra
     return fine_similarity(*pairs, least)
 
 
-def candidate_pairs(thumbnails: np.ndarray) -> np.ndarray:
-    """Each image with its nearest in coarse structure: pairs of rows, int (M, 2), sorted, the smaller row first."""
-    small = [np.asarray(Image.fromarray(thumbnail).resize((COARSE, COARSE), Image.Resampling.BOX)) for thumbnail in thumbnails]
-    coarse = bandpass(np.stack(small), 1, 4).reshape(len(small), -1)
-    coarse -= coarse.mean(axis=1, keepdims=True)
-    coarse /= np.linalg.norm(coarse, axis=1, keepdims=True) + 1e-9
-    pairs = set()
-    for start in range(0, len(coarse), BLOCK):
-        block = coarse[start : start + BLOCK] @ coarse.T
-        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1
-        nearest = np.argsort(-block, axis=1, kind="stable")[:, :NEIGHBORS]
-        for row, others in enumerate(nearest, start):
-            near = [other for other in others.tolist() if block[row - start, other] >= CANDIDATE_SIMILARITY]
-            pairs |= {(min(row, other), max(row, other)) for other in near}
-    return np.array(sorted(pairs), dtype=int).reshape(-1, 2)
+def candidate_pairs(thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap, scratch: Path) -> np.ndarray:
+    """Each image with its nearest in coarse structure, of the images of some rows.
+
+    Returns:
+        Pairs of those rows, int (M, 2), sorted, the smaller row first.
+    """
+    with unit_vectors(thumbnails, rows, _coarse_structure, scratch) as vectors:
+        return rows[nearest_pairs(vectors, len(rows), NEIGHBORS, CANDIDATE_SIMILARITY, map_)]
+
+
+def _coarse_structure(thumbnails: np.ndarray) -> np.ndarray:
+    """(B, 64, 64) -> (B, COARSE, COARSE)."""
+    return bandpass(downscale(thumbnails, COARSE), 1, 4)
 
 
 def assign_groups(paths: Sequence[str], patients: Sequence[str], pairs: Sequence[DuplicatePair]) -> list[str]:

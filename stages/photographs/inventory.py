@@ -9,7 +9,6 @@ import numpy as np
 from stages.core.dataset import SPLITS, natural_sort_key
 from stages.core.errors import InputError
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
-from stages.photographs.leakage import leakage_check
 from stages.photographs.listing import ImageIndex, ImageRecord
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
@@ -56,9 +55,19 @@ def summarize(
     groups: Sequence[str],
     splits: Mapping[int, str],
     rejected: Mapping[str, str],
-    seed: int,
+    leakage: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Nested counts; fractions in 0..1. splits: row of `decoded` -> split, for the rows of the processed dataset."""
+    """Nested counts; fractions in 0..1.
+
+    Args:
+        listing: the files that were found.
+        decoded: the images that could be read.
+        pairs: of duplicates.
+        groups: of the images.
+        splits: row of `decoded` -> split, for the rows of the processed dataset.
+        rejected: path -> reason.
+        leakage: what `leakage_check` found.
+    """
     rows = list(splits)
     labels = [decoded.records[row].label for row in rows]
     classes = sorted(set(labels), key=natural_sort_key)
@@ -107,7 +116,7 @@ def summarize(
             "median": float(np.median(sizes.min(1))),
             "largest": int(sizes.min(1).max()),
         },
-        "nearest_in_train": leakage_check(decoded.thumbnails[rows], list(splits.values()), seed),
+        "nearest_in_train": leakage,
     }
 
 

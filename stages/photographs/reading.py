@@ -56,7 +56,7 @@ def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, ma
     metadata: list[DecodedImage] = []
     # One block from the start: small arrays kept between large ones that come and go would fragment the heap.
     thumbnails = np.empty((len(records), THUMBNAIL, THUMBNAIL), np.uint8)
-    results = map_(partial(decode_file, config=config, cache=folder), [record.file for record in records])
+    results = map_(partial(decode_file, config=config, cache=folder), [record.file.absolute() for record in records])
     # On a terminal only: a bar in a log is noise.
     progress = {"desc": "images", "total": len(records), "unit": "img", "disable": None, "smoothing": 0.05}
     for record, (digest, result) in tqdm(zip(records, results, strict=True), **progress):

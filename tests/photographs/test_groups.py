@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import os
 import re
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from stages.photographs.listing import ImageRecord
 from tests.helpers.image_files import encode, make_image
 from tests.helpers.repository import ROOT
 
+SCRATCH = Path(tempfile.gettempdir())
 SIMILARITY = load_params(ROOT / "params.yaml").data.duplicate_similarity
 
 
@@ -59,21 +61,24 @@ CHANGES = {
 def test_exactly_the_near_duplicates_are_found(change):
     contents = [encode(image) for image in originals()] + [CHANGES[change](image) for image in originals()]
     thumbnails = np.stack([thumbnail(content) for content in contents])
-    pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map)
+    pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map, SCRATCH)
     assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [(n, n + 30, NEAR) for n in range(30)]
 
 
 def test_candidates_are_sorted_pairs():
     thumbnails = np.stack([thumbnail(encode(make_image(seed % 5))) for seed in range(10)])
-    pairs = candidate_pairs(thumbnails)
+    pairs = candidate_pairs(thumbnails, np.arange(10), map, SCRATCH)
     assert (pairs[:, 0] < pairs[:, 1]).all()
     assert {(n, n + 5) for n in range(5)} <= set(map(tuple, pairs.tolist()))
-    assert candidate_pairs(thumbnails[:1]).shape == (0, 2)
+    assert candidate_pairs(thumbnails, np.array([3]), map, SCRATCH).shape == (0, 2)
+    assert candidate_pairs(thumbnails, np.array([2, 7]), map, SCRATCH).tolist() == [[2, 7]], (
+        "rows of the images, not of the choice"
+    )
 
 
 def test_copies_are_paired_by_hash():
     thumbnails = np.stack([thumbnail(encode(make_image(seed))) for seed in (0, 1, 0, 0)])
-    pairs = find_duplicates(["a", "b", "a", "a"], thumbnails, SIMILARITY, map)
+    pairs = find_duplicates(["a", "b", "a", "a"], thumbnails, SIMILARITY, map, SCRATCH)
     assert pairs == [DuplicatePair(0, 2, COPY, 1.0), DuplicatePair(0, 3, COPY, 1.0)]
 
 
@@ -125,7 +130,7 @@ def sample_patients() -> dict[str, str]:
 
 def duplicates_in_sample(paths: list[str]) -> list[DuplicatePair]:
     contents = [(ROOT / "data/sample" / path).read_bytes() for path in paths]
-    return find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map)
+    return find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH)
 
 
 def test_planted_duplicates_of_sample_are_found():
@@ -162,7 +167,7 @@ def test_known_duplicates_of_annocerv_are_found():
     with (Path(root) / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     contents = [(Path(root) / row["file"]).read_bytes() for row in rows]
-    pairs = find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map)
+    pairs = find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH)
     assert all(rows[pair.first]["group"] == rows[pair.second]["group"] for pair in pairs), "no unrelated pair"
     joined = {tuple(sorted((rows[pair.first]["patient"], rows[pair.second]["patient"]))) for pair in pairs}
     known = {

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
-from stages.photographs.leakage import max_train_similarity
+from stages.photographs.leakage import leakage_check
 from tests.helpers.image_files import make_image
 
 
-def test_leakage_check_finds_copy_of_training_image():
-    thumbnails = np.stack([np.asarray(make_image(seed).convert("L")) for seed in (0, 1, 2, 3, 0)])
-    similarity = max_train_similarity(thumbnails, ["train", "train", "train", "test", "test"], "test")
-    assert similarity[0] < 0.9
-    assert similarity[1] == pytest.approx(1)
+def test_leakage_check_finds_copy_of_training_image(tmp_path):
+    thumbnails = np.stack([np.asarray(make_image(seed).convert("L")) for seed in (9, 0, 1, 2, 3, 0, 4)])
+    splits = {1: "train", 2: "train", 3: "train", 4: "test", 5: "test", 6: "val"}  # the first image was excluded
+    check = leakage_check(thumbnails, splits, 0, map, tmp_path)
+    assert check["test"]["highest"] == pytest.approx(1)
+    assert check["test"]["alike_share"] == 0.5
+    assert check["val"]["highest"] < 0.9
+    assert not list(tmp_path.iterdir())

@@ -11,42 +11,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stages import preprocess
 from stages.core.dataset import SPLITS, DatasetError, load_dataset
 from stages.core.errors import InputError
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.kaggle import COUNTS, kaggle_names
+from tests.helpers.preprocessing import OUTPUTS, SHEETS, make_raw_images, read_outputs, set_params
 from tests.helpers.repository import ROOT
-
-OUTPUTS = ("data/processed/images.npy", "data/processed/manifest.csv", "data/processed/rejected.csv", "metrics/data.json")
-SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
-
-
-def set_params(project: Path, workers: int = 1, **changes) -> None:
-    """The project's parameters at 16 pixels, for the images in raw/, without the settings that belong to the sample."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    fixes = str(ROOT / "data/label_fixes.csv")
-    params["data"] |= {"source": "raw", "image_size": 16, "label_fixes": fixes, "groups": "none"} | changes
-    params["runtime"] |= {"workers": workers, "tracking": False}
-    (project / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """48 images of two classes, each of the first six also as a near-duplicate, and some invalid files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    files = {f"{'ab'[n % 2]}/{n:02}.jpg": encode(make_image(n, 80, 64)) for n in range(48)}
-    files |= {f"{'ab'[n % 2]}/near{n}.jpg": encode(make_image(n, 80, 64).resize((60, 48)), quality=70) for n in range(6)}
-    files |= {
-        "a/copy.jpg": files["a/02.jpg"],
-        "b/conflict.jpg": files["a/04.jpg"],
-        "a/empty.jpg": b"",
-        "b/truncated.jpg": files["b/01.jpg"][:900],
-    }
-    write_files(tmp_path / "raw", files | {"notes.txt": b"x"})
+    make_raw_images(tmp_path / "raw")
     set_params(tmp_path)
     return tmp_path
 
@@ -54,10 +33,6 @@ def project(tmp_path, monkeypatch):
 def read_table(file: str) -> list[dict[str, str]]:
     with Path(file).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def read_outputs(names=OUTPUTS + SHEETS) -> dict[str, bytes]:
-    return {name: Path(name).read_bytes() for name in names}
 
 
 def test_outputs_metrics_and_summary_are_consistent(project, capsys):

@@ -1,0 +1,110 @@
+"""Exact nearest neighbors by correlation: brute force in blocks of bounded memory, on all cores, from vectors on disk.
+
+The blocks depend on the number of vectors alone and each is computed by one thread: any number of processes gives the same
+result. Exact search is quadratic, yet a matrix product: 100,000 vectors take minutes, a million take hours of all cores.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from stages.photographs.parallel import ParallelMap
+
+ROWS = 512  # vectors at a time that are compared with others: at most
+BLOCK_BYTES = 2**26  # of similarities that a process holds at a time
+COLUMNS = 4096  # vectors at a time that are computed, or only searched for a maximum
+
+
+def downscale(thumbnails: np.ndarray, side: int) -> np.ndarray:
+    """Means over boxes: uint8 (B, n, n) -> (B, side, side)."""
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in thumbnails])
+
+
+@contextmanager
+def unit_vectors(
+    images: np.ndarray, rows: np.ndarray, feature: Callable[[np.ndarray], np.ndarray], scratch: Path
+) -> Iterator[Path]:
+    """A temporary file with a vector of mean 0 and length 1 for each image: their products are correlations.
+
+    Args:
+        images: (N, ...).
+        rows: (M,) of the images that get a vector, in this order.
+        feature: (B, ...) -> (B, ...) of numbers.
+        scratch: folder of the file, which all processes see.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="vectors-", dir=scratch) as name:
+        file = Path(name) / "vectors.npy"
+        with file.open("wb") as stream:
+            for start in range(0, len(rows), COLUMNS):
+                part = feature(images[rows[start : start + COLUMNS]])
+                part = part.reshape(len(part), -1).astype(np.float32)  # (B, D)
+                part -= part.mean(axis=1, keepdims=True)
+                part /= np.linalg.norm(part, axis=1, keepdims=True) + 1e-9
+                if start == 0:
+                    header = np.lib.format.header_data_from_array_1_0(part) | {"shape": (len(rows), part.shape[1])}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(part.tobytes())
+        yield file
+
+
+def _blocks(rows: np.ndarray, columns: int) -> list[np.ndarray]:
+    """``rows`` in parts whose similarities to so many columns fit into BLOCK_BYTES."""
+    height = max(1, min(ROWS, BLOCK_BYTES // (4 * max(columns, 1))))
+    return [rows[start : start + height] for start in range(0, len(rows), height)]
+
+
+def nearest_pairs(vectors: Path, count: int, neighbors: int, least: float, map_: ParallelMap) -> np.ndarray:
+    """Each vector with the ``neighbors`` most similar others, of those from ``least`` on, at a tie the first ones.
+
+    Args:
+        vectors: file of `unit_vectors`.
+        count: N vectors in it.
+        neighbors: of each at most.
+        least: smallest similarity.
+        map_: runs the blocks.
+
+    Returns:
+        int64 (M, 2), each pair once, sorted, the smaller row first.
+    """
+    search = partial(_nearest_in_block, vectors=vectors, neighbors=neighbors, least=least)
+    found = map_(search, _blocks(np.arange(count), count))
+    pairs = np.sort(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=1)
+    return np.unique(pairs, axis=0)
+
+
+def _nearest_in_block(rows: np.ndarray, vectors: Path, neighbors: int, least: float) -> np.ndarray:
+    """(row, neighbor) int64 (M, 2) for these rows."""
+    every = np.load(vectors, mmap_mode="r")
+    similarity = every[rows] @ every.T  # (B, N)
+    similarity[np.arange(len(rows)), rows] = -np.inf
+    near = similarity >= least
+    for crowded in np.flatnonzero(near.sum(axis=1) > neighbors):
+        others = np.flatnonzero(near[crowded])
+        values = similarity[crowded, others]
+        # The smallest value to be kept, not positions: which of equal ones argpartition takes depends on the processor.
+        limit = np.partition(values, -neighbors)[-neighbors]
+        above, equal = others[values > limit], others[values == limit]
+        near[crowded] = False
+        near[crowded, np.concatenate([above, equal[: neighbors - len(above)]])] = True
+    row, other = np.nonzero(near)
+    return np.stack([rows[row], other], axis=1)
+
+
+def largest_similarities(vectors: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap) -> np.ndarray:
+    """For each of ``rows`` the largest similarity to one of ``columns``: float32 (M,)."""
+    search = partial(_largest_in_block, vectors=vectors, columns=columns)
+    return np.concatenate([np.empty(0, np.float32), *map_(search, _blocks(rows, COLUMNS))])
+
+
+def _largest_in_block(rows: np.ndarray, vectors: Path, columns: np.ndarray) -> np.ndarray:
+    every = np.load(vectors, mmap_mode="r")
+    mine, largest = every[rows], np.full(len(rows), -np.inf, np.float32)
+    for start in range(0, len(columns), COLUMNS):
+        np.maximum(largest, (mine @ every[columns[start : start + COLUMNS]].T).max(axis=1), out=largest)
+    return largest
