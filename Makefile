@@ -1,7 +1,8 @@
 # Every target is one command, printed before it runs; `make` alone lists them.
 EPS = 2/255,4/255,8/255
 SEEDS = 0,1,2
-JOBS = 1
+JOBS = $(if $(GPUS),$(words $(subst $(comma), ,$(GPUS))),1)
+comma = ,
 MODEL = adv
 WHAT = preprocess
 COMMITS = 1
@@ -18,15 +19,17 @@ ui:      ## MLflow at http://127.0.0.1:5000/#/experiments/1/runs?workflowType=ma
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
 report:  ## open the report in the browser
 	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
-sweep:   ## one experiment per eps, JOBS at a time: make sweep EPS=0.01,0.02 JOBS=2
-	dvc exp run --queue -S attack.eps=$(EPS) && dvc queue start -j $(JOBS)
-seeds:   ## one experiment per seed, JOBS at a time: make seeds SEEDS=0,1,2; then make spread
-	dvc exp run --queue -S seed=$(SEEDS) && dvc queue start -j $(JOBS)
+sweep:   ## one experiment per eps, JOBS at a time or one on each GPU: make sweep EPS=0.01,0.02 JOBS=2 (or GPUS=0,1)
+	dvc exp run --queue -S attack.eps=$(EPS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+seeds:   ## one experiment per seed, likewise: make seeds SEEDS=0,1,2 JOBS=2; then make spread
+	dvc exp run --queue -S seed=$(SEEDS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+wait:    ## wait until all experiments of sweep and seeds have run
+	while dvc queue status | grep -Eq "Queued|Running"; do sleep 10; done
 spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess or training
+bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess, scaling or training
 	python -m benchmarks.$(WHAT)
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
@@ -34,4 +37,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep seeds spread exps bench serve clean
+.PHONY: help repro test ui report sweep seeds wait spread exps bench serve clean

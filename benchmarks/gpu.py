@@ -22,7 +22,7 @@ from benchmarks.training import ROOT
 from stages.attacks import suite
 from stages.attacks.apgd import apgd_ensemble
 from stages.core.devices import make_fabric
-from stages.core.params import AttackEvalParams, RuntimeParams, TrainAdvParams
+from stages.core.params import AttackEvalParams, TrainAdvParams
 from stages.core.params_file import load_params
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
@@ -123,14 +123,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a CUDA GPU, got none")
-    fabric = make_fabric(RuntimeParams(device=options.device, devices=1, precision="auto", workers=0, tracking=False))
+    params = load_params(ROOT / "params.yaml")
+    fabric = make_fabric(params.runtime.model_copy(update={"device": options.device}))
     large = options.device == "cuda"
     limit, copied = device_limits(fabric.device, 8192 if large else 1024, 2**30 if large else 2**26)
     name = torch.cuda.get_device_name() if large else "CPU"
     print(f"torch {torch.__version__}, {name}, {fabric.strategy.precision.precision}")
     print(f"bfloat16 matrix product {limit / 1e12:.3g} TFLOP/s, memory copy {copied / 1e12:.3g} TB/s")
     print(f"ResNet-50 at {options.size} pixels, mean of {options.steps} steps")
-    params = load_params(ROOT / "params.yaml")
     for batch in options.batches:
         split = random_images(options.steps * batch, options.size)
         one = split.subset(np.arange(batch))

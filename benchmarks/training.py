@@ -25,7 +25,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from stages.core.devices import make_fabric
-from stages.core.params import RuntimeParams, TrainAdvParams
+from stages.core.params import TrainAdvParams
 from stages.core.params_file import load_params
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
@@ -102,7 +102,7 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         usual_seconds[name] = timed(lambda: usual_epoch(model, optimizer, loader, name == "FGSM"), rounds)  # noqa: B023
 
     # Only now: it switches to deterministic algorithms, which the notebook doesn't ask for.
-    fabric = make_fabric(RuntimeParams(device="cpu", devices=1, precision="auto", workers=0, tracking=False))
+    fabric = make_fabric(load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"}))
     print(f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, {torch.get_num_threads()} threads,")
     print(
         f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its images decoded in {stored:.1f} s (not counted)"

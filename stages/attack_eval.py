@@ -18,8 +18,8 @@ from stages.attacks.examples import save_examples, select_examples
 from stages.attacks.minimum_eps import find_minimum_eps
 from stages.attacks.runner import ModelUnderAttack, run_attack_suite, run_transfer_attacks
 from stages.attacks.sanity_checks import run_sanity_checks
-from stages.core.checkpoints import Checkpoint, StepCache, exit_with_parent, run_fingerprint
-from stages.core.dataset import IMAGES, MANIFEST, ImageDataset, load_dataset
+from stages.core.checkpoints import Checkpoint, StepCache, run_fingerprint
+from stages.core.dataset import IMAGES, MANIFEST, load_dataset
 from stages.core.devices import make_fabric
 from stages.core.errors import run_cli
 from stages.core.files import write_json
@@ -27,8 +27,10 @@ from stages.core.params import AttackEvalParams, StageParams, ThreatModel
 from stages.core.params_file import load_stage_params
 from stages.core.paths import MODELS, PREDICTIONS, PROCESSED, weights_path
 from stages.core.predictions import write_predictions, write_table, write_transfer
+from stages.core.processes import exit_with_parent
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
+from stages.models.classifier import Classifier
 from stages.tracking.stage_logging import log_stage
 
 
@@ -43,36 +45,44 @@ def main(model: str) -> pd.DataFrame:
     """Run the stage; returns predictions.csv."""
     p = load_stage_params(Params)
     exit_with_parent()
-    dataset, fabric, folder = load_dataset(PROCESSED), make_fabric(p.runtime), PREDICTIONS / model
-    target = load_model_under_attack(model, dataset, p, fabric)
-    everything, subset = np.arange(len(target.split)), target.stratified_positions(p.attack_eval.subset)
+    dataset = load_dataset(PROCESSED)
+    names = {"clean": ["clean"], "adv": ["adv", "clean"]}[model]  # the clean model is attacked before the other one exists
+    # Before any further process is started: what is wrong with the files is said once.
+    networks = {name: classifier.load(weights_path(name), dataset.classes, dataset.image_size) for name in names}
+    test, fabric = DatasetSplit.from_dataset(dataset, "test"), make_fabric(p.runtime)
+    models = {name: model_under_attack(network, test, p, fabric) for name, network in networks.items()}
+    target = models[model]
+    everything, subset = np.arange(len(test)), target.stratified_positions(p.attack_eval.subset)
 
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path(model), weights_path("clean")]
     fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)
     with Checkpoint(f"attack_eval_{model}", fingerprint).lock(fabric) as checkpoint:
-        cache = StepCache(checkpoint, writes=fabric.is_global_zero)
+        cache = StepCache(checkpoint, fabric)
         table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache)
-        write_predictions(table, folder)
-        write_json(folder / "model.json", classifier.describe(weights_path(model)))
-        write_json(folder / "ensemble.json", ensemble)
-        write_table("minimum_eps", find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache), folder)
-        write_table("corruptions", evaluate_corruptions(target, dataset, everything, cache), folder)
+        minimum_eps = find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache)
+        corruptions = evaluate_corruptions(target, dataset, everything, cache)
         checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, table, p))
-        write_json(folder / "diagnostics.json", checks["results"])
-        if model == "adv":  # the clean model is attacked before this one exists
-            models = {"adv": target, "clean": load_model_under_attack("clean", dataset, p, fabric)}
-            steps = p.attack_eval.curve_steps
-            write_transfer(run_transfer_attacks(models, dataset, p.attack.eps, steps, cache), folder)
-        examples = select_examples(table, p.attack_eval.examples)
-        save_examples(target, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
-    log_stage(f"attack_eval@{model}", p)
+        steps = p.attack_eval.curve_steps
+        transfer = run_transfer_attacks(models, dataset, p.attack.eps, steps, cache) if len(models) > 1 else None
+        if fabric.is_global_zero:
+            folder = PREDICTIONS / model
+            write_predictions(table, folder)
+            write_json(folder / "model.json", classifier.describe(weights_path(model)))
+            write_json(folder / "ensemble.json", ensemble)
+            write_table("minimum_eps", minimum_eps, folder)
+            write_table("corruptions", corruptions, folder)
+            write_json(folder / "diagnostics.json", checks["results"])
+            if transfer is not None:
+                write_transfer(transfer, folder)
+            examples = select_examples(table, p.attack_eval.examples)
+            save_examples(target, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
+            log_stage(f"attack_eval@{model}", p)
     return table
 
 
-def load_model_under_attack(model: str, dataset: ImageDataset, p: Params, fabric: Fabric) -> ModelUnderAttack:
-    """One of MODELS, to be attacked on the test split. Raises ModelError when it was made for another dataset."""
-    network = classifier.load(weights_path(model), dataset.classes, dataset.image_size).to(fabric.device)
-    test = DatasetSplit.from_dataset(dataset, "test")
+def model_under_attack(network: Classifier, test: DatasetSplit, p: Params, fabric: Fabric) -> ModelUnderAttack:
+    """The model on the device, to be attacked on the test images."""
+    network = network.to(fabric.device)
     fused = classifier.fuse_batchnorm(network)
     return ModelUnderAttack(fabric, network, fused, test, p.attack.norm, p.attack_eval.batch_size, p.seed)
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.attacks.perturbations import is_adversarial, margin_loss, project, random_start, steepest_ascent
-from stages.attacks.suite import EARLY_STOP_MARGIN, NoiseSampler
+from stages.attacks.suite import APGD_SAMPLE, EARLY_STOP_MARGIN, NoiseSampler
 from stages.models.inference import frozen_eval_mode, predict_logits
 
-SAMPLE = 1_000_000  # a sample of the images' noise that no other attack starts from
 CROSS_ENTROPY = -1  # in place of a target class
 MOMENTUM, RHO = 0.75, 0.75  # alpha and rho of the paper
 FLOAT32_STEPS, FLOAT32_STEP_SIZE = 3, 0.25  # relative to eps
@@ -189,7 +188,7 @@ def apgd_ensemble(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, steps: int, targets: int, norm: str
 ) -> Tensor:
     """APGD on the margin to each of the ``targets`` likeliest other classes, and on the cross-entropy."""
-    start = random_start(x, eps, noise("uniform" if norm == "linf" else "gaussian", SAMPLE), norm=norm)
+    start = random_start(x, eps, noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE), norm=norm)
     ranked = predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # (B, K), y last
     targeted = ranked[:, : min(targets, ranked.shape[1] - 1)].T  # (T, B)
     losses = torch.cat([targeted, torch.full_like(targeted[:1], CROSS_ENTROPY)])  # (T + 1, B)

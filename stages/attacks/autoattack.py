@@ -21,11 +21,10 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from stages.attacks.suite import Attack, NoiseSampler
+from stages.attacks.suite import APGD_SAMPLE, Attack, NoiseSampler
 from stages.models.inference import frozen_eval_mode
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-APGD_SAMPLE = 1_000_000  # a sample of the images' noise that no other attack starts from
 LOGGER = logging.getLogger("pyautoattack")
 LOGGER.setLevel(logging.ERROR)  # its warnings about zero gradients are diagnostic D5, with a threshold
 
@@ -62,7 +61,10 @@ def ensemble_attacks(classes: int, *, steps: int, queries: int, norm: str, seed:
 
 
 def square_attack(*, queries: int, norm: str, seed: int, float32: bool = True) -> Attack:
-    """Square (Andriushchenko et al., arXiv:1912.00049): random search, without a gradient. Else in the caller's precision."""
+    """Square (Andriushchenko et al., arXiv:1912.00049), a random search without gradients.
+
+    float32: regardless of autocast; otherwise in the precision of the caller.
+    """
     return partial(_square, queries=queries, norm=norm, seed=seed, float32=float32)
 
 

@@ -97,8 +97,10 @@ def corrupt(name: str, severity: int, x: Tensor, noise: NoiseSampler) -> Tensor:
 
 
 def _corrupted_logits(target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int) -> dict[str, Tensor]:
-    images = (corrupt(name, severity, x, noise) for _, x, _, noise in target.batches(positions))
-    return {"logits": torch.cat([_logits(target, x).cpu() for x in images])}
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        return {"logits": _logits(target, corrupt(name, severity, x, noise))}
+
+    return target.map_batches(positions, compute)
 
 
 def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:

@@ -52,7 +52,6 @@ def ensemble_config(
         "name": ensemble_name(p, classes),
         "attacks": list(ensemble_attacks(p, classes, norm="linf", seed=seed)),
         "iterations": p.aa_steps,
-        "restarts": 1,
         "queries": p.aa_queries,
         "target_classes": target_classes,
         "images": images,

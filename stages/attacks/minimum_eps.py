@@ -1,7 +1,5 @@
 """Minimum adversarial perturbation: per image the smallest eps at which an attack succeeds (an upper bound)."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import torch
@@ -66,7 +64,7 @@ def bisect_eps(
         best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
         low = torch.where(success, low, middle)
         start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
-    return {"eps": best.cpu()}
+    return {"eps": best}
 
 
 def initial_bracket(rows: pd.DataFrame, *, norm: str) -> tuple[float, float]:
@@ -89,15 +87,15 @@ def find_minimum_eps(
     cache: StepCache,
 ) -> pd.DataFrame:
     """minimum_eps.csv for the images at these positions; starts from what ``predictions`` tells of an image already."""
-    rows_of = dict(list(predictions.groupby("path")))
-    tables = []
-    for batch, x, y, noise in target.batches(positions):
-        images = dataset.manifest.iloc[target.split.rows[batch]][["path", "label"]].reset_index(drop=True)
-        brackets = [initial_bracket(rows_of[path], norm=target.norm) for path in images["path"]]
+    paths, rows_of = dataset.manifest["path"].iloc[target.split.rows].to_numpy(), dict(list(predictions.groupby("path")))
+
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        brackets = [initial_bracket(rows_of[path], norm=target.norm) for path in paths[batch]]
         low, high = torch.tensor(brackets).to(x).unbind(1)
-        search = partial(bisect_eps, target, x, y, noise, low, high, rounds=p.min_eps_rounds, steps=p.curve_steps)
-        eps = cache.get_or_compute(f"minimum eps {batch[0]}", search)["eps"].numpy()
-        found = np.isfinite(eps)
-        limit = max_eps(x, norm=target.norm)
-        tables.append(images.assign(eps=np.where(found, eps, limit), found=found.astype(int)))
-    return pd.concat(tables, ignore_index=True)
+        return bisect_eps(target, x, y, noise, low, high, rounds=p.min_eps_rounds, steps=p.curve_steps)
+
+    eps = cache.get_or_compute("minimum eps", lambda: target.map_batches(positions, compute))["eps"].numpy()
+    found = np.isfinite(eps)
+    limit = max_eps(target.load(positions[:1])[0], norm=target.norm)
+    images = dataset.manifest.iloc[target.split.rows[positions]][["path", "label"]].reset_index(drop=True)
+    return images.assign(eps=np.where(found, eps, limit), found=found.astype(int))

@@ -27,6 +27,7 @@ from stages.attacks.suite import (
 )
 from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
+from stages.core.distributed import gather
 from stages.core.params import AttackEvalParams, ThreatModel
 from stages.core.predictions import CLEAN, TRANSFER, probability_columns
 from stages.models.batches import DatasetSplit
@@ -73,6 +74,31 @@ class ModelUnderAttack:
             batch = positions[start : start + self.batch_size]
             yield batch, *self.load(batch)
 
+    def map_batches(
+        self, positions: np.ndarray, compute: Callable[[np.ndarray, Tensor, Tensor, NoiseSampler], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """``compute`` on the batches of the images at these positions, divided among all processes of ``fabric``.
+
+        Args:
+            positions: (M,).
+            compute: (positions, x, y, noise) of B images -> tensors (B, ...).
+
+        Returns:
+            Tensors (M, ...) on the CPU, in the order of ``positions``; an empty dict without images.
+        """
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        parts = gather(
+            self.fabric,
+            lambda: [
+                {name: values.cpu() for name, values in compute(*batch).items()}
+                for batch in self.batches(positions[rank::processes])
+            ],
+        )
+        batches = [batch for part in parts for batch in part]
+        # An image in each process by turns, hence in another order: back to that of the positions.
+        order = torch.cat([torch.arange(len(positions))[process::processes] for process in range(processes)]).argsort()
+        return {name: torch.cat([batch[name] for batch in batches])[order] for name in (batches[0] if batches else ())}
+
     def generate(self, attack: Attack, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, name: str) -> Tensor:
         """x_adv of an attack. Raises BudgetViolationError when the attack leaves its budget."""
         with self.fabric.autocast():
@@ -116,11 +142,15 @@ def cached_result(cache: StepCache, step: str, compute: Callable[[], AttackResul
 
 def clean_result(target: ModelUnderAttack) -> AttackResult:
     """The model on the clean images. Raises ModelError when it answers with anything but numbers."""
-    batches = [predict_logits(target.model, x).cpu() for _, x, _, _ in target.batches(np.arange(len(target.split)))]
-    logits = torch.cat(batches)
-    if len(images := (~logits.isfinite()).any(1).nonzero()):
-        raise ModelError(f"expected finite logits of the model, got {logits[images[0, 0]].tolist()} ({len(images)} images)")
+
+    def compute(positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        logits = predict_logits(target.model, x)
+        if len(images := (~logits.isfinite()).any(1).nonzero()):
+            raise ModelError(f"expected finite logits of the model, got {logits[images[0, 0]].tolist()}")
+        return {"logits": logits}
+
     zeros = torch.zeros(len(target.split))
+    logits = target.map_batches(np.arange(len(target.split)), compute)["logits"]
     return AttackResult(logits, zeros, zeros, np.full(len(target.split), CLEAN, dtype=object))
 
 
@@ -128,17 +158,22 @@ def attack_remaining(
     target: ModelUnderAttack, previous: AttackResult, name: str, attack: Attack, eps: float, positions: np.ndarray
 ) -> AttackResult:
     """Attack the images at ``positions`` that ``previous`` left correctly classified; the larger margin loss counts."""
+
+    def compute(positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        x_adv = target.generate(attack, x, y, eps, noise, name)
+        delta = (x_adv - x).flatten(1)  # (B, 3 * H * W)
+        return {"logits": predict_logits(target.model, x_adv), "linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
+
     labels = torch.from_numpy(target.split.labels[target.split.rows])
     remaining = np.intersect1d(positions, correct_positions(previous, labels))
-    logits, linf, l2, found_by = previous.logits.clone(), previous.linf.clone(), previous.l2.clone(), previous.found_by.copy()
-    for batch, x, y, noise in target.batches(remaining):
-        x_adv = target.generate(attack, x, y, eps, noise, name)
-        logits_adv = predict_logits(target.model, x_adv).cpu()
-        improved = (margin_loss(logits_adv, y.cpu()) > margin_loss(logits[batch], y.cpu())).numpy()
-        delta = (x_adv - x).flatten(1)[improved].cpu()  # (improved, 3 * H * W)
-        logits[batch[improved]], found_by[batch[improved]] = logits_adv[improved], name
-        linf[batch[improved]], l2[batch[improved]] = delta.abs().amax(1), delta.norm(dim=1)
-    return AttackResult(logits, linf, l2, found_by)
+    if not len(remaining):
+        return previous
+    attacked = target.map_batches(remaining, compute)
+    improved = margin_loss(attacked["logits"], labels[remaining]) > margin_loss(previous.logits[remaining], labels[remaining])
+    rows, found_by = torch.from_numpy(remaining)[improved], previous.found_by.copy()
+    found_by[rows] = name
+    merged = {field: getattr(previous, field).index_copy(0, rows, values[improved]) for field, values in attacked.items()}
+    return AttackResult(**merged, found_by=found_by)
 
 
 def run_attack_suite(

@@ -35,7 +35,7 @@ EXTRA_SUCCESSES = 0.03  # WARN above
 def run_sanity_checks(
     target: ModelUnderAttack, positions: np.ndarray, robust: np.ndarray, eps: float, p: AttackEvalParams
 ) -> list[CheckResult]:
-    """D1 to D7, D12 to D16, D22 to D24.
+    """D1 to D7, D12 to D16, D22 to D24. Of several processes each makes the checks D2 to D7, of a few images, itself.
 
     Args:
         target: the model and its images.
@@ -53,11 +53,11 @@ def run_sanity_checks(
         check_gradient(target.model, x, y),
         check_loss_smoothness(target.model, x, y, eps, noise, norm=target.norm),
     ]
-    correct = np.concatenate([~is_adversarial(target.model, x, y).cpu().numpy() for _, x, y, _ in target.batches(positions)])
-    if not correct.any():
+    wrong = target.map_batches(positions, lambda _, x, y, noise: {"wrong": is_adversarial(target.model, x, y)})["wrong"]
+    if wrong.all():
         inapplicable = ("D1", "D12", "D13", "D14", "D15", "D16", "D22", "D23", "D24")
         return results + [CheckResult(check, INCONCLUSIVE, None, "", 0) for check in inapplicable]
-    return results + check_attack_strength(target, positions[correct], robust, eps, p.pgd_steps)
+    return results + check_attack_strength(target, positions[~wrong.numpy()], robust, eps, p.pgd_steps)
 
 
 def check_outputs_are_logits(model: nn.Module, x: Tensor) -> CheckResult:
@@ -176,42 +176,51 @@ def check_attack_strength(
     target: ModelUnderAttack, positions: np.ndarray, robust: np.ndarray, eps: float, steps: int
 ) -> list[CheckResult]:
     """D1, D12, D14, D15, D23: PGD on correctly classified images. D13, D16, D22, D24: stronger variants on the robust ones."""
-    x, y, noise = target.load(positions)
-    n, norm, start = len(x), target.norm, noise("uniform", 0)
-    plain_pgd = partial(perturbations.pgd, alpha=pgd_step_size(eps, steps), steps=steps, norm=norm)
-    recorder = MarginRecorder(target.fused_model, y)
-    with target.fabric.autocast():
-        x_adv = plain_pgd(recorder, x, y, eps, start)
-        far = suite.pgd(
-            target.fused_model,
-            x[:UNBOUNDED_IMAGES],
-            y[:UNBOUNDED_IMAGES],
-            max_eps(x, norm=norm),
-            lambda distribution, sample: noise(distribution, sample)[:UNBOUNDED_IMAGES],
-            steps=max(steps, 20),
-            restarts=1,
-            norm=norm,
-        )
-    missed = ~is_adversarial(target.model, far, y[:UNBOUNDED_IMAGES])
-    success = is_adversarial(target.model, x_adv, y)
-    margins = torch.stack(recorder.margins).float()  # (steps + 1, n)
-    lost = (margins.amax(0) > EARLY_STOP_MARGIN) & ~success
-    failed = ~success & torch.from_numpy(robust[positions]).to(x.device)  # where stronger variants may succeed
-    gains = dict.fromkeys(STRONGER, 0)
-    if failed.any():
-        starts = [noise("uniform", sample)[failed] for sample in range(RESTARTS)]
-        gains |= extra_successes(target, x[failed], y[failed], x_adv[failed], starts, eps, steps)
-    if failed.any() and _uses_autocast(target):
-        with torch.autocast(x.device.type, enabled=False):
-            precise = plain_pgd(target.fused_model, x[failed], y[failed], eps, start[failed])
-        gains["D24"] = int(is_adversarial(target.model, precise, y[failed]).sum())
+    n, norm = len(positions), target.norm
+    far = partial(suite.pgd, steps=max(steps, 20), restarts=1, norm=norm)
+
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        start = noise("uniform", 0)
+        pgd = partial(perturbations.pgd, alpha=pgd_step_size(eps, steps), steps=steps, norm=norm)
+        recorder = MarginRecorder(target.fused_model, y)
+        with target.fabric.autocast():
+            reduced_precision = torch.is_autocast_enabled(x.device.type)
+            x_adv = pgd(recorder, x, y, eps, start)
+        success = is_adversarial(target.model, x_adv, y)
+        quantized = quantize_8bit(x, x_adv)
+        extra = {check: torch.zeros_like(success) for check in STRONGER}
+        failed = ~success & torch.from_numpy(robust[batch]).to(x.device)  # where stronger variants may succeed
+        if failed.any():
+            starts = [noise("uniform", sample)[failed] for sample in range(RESTARTS)]
+            for check, found in extra_successes(target, x[failed], y[failed], x_adv[failed], starts, eps, steps).items():
+                extra[check][failed] = found
+        if failed.any() and reduced_precision:
+            with torch.autocast(x.device.type, enabled=False):
+                precise = pgd(target.fused_model, x[failed], y[failed], eps, start[failed])
+            extra["D24"][failed] = is_adversarial(target.model, precise, y[failed])
+        return {
+            "moved": torch.maximum(*(perturbation_norm(x, image, norm=norm) for image in (x_adv, quantized))),
+            "changed": is_adversarial(target.model, quantized, y) != success,
+            "margins": torch.stack(recorder.margins, 1).float(),  # (B, steps + 1)
+            "success": success,
+            **extra,
+        }
+
+    def compute_unbounded(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        with target.fabric.autocast():
+            x_adv = far(target.fused_model, x, y, max_eps(x, norm=norm), noise)
+        return {"missed": ~is_adversarial(target.model, x_adv, y)}
+
+    found = target.map_batches(positions, compute)
+    missed = target.map_batches(positions[:UNBOUNDED_IMAGES], compute_unbounded)["missed"]
+    lost = (found["margins"].amax(1) > EARLY_STOP_MARGIN) & ~found["success"]
     return [
-        _check_budget(x, x_adv, eps, norm=norm),
-        _check_quantization(target.model, x, x_adv, success, y),
+        grade("D1", max(float(found["moved"].max()) - eps, 0.0), n, fail=1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps),
+        grade("D23", float(found["changed"].float().mean()), n, warn=0.03),
         grade("D12", float(missed.float().mean()), len(missed), fail=0.05),
-        _check_convergence(margins, success),
+        _check_convergence(found["margins"], found["success"]),
         grade("D15", float(lost.float().mean()), n, warn=0),
-        *(grade(check, images / n, n, warn=EXTRA_SUCCESSES) for check, images in gains.items()),
+        *(grade(check, int(found[check].sum()) / n, n, warn=EXTRA_SUCCESSES) for check in STRONGER),
     ]
 
 
@@ -228,8 +237,8 @@ class Trial:
 
 def extra_successes(
     target: ModelUnderAttack, x: Tensor, y: Tensor, x_adv: Tensor, starts: list[Tensor], eps: float, steps: int
-) -> dict[str, int]:
-    """How many of these images, on which every attack failed, PGD at ``x_adv``, stronger variants of PGD succeed on.
+) -> dict[str, Tensor]:
+    """On which of these images, where every attack failed, PGD at ``x_adv``, stronger variants of PGD succeed: (B,) bool.
 
     As many steps again of half the size (D13), the other starts (D16), another loss or scale of the logits (D22). All
     variants run as one batch: a few images at a time would take twice as long.
@@ -255,19 +264,7 @@ def extra_successes(
         success.append(is_adversarial(target.model, candidate, y[batch]))
     by_trial = torch.cat(success).view(len(trials), -1)  # (trials, images)
     checks = [trial.check for trial in trials]
-    return {name: int(by_trial[[check == name for check in checks]].any(0).sum()) for name in dict.fromkeys(checks)}
-
-
-def _check_budget(x: Tensor, x_adv: Tensor, eps: float, *, norm: str) -> CheckResult:
-    """D1: by how much the perturbation exceeds eps, in float32 or quantized to 8 bits, whichever is more."""
-    excess = max(float(perturbation_norm(x, image, norm=norm).max()) - eps for image in (x_adv, quantize_8bit(x, x_adv)))
-    return grade("D1", max(excess, 0.0), len(x), fail=1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps)
-
-
-def _check_quantization(model: nn.Module, x: Tensor, x_adv: Tensor, success: Tensor, y: Tensor) -> CheckResult:
-    """D23: fraction of images on which quantization to 8 bits, as an image file needs, changes whether the attack succeeds."""
-    changed = is_adversarial(model, quantize_8bit(x, x_adv), y) != success
-    return grade("D23", float(changed.float().mean()), len(x), warn=0.03)
+    return {name: by_trial[[check == name for check in checks]].any(0) for name in dict.fromkeys(checks)}
 
 
 def _check_convergence(margins: Tensor, success: Tensor) -> CheckResult:
@@ -275,13 +272,8 @@ def _check_convergence(margins: Tensor, success: Tensor) -> CheckResult:
 
     The last 10 steps, or the last quarter of fewer than 40.
     """
-    best = margins.cummax(0).values  # (steps + 1, n)
-    last = min(10, max(1, len(margins) // 4))
-    growth = (best[-1] - best[-1 - last]) / (best[-1] - best[0]).clamp_min(1e-12)
+    best = margins.cummax(1).values  # (n, steps + 1)
+    last = min(10, max(1, margins.shape[1] // 4))
+    growth = (best[:, -1] - best[:, -1 - last]) / (best[:, -1] - best[:, 0]).clamp_min(1e-12)
     images = int(((growth > 0.05) & ~success).sum())
     return grade("D14", images / len(success), len(success), warn=0.1)
-
-
-def _uses_autocast(target: ModelUnderAttack) -> bool:
-    with target.fabric.autocast():
-        return torch.is_autocast_enabled(target.fabric.device.type)

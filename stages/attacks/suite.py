@@ -21,6 +21,7 @@ from stages.models.inference import frozen_eval_mode
 
 # Attacks may run in bfloat16, evaluation runs in float32: an attack stops only at this margin loss (logits).
 EARLY_STOP_MARGIN = 0.1
+APGD_SAMPLE = 1_000_000  # the sample of the images' noise that APGD starts from, and no other attack
 
 
 class NoiseSampler(Protocol):

@@ -1,11 +1,8 @@
 """States that survive an interruption: kept outside DVC's outs, which are deleted before a stage runs."""
 
-import ctypes
 import hashlib
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +23,6 @@ def run_fingerprint(params: object, inputs: list[Path]) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def exit_with_parent() -> None:
-    """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no training behind."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class AlreadyRunningError(InputError):
@@ -96,17 +86,19 @@ class Checkpoint:
 class StepCache:
     """Results of named steps of one run: after an interruption, finished steps are read back instead of computed again.
 
-    Without a checkpoint it remembers for this process only. A result holds tensors, numbers, texts, lists and dicts of them.
+    A result holds tensors, numbers, texts, lists and dicts of them. Of several processes the first one reads and writes the
+    file, so that all agree which step is next. Without a checkpoint it remembers for this process only.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, *, writes: bool = True) -> None:
-        self._checkpoint, self._writes = checkpoint, writes
-        self._finished: dict[str, Any] = (checkpoint.load() if checkpoint else None) or {}
+    def __init__(self, checkpoint: Checkpoint | None = None, fabric: Fabric | None = None) -> None:
+        self._checkpoint = checkpoint if fabric is None or fabric.is_global_zero else None
+        finished = (self._checkpoint.load() if self._checkpoint else None) or {}
+        self._finished: dict[str, Any] = fabric.broadcast(finished) if fabric else finished
 
     def get_or_compute(self, step: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a step: what ``compute`` returns, now or in the run that was interrupted."""
         if step not in self._finished:
             self._finished[step] = compute()
-            if self._checkpoint and self._writes:
+            if self._checkpoint:
                 self._checkpoint.save(self._finished)
         return self._finished[step]

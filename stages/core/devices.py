@@ -1,13 +1,19 @@
 """Where and how precisely the networks run: one Lightning Fabric object carries device, precision and processes."""
 
 import os
+from datetime import timedelta
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies import DDPStrategy
 
+from stages.core.distributed import cluster_environment
 from stages.core.errors import InputError
 from stages.core.params import RuntimeParams
+from stages.core.sweeps import take_devices
+
+# How long a process waits for the others before it gives up. One that ended is noticed at once.
+TIMEOUT = timedelta(hours=12)
 
 
 def bf16_is_faster(device: str) -> bool:
@@ -27,14 +33,18 @@ def bf16_is_faster(device: str) -> bool:
 def make_fabric(runtime: RuntimeParams) -> Fabric:
     """A launched Fabric for ``runtime``; the same seed then gives the same bytes on the same machine.
 
-    Raises InputError when the device that was asked for is not there.
+    Raises InputError when the devices or nodes that were asked for are not there.
     """
+    take_devices(runtime.devices)
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = next(d for d in ("cuda", "mps", "cpu") if present[d]) if runtime.device == "auto" else runtime.device
     if not present[device]:
         raise InputError(
             f"runtime.device: expected a device of this machine ({', '.join(d for d in present if present[d])}), got {device}"
         )
+    most = {"cpu": runtime.devices, "cuda": torch.cuda.device_count(), "mps": 1}[device]
+    if runtime.devices > most:
+        raise InputError(f"runtime.devices: expected at most {most} on this machine ({device}), got {runtime.devices}")
     bf16 = bf16_is_faster(device) if runtime.precision == "auto" else runtime.precision == "bf16"
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it set early
@@ -46,9 +56,10 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
     fabric = Fabric(
         accelerator=device,
         devices=runtime.devices,
-        strategy="ddp" if runtime.devices > 1 else "auto",
+        num_nodes=runtime.nodes,
+        strategy=DDPStrategy(timeout=TIMEOUT) if runtime.devices * runtime.nodes > 1 else "auto",
         precision="bf16-mixed" if bf16 else "32-true",
-        plugins=[LightningEnvironment()],  # a cluster's job variables don't change how many processes runtime.devices means
+        plugins=[cluster_environment(runtime.nodes, runtime.devices)],
     )
     fabric.launch()
     return fabric

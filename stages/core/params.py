@@ -190,8 +190,10 @@ class RuntimeParams(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     devices: Count
+    nodes: Count
     precision: Literal["auto", "fp32", "bf16"]
     workers: CountOrNone
+    cluster: str = Field(pattern=r"^(none|(tcp|tls)://.+:\d+)$")
     tracking: bool
 
 

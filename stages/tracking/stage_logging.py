@@ -1,7 +1,8 @@
 """What the stages log to MLflow: a child run for every stage that was executed, below one parent run of the whole pipeline.
 
 What is logged is read from the files that dvc.yaml lists for the stage: nothing is named twice, and what could not be logged
-(no server, no space) is logged later from the same files by ``python -m stages.tracking``.
+(no server, no space) is logged later from the same files by ``python -m stages.tracking``. Of several processes of a stage the
+first one calls this.
 
 A rerun that wrote the same bytes changes nothing in MLflow, an interrupted stage resumes its run, and results that contradict a
 run (other code, another machine) get a new one; the old one is marked ``superseded``.
@@ -10,7 +11,6 @@ run (other code, another machine) get a new one; the old one is marked ``superse
 import atexit
 import functools
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +27,6 @@ def _log_errors_only(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def logging_errors_only(stage: str, *args: Any) -> None:
         global _failed
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return  # one of several training processes speaks for all
         try:
             function(stage, *args)
         except Exception as error:  # whatever fails between here and the server, hours of training are worth more

@@ -241,10 +241,15 @@ def fit(
     learner = Learner(fabric, model, p, p.epochs * steps)
     history: list[EpochMetrics] = []
     best = Best()
+
+    def say(text: str) -> None:
+        if fabric.is_global_zero:  # fabric.print would speak once on every node
+            print(text, flush=True)
+
     if (saved := checkpoint.load()) is not None:
         learner.load_state_dict(saved["learner"])
         history, best = saved["history"], Best(tuple(saved["best"]["score"]), saved["best"]["epoch"], saved["best"]["state"])
-        fabric.print(f"resuming after epoch {len(history)}/{p.epochs}")
+        say(f"resuming after epoch {len(history)}/{p.epochs}")
 
     while len(history) < p.epochs and not _stop_reason(history, best.epoch, p, validation):
         epoch = len(history)
@@ -263,13 +268,12 @@ def fit(
         if fabric.is_global_zero:
             checkpoint.save({"learner": learner.state_dict(), "history": history, "best": vars(best)})
             on_epoch(history[-1])
-        fabric.print(
+        say(
             f"epoch {epoch + 1:3d}/{p.epochs}  loss {row['train_loss']:.3f}  val: accuracy {row['val_clean_accuracy']:.3f}"
             f"  robust accuracy {row['val_robust_accuracy']:.3f}{'  (best)' if best.epoch == epoch + 1 else ''}",
-            flush=True,
         )
     if reason := _stop_reason(history, best.epoch, p, validation):
-        fabric.print(f"stopped after epoch {len(history)}/{p.epochs}, keeping epoch {best.epoch}: {reason}")
+        say(f"stopped after epoch {len(history)}/{p.epochs}, keeping epoch {best.epoch}: {reason}")
     return TrainingResult(best.state or {}, best.epoch, history)
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from stages.core.checkpoints import Checkpoint, exit_with_parent, run_fingerprint
+from stages.core.checkpoints import Checkpoint, run_fingerprint
 from stages.core.dataset import IMAGES, MANIFEST
 from stages.core.devices import make_fabric
 from stages.core.params import StageParams, TrainingParams
 from stages.core.paths import PROCESSED, history_path, weights_path
+from stages.core.processes import exit_with_parent
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier

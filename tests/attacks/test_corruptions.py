@@ -8,8 +8,9 @@ from stages.attacks.corruptions import CORRUPTIONS, corrupt, evaluate_corruption
 from stages.attacks.suite import per_image_noise
 from stages.core.checkpoints import StepCache
 from stages.core.devices import make_fabric
-from stages.core.params import RuntimeParams
+from stages.core.params_file import load_params
 from tests.helpers.datasets import under_attack
+from tests.helpers.repository import ROOT
 
 SEVERITIES = (1, 2, 3)
 
@@ -54,7 +55,7 @@ def test_predictions_in_lower_precision_are_those_of_float32(trained):
     dataset, model = trained
     tables = []
     for precision in ("fp32", "bf16"):
-        runtime = RuntimeParams(device="cpu", devices=1, precision=precision, workers=0, tracking=False)
+        runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu", "precision": precision})
         target = under_attack(make_fabric(runtime), model, dataset, batch_size=7)
         tables.append(evaluate_corruptions(target, dataset, np.arange(24), StepCache()))
     single, lower = tables

@@ -82,7 +82,7 @@ def test_sigkill_loses_at_most_one_epoch_and_resume_is_bit_identical(train_run, 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_process_ends_with_its_parent(tmp_path):
     child_code = (
-        "import os, time; from stages.core.checkpoints import exit_with_parent; exit_with_parent()\n"
+        "import os, time; from stages.core.processes import exit_with_parent; exit_with_parent()\n"
         "print(os.getpid(), flush=True); time.sleep(300)"
     )
     parent_code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"

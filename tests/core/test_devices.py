@@ -5,9 +5,10 @@ import torch
 
 from stages.core.devices import bf16_is_faster, make_fabric
 from stages.core.errors import InputError
-from stages.core.params import RuntimeParams
+from stages.core.params_file import load_params
+from tests.helpers.repository import ROOT
 
-RUNTIME = RuntimeParams(device="cpu", devices=1, precision="auto", workers=0, tracking=False)
+RUNTIME = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"})
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ stages:
     metrics: [metrics/evaluate.json: {cache: false}], plots: [plots/robustness.csv: {cache: false}]}
 """
 RACE = "race"  # the experiment that the fixture new_database logs
-ENVIRONMENT = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI", "LOCAL_RANK")
+ENVIRONMENT = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI")
 
 
 class Params(StageParams):

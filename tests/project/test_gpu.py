@@ -8,7 +8,7 @@ import torch
 from stages.attacks.apgd import apgd_ensemble
 from stages.attacks.suite import check_within_budget, per_image_noise
 from stages.core.devices import make_fabric
-from stages.core.params import RuntimeParams, ThreatModel
+from stages.core.params import ThreatModel
 from stages.core.params_file import load_params
 from stages.models import classifier, initialization
 from stages.models.batches import DatasetSplit
@@ -24,8 +24,7 @@ EPS = 8 / 255
 
 
 def fabric_of(**changes):
-    runtime = {"device": "cuda", "devices": 1, "precision": "auto", "workers": 0, "tracking": False}
-    return make_fabric(RuntimeParams(**(runtime | changes)))
+    return make_fabric(PARAMS.runtime.model_copy(update={"device": "cuda"} | changes))
 
 
 def make_model():

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,42 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     before = contents(folder)
     attack_eval.main("adv")
     assert contents(folder) == before
+
+
+def run_stage(model: str, devices: int, **environment: str) -> subprocess.CompletedProcess:
+    set_params(runtime={"devices": devices})
+    return subprocess.run(
+        [sys.executable, "-m", "stages.attack_eval", model],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_a_single_process_writes(project):
+    write_model("adv", seed=1)
+    results = []
+    for devices in (1, 2):
+        done = run_stage("adv", devices)
+        assert done.returncode == 0, done.stderr
+        results.append(contents(Path("data/predictions/adv")))
+    assert results[0] == results[1]
+    assert not list(Path(".ckpt").rglob("last.pt"))
+
+
+@pytest.mark.slow
+def test_error_in_one_of_two_processes_ends_both_with_one_message(project):
+    model = initialization.create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
+    with torch.no_grad():
+        model.backbone.fc.weight.fill_(3e38)
+    classifier.save(Path("data/models/clean.safetensors"), model)
+    done = run_stage("clean", 2)
+    assert done.returncode == 1
+    assert done.stderr.count("expected finite logits of the model") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_subset_larger_than_the_test_split_is_the_whole_split(project):

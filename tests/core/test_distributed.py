@@ -1,0 +1,133 @@
+"""What starts the processes of a stage on several nodes, and what is said when it can't."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from stages.core import distributed
+from stages.core.distributed import cluster_environment, gather, replace_by_srun
+from stages.core.errors import InputError
+from tests.helpers.repository import ROOT
+
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "wrap", "SLURM_PROCID": "0"}
+STEP = BATCH | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+
+
+def set_environment(monkeypatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_single_node_ignores_variables_of_a_job(monkeypatch):
+    set_environment(monkeypatch, STEP)
+    assert isinstance(cluster_environment(1, 2), LightningEnvironment)
+
+
+def test_step_of_the_right_size_is_used(monkeypatch):
+    set_environment(monkeypatch, STEP)
+    assert isinstance(cluster_environment(2, 2), SLURMEnvironment)
+
+
+def test_torchrun_is_used(monkeypatch):
+    set_environment(monkeypatch, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"})
+    assert isinstance(cluster_environment(2, 1), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes", "devices", "message"),
+    [
+        ({}, 2, 1, "runtime.nodes: expected a SLURM allocation or torchrun for 2 nodes, got neither"),
+        (BATCH, 3, 1, "runtime.nodes: expected at most the 2 nodes of this SLURM allocation, got 3"),
+        (STEP, 2, 1, "expected a SLURM step of 2 nodes with 2 tasks, got 2 with 4"),
+    ],
+)
+def test_nodes_that_are_not_there_are_refused(monkeypatch, variables, nodes, devices, message):
+    set_environment(monkeypatch, variables)
+    with pytest.raises(InputError, match=message):
+        cluster_environment(nodes, devices)
+
+
+def test_missing_srun_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="expected the command srun"):
+        replace_by_srun()
+
+
+def test_batch_script_repeats_its_command_as_a_step(monkeypatch, tmp_path):
+    set_environment(monkeypatch, BATCH | {"SLURM_CPUS_PER_TASK": "3", "PATH": str(tmp_path)})
+    srun = tmp_path / "srun"
+    srun.write_text("")
+    srun.chmod(0o755)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "stages.attack_eval", "adv"])
+    started = []
+
+    def execv(file, command):
+        started.append((file, command))
+        raise SystemExit  # it does not return
+
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(SystemExit):
+        cluster_environment(2, 4)
+    ((file, command),) = started
+    assert file == str(srun)
+    assert {"--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "--kill-on-bad-exit=1"} < set(command)
+    assert command[-4:] == [sys.executable, "-m", "stages.attack_eval", "adv"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_error_of_one_process_is_raised_by_the_first_and_silent_in_the_others(monkeypatch, rank):
+    def exchange(shared, mine):
+        shared[:] = [(1, None), (None, ValueError("broken"))]
+
+    monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", exchange)
+    fabric = SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0)
+    with pytest.raises(ValueError if rank == 0 else SystemExit, match="broken" if rank == 0 else "1"):
+        gather(fabric, lambda: 1)
+
+
+def test_single_process_raises_its_own_error():
+    def fail():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        gather(SimpleNamespace(world_size=1), fail)
+
+
+def test_nodes_without_allocation_stop_the_stage_with_one_line(tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["runtime"] |= {"nodes": 2, "device": "cpu"}
+    code = (
+        "from stages.core.errors import run_cli; from stages.core.params import RuntimeParams;"
+        "from stages.core.devices import make_fabric;"
+        f"run_cli(lambda: make_fabric(RuntimeParams(**{params['runtime']!r})))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: runtime.nodes: expected a SLURM allocation")
+    assert len(done.stderr.splitlines()) == 1
