@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 Interval = tuple[float, float] | None
+BLOCK = 256  # resamples at a time: of them there are copies in float64 and int64
 
 
 def wilson_interval(proportion: float, n: int, confidence: float) -> tuple[float, float]:
@@ -35,14 +36,15 @@ class ConfidenceIntervals:
         Args:
             groups: (n,) any labels.
             confidence: level, such as 0.95.
-            resamples: of the bootstrap; memory is 4 bytes x resamples x n.
+            resamples: of the bootstrap; memory is 4 bytes x resamples x groups.
             seed: of the bootstrap.
         """
         self.confidence, self.resamples, self.seed = confidence, resamples, seed
         self.groups = np.unique(np.asarray(groups), return_inverse=True)[1]
-        count = self.groups.max() + 1
-        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        self.weights = drawn.astype(np.float32)[:, self.groups]  # (resamples, n): how often each image is drawn
+        count, rng = self.groups.max() + 1, np.random.default_rng(seed)
+        self._drawn = np.empty((resamples, count), np.float32)  # how often each group is drawn
+        for block in np.array_split(self._drawn, -(-resamples // BLOCK)):
+            block[:] = rng.multinomial(count, np.full(count, 1 / count), size=len(block))
 
     def proportion(self, hits: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
         """Of the proportion of ``hits`` (n,) bool within ``mask`` (n,) bool, which must hold an image."""
@@ -81,10 +83,12 @@ class ConfidenceIntervals:
         return float(test.pvalue)
 
     def _resampled(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        weights = self.weights[:, mask]
-        total = weights.sum(axis=1)
+        count, groups = self._drawn.shape[1], self.groups[mask]
+        per_group = np.stack([np.bincount(groups, values[mask], count), np.bincount(groups, minlength=count)], axis=1)  # (G, 2)
+        blocks = np.array_split(self._drawn, -(-self.resamples // BLOCK))  # in each of which float32 becomes float64
+        sums, images = np.concatenate([block @ per_group for block in blocks]).T  # (resamples,) each
         # A resample without any of these images gives no value: NaN here, dropped below.
-        return np.divide(weights @ values[mask].astype(float), total, out=np.full(len(total), np.nan), where=total > 0)
+        return np.divide(sums, images, out=np.full(len(images), np.nan), where=images > 0)
 
     def _percentiles(self, resampled: np.ndarray) -> Interval:
         resampled = resampled[np.isfinite(resampled)]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from stages.evaluation import intervals
 from stages.evaluation.intervals import ConfidenceIntervals, mcnemar, wilson_interval
 
 
@@ -66,3 +67,11 @@ def test_permutation_test_knows_that_images_of_a_patient_belong_together():
     assert single.sign_flip_p(change) < 0.01
     assert grouped.sign_flip_p(change) == 10 / 16, "the patients' signs have 16 combinations; 10 give as large a sum"
     assert ConfidenceIntervals([0] * 40, 0.95, 2000, 0).sign_flip_p(change) == 1
+
+
+def test_resampling_by_group_in_blocks_weighs_every_image_of_a_drawn_group(monkeypatch):
+    monkeypatch.setattr(intervals, "BLOCK", 7)  # resamples, of 50
+    groups, values = np.repeat(np.arange(7), [1, 2, 3, 4, 5, 6, 9]), np.linspace(0, 1, 30) ** 2
+    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=50)[:, groups]  # (50, 30)
+    expected = np.quantile((drawn @ values) / drawn.sum(axis=1), [0.025, 0.975])
+    assert ConfidenceIntervals(groups, 0.95, 50, 5).mean(values) == pytest.approx(tuple(expected))
