@@ -23,8 +23,8 @@ sweep:   ## one experiment per eps, JOBS at a time or one on each GPU: make swee
 	dvc exp run --queue -S attack.eps=$(EPS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
 seeds:   ## one experiment per seed, likewise: make seeds SEEDS=0,1,2 JOBS=2; then make spread
 	dvc exp run --queue -S seed=$(SEEDS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
-wait:    ## wait until all experiments of sweep and seeds have run
-	while dvc queue status | grep -Eq "Queued|Running"; do sleep 10; done
+wait:    ## wait until all experiments of sweep and seeds have run, or no worker is left
+	while dvc queue status | tee .dvc/tmp/queue | grep -Eq "Queued|Running" && ! grep -q "0 active, 0 idle" .dvc/tmp/queue; do sleep 10; done; cat .dvc/tmp/queue
 spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5

@@ -1,6 +1,6 @@
 """Time, memory and exactness of reading 12-megapixel photographs, compared with torchvision and Pillow.
 
-    python -m benchmarks.preprocess [--images 24] [--stage 10000]
+    python -m benchmarks.preprocess [--images 24]
 
 Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set), then reads it on one core
 
@@ -9,18 +9,14 @@ Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the
     cached        the same when the cache knows the file
     draft         Pillow's decoding at reduced size alone: what no program that uses it can undercut
 
-and compares the pixels with those of a full decode and the same final filter. With --stage the whole stage runs over that many
-small photographs in a process of its own, and the most memory that it and a worker used is printed.
+and compares the pixels with those of a full decode and the same final filter. The whole stage is measured by `scaling.py`.
 """
 
 import argparse
 import io
 import itertools
-import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import yaml
 from PIL import Image
 from threadpoolctl import threadpool_limits
 from torchvision import transforms
@@ -118,55 +113,15 @@ def compare(folder: Path, count: int) -> None:
         print(f"  {crop}: PSNR {psnr(reduced.pixels, full):.1f} dB, largest difference {difference} of 255")
 
 
-MEASURE = """
-import json, re, resource, time
-from pathlib import Path
-from stages import preprocess
-
-ROOT = Path(__file__).parents[1]
-if __name__ == "__main__":
-    start = time.perf_counter()
-    images = preprocess.main()["images"]
-    # Not ru_maxrss, which would begin with the size of the process that started this one.
-    own = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(json.dumps([images, time.perf_counter() - start, own, workers]))
-"""
-
-
-def measure_stage(folder: Path, count: int) -> None:
-    """Print time and peak memory of the whole stage."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        grid = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
-        file = folder / "raw" / "abc"[number % 3] / f"{number}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(file, quality=80)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"] |= {"source": "raw", "image_size": SIZE, "label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
-    params["runtime"]["tracking"] = False
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    (folder / "measure.py").write_text(MEASURE)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "measure.py"], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE)
-    images, seconds, main, worker = json.loads(done.stdout.splitlines()[-1])
-    print(f"the stage over {images} photographs of 640 x 480: {seconds:.0f} s")
-    print(f"peak memory: main process {main / 1024:.0f} MiB, largest worker {worker / 1024:.0f} MiB")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=24, help="large JPEGs to read")
-    parser.add_argument("--stage", type=int, default=0, help="small images to run the whole stage over")
     arguments = parser.parse_args()
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}")
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
-        if arguments.images:
-            compare(Path(name), arguments.images)
-        if arguments.stage:
-            measure_stage(Path(name), arguments.stage)
+        compare(Path(name), arguments.images)
 
 
 if __name__ == "__main__":
