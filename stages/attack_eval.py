@@ -21,13 +21,12 @@ from stages.attacks.sanity_checks import run_sanity_checks
 from stages.core.checkpoints import Checkpoint, StepCache, run_fingerprint
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
 from stages.core.devices import make_fabric
-from stages.core.errors import run_cli
 from stages.core.files import write_json
 from stages.core.params import AttackEvalParams, StageParams, ThreatModel
 from stages.core.params_file import load_stage_params
 from stages.core.paths import MODELS, PREDICTIONS, PROCESSED, weights_path
 from stages.core.predictions import write_predictions, write_table, write_transfer
-from stages.core.processes import exit_with_parent
+from stages.core.processes import run_cli
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier
@@ -44,7 +43,6 @@ class Params(StageParams):
 def main(model: str) -> pd.DataFrame:
     """Run the stage; returns predictions.csv."""
     p = load_stage_params(Params)
-    exit_with_parent()
     dataset = load_dataset(PROCESSED)
     names = {"clean": ["clean"], "adv": ["adv", "clean"]}[model]  # the clean model is attacked before the other one exists
     # Before any further process is started: what is wrong with the files is said once.

@@ -16,8 +16,8 @@ import pandas as pd
 
 from stages.core.checks import CheckResult
 from stages.core.dataset import ImageDataset, is_transformation_zone, load_dataset
-from stages.core.errors import InputError, run_cli
-from stages.core.files import round_floats, write_csv, write_json
+from stages.core.errors import InputError
+from stages.core.files import read_csv, read_json, round_floats, write_bytes, write_csv, write_json
 from stages.core.params import (
     AttackEvalParams,
     DataParams,
@@ -32,14 +32,17 @@ from stages.core.params_file import flatten, load_stage_params
 from stages.core.paths import METRICS, MODELS, PLOTS, PREDICTIONS, PROCESSED, REPORT, history_path
 from stages.core.predictions import (
     CLEAN,
-    PredictionsError,
+    Ensemble,
+    ModelDescription,
     read_checks,
+    read_ensemble,
     read_examples,
-    read_json,
+    read_model_description,
     read_predictions,
     read_table,
     read_transfer,
 )
+from stages.core.processes import run_cli
 from stages.evaluation import figures, image_figures
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
 from stages.evaluation.formatting import attack_label, format_budget, format_eps
@@ -95,22 +98,23 @@ class ModelInputs:
     corruptions: pd.DataFrame
     training: pd.DataFrame | None
     checks: list[CheckResult]
-    ensemble: dict[str, Any]
-    description: dict[str, Any]
+    ensemble: Ensemble
+    description: ModelDescription
     examples: pd.DataFrame
 
 
 def main() -> dict[str, Any]:
     """Run the stage in the current folder; returns what it writes to metrics/evaluate.json."""
     p = load_stage_params(Params)
-    dataset, inputs, data = load_dataset(PROCESSED), load_inputs(), read_json(METRICS / "data.json")
+    dataset, inputs = load_dataset(PROCESSED), load_inputs()
+    data = read_json(METRICS / "data.json", "preprocess", dict[str, Any])
     images = select_predictions(next(iter(inputs.values())).predictions)
     intervals = ConfidenceIntervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
     context = EvaluationContext(p.attack.eps, p.attack.eps_grid, intervals)
 
-    metrics = compute_metrics(inputs, images, context)
-    checks = compute_checks(inputs, p.attack.eps, metrics["majority_rate"])
     tables = compute_tables(inputs, context)
+    metrics = compute_metrics(inputs, images, tables, context)
+    checks = compute_checks(inputs, tables, p.attack.eps, metrics["majority_rate"])
     attacks = attack_configurations(inputs, p.attack.norm)
     drawn = draw_figures(inputs, dataset, tables, attacks, chart_context(metrics, data, p), p)
     charts = draw_report_charts(tables, chart_context(metrics, data, p))
@@ -121,8 +125,8 @@ def main() -> dict[str, Any]:
     for name, table in tables.items():
         write_csv(PLOTS / f"{name}.csv", table)
     for name, png in drawn.items():
-        (PLOTS / f"{name}.png").write_bytes(png)
-    REPORT.write_text(render(report), encoding="utf-8", newline="\n")
+        write_bytes(PLOTS / f"{name}.png", png)
+    write_bytes(REPORT, render(report).encode())
     print(terminal_summary(metrics, report.level, p.attack.norm))
     print(format_checks(checks))
     log_stage("evaluate", p)
@@ -133,7 +137,7 @@ def main() -> dict[str, Any]:
 
 
 def load_inputs() -> dict[str, ModelInputs]:
-    """Model -> what was written about it, for the models that have predictions. Raises PredictionsError when none has."""
+    """Model -> what was written about it, for the models that have predictions. Raises InputError when none has."""
     inputs = {}
     for model in MODELS:
         folder = PREDICTIONS / model
@@ -145,35 +149,45 @@ def load_inputs() -> dict[str, ModelInputs]:
                 predictions=pd.concat(tables, ignore_index=True),
                 minimum_eps=read_table("minimum_eps", folder),
                 corruptions=read_table("corruptions", folder),
-                training=pd.read_csv(history) if history.exists() else None,
+                training=read_csv(history, f"train_{model}", ()) if history.exists() else None,
                 checks=read_checks(folder),
-                ensemble=read_json(folder / "ensemble.json"),
-                description=read_json(folder / "model.json"),
+                ensemble=read_ensemble(folder),
+                description=read_model_description(folder),
                 examples=read_examples(folder / "examples"),
             )
     if not inputs:
-        raise PredictionsError(f"{PREDICTIONS}: expected predictions of {' or '.join(MODELS)}, got none")
+        raise InputError(f"{PREDICTIONS}: expected predictions of {' or '.join(MODELS)}, got none")
     return inputs
 
 
-def compute_metrics(inputs: dict[str, ModelInputs], images: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
+def compute_metrics(
+    inputs: dict[str, ModelInputs], images: pd.DataFrame, plots: dict[str, pd.DataFrame], context: EvaluationContext
+) -> dict[str, Any]:
     """The content of metrics/evaluate.json."""
     metrics: dict[str, Any] = {"eps": context.eps, "n": len(images), "groups": int(images["group"].nunique())}
     metrics |= baselines(images)
     for model, tables in inputs.items():
         metrics[model] = model_metrics(tables.predictions, context)
-        metrics[model] |= min_eps_metrics(tables.minimum_eps) | corruption_metrics(tables.corruptions)
+        metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
     if len(inputs) == 2:
         metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)
     return round_floats(metrics)
 
 
-def compute_checks(inputs: dict[str, ModelInputs], eps: float, majority_rate: float) -> dict[str, Any]:
-    """The content of metrics/diagnostics.json: model -> D1, D2, ..., D27."""
+def rows_of(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The rows of one model."""
+    return table[table["model"] == model]
+
+
+def compute_checks(
+    inputs: dict[str, ModelInputs], plots: dict[str, pd.DataFrame], eps: float, majority_rate: float
+) -> dict[str, Any]:
+    """The content of metrics/diagnostics.json: model -> D1, D2, ..., D28."""
     checks = {}
     for model, tables in inputs.items():
+        curve = rows_of(plots["minimum_eps"], model)
         results = tables.checks + run_table_checks(
-            model, tables.predictions, eps, tables.training, majority_rate, tables.ensemble
+            model, tables.predictions, eps, tables.training, majority_rate, tables.ensemble, curve
         )
         checks[model] = {result.id: result.to_dict() for result in sorted(results, key=lambda result: int(result.id[1:]))}
     return round_floats(checks)
@@ -287,7 +301,7 @@ def make_report(
         checks=checks,
         data=data,
         counts=figures.table_of_counts(dataset.manifest, dataset.classes),
-        rejected=pd.read_csv(PROCESSED / "rejected.csv", dtype=str, keep_default_na=False),
+        rejected=read_csv(PROCESSED / "rejected.csv", "preprocess", ("path", "reason")),
         tables=tables,
         training={model: tables.training for model, tables in inputs.items() if tables.training is not None},
         attacks=attacks,

@@ -9,8 +9,9 @@ when a file could not be read.
 import argparse
 from pathlib import Path
 
-from stages.core.errors import InputError, run_cli
+from stages.core.errors import InputError
 from stages.core.paths import MODELS, weights_path
+from stages.core.processes import run_cli
 from stages.photographs.decoding import ImageDecodeError
 from stages.serving.card import read_card
 from stages.serving.predictor import ImagePredictor

@@ -13,11 +13,11 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from stages.core.errors import run_cli
 from stages.core.files import write_json
 from stages.core.params import DataParams, StageParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import METRICS, PLOTS, PROCESSED
+from stages.core.processes import only_process, run_cli
 from stages.photographs.contact_sheets import save_crops_sheet, save_duplicates_sheet, save_rejected_sheet
 from stages.photographs.dataset_writer import open_pixel_spool, write_dataset, write_rejected
 from stages.photographs.groups import assign_groups, find_duplicates, find_label_conflicts, rows_to_drop
@@ -42,8 +42,13 @@ def main() -> dict[str, Any]:
     index = list_images(p.data)
     cache = Path(os.environ.get("DVC_ROOT", ".")).absolute() / ".cache" / "preprocess"
 
-    # One thread in this process, too: the order in which a sum is computed must not depend on the number of cores.
-    with open_pixel_spool(PROCESSED) as spool, parallel_map(p.runtime.workers, p.runtime.cluster) as map_, threadpool_limits(1):
+    scratch = PROCESSED.absolute()
+    with (
+        only_process(Path(".ckpt/preprocess.lock")),
+        open_pixel_spool(PROCESSED) as spool,
+        parallel_map(p.runtime.workers, p.runtime.cluster) as map_,
+        threadpool_limits(1),  # the order in which a sum is computed must not depend on the number of cores
+    ):
         decoded = decode_all(index.images, p.data, spool, map_, cache)
         rejected = index.rejected | decoded.rejected
         write_rejected(PROCESSED, rejected)  # now, so that it can be read when there are too many
@@ -51,7 +56,7 @@ def main() -> dict[str, Any]:
         check_no_class_lost(index.images, decoded.records)
 
         records = decoded.records
-        pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, cache)
+        pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, scratch)
         groups = assign_groups([record.path for record in records], [record.patient for record in records], pairs)
         dropped = rows_to_drop(records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop")
         kept = [row for row in range(len(records)) if row not in dropped]
@@ -69,7 +74,7 @@ def main() -> dict[str, Any]:
         dropped |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
         rejected |= {records[row].path: reason for row, reason in dropped.items()}
 
-        leakage = leakage_check(decoded.thumbnails, splits, p.seed, map_, cache)
+        leakage = leakage_check(decoded.thumbnails, splits, p.seed, map_, scratch)
         metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)
         save_rejected_sheet(index, decoded, rejected, PLOTS / "rejected.png")
         save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.core.errors import run_cli
 from stages.core.paths import MODELS, weights_path
+from stages.core.processes import run_cli
 from stages.serving.card import ModelCard, read_card
 from stages.tracking.connection import open_session
 from stages.tracking.mlflow_runs import MlflowSession

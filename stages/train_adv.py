@@ -6,10 +6,10 @@ Reads data/processed, data/models/clean.safetensors.  Writes data/models/adv.saf
 """
 
 from stages.core.dataset import load_dataset
-from stages.core.errors import run_cli
 from stages.core.params import PerturbationBudget, StageParams, TrainAdvParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import PROCESSED, weights_path
+from stages.core.processes import run_cli
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.tracking.stage_logging import log_epoch, log_stage

@@ -6,10 +6,10 @@ Reads data/processed.  Writes data/models/clean.safetensors, plots/training_clea
 """
 
 from stages.core.dataset import load_dataset
-from stages.core.errors import run_cli
 from stages.core.params import ModelParams, StageParams, TrainCleanParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import PROCESSED
+from stages.core.processes import run_cli
 from stages.models.batches import DatasetSplit
 from stages.models.initialization import create_model
 from stages.tracking.stage_logging import log_epoch, log_stage

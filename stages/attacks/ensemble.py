@@ -7,13 +7,12 @@ it still finds, a masked gradient hid.
 
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from stages.attacks import autoattack
 from stages.attacks.apgd import apgd_ensemble
 from stages.attacks.suite import Attack
 from stages.core.params import AttackEvalParams
-from stages.core.predictions import LEAN_ENSEMBLE
+from stages.core.predictions import LEAN_ENSEMBLE, Ensemble
 
 SQUARE = "square"
 SQUARE_IMAGES = 64  # lean: at most so many
@@ -36,17 +35,8 @@ def ensemble_attacks(p: AttackEvalParams, classes: int, *, norm: str, seed: int)
 
 def ensemble_config(
     p: AttackEvalParams, classes: int, *, images: int, square_images: int, square_remaining: int, seed: int
-) -> dict[str, Any]:
-    """ensemble.json: what the ensemble consisted of, to be reported with its result.
-
-    Args:
-        p: of the attacks.
-        classes: of the model.
-        images: that the ensemble had to attack.
-        square_images: that Square was run on,
-        square_remaining: of so many that no other attack had found.
-        seed: of the noise.
-    """
+) -> Ensemble:
+    """What the ensemble consists of for a model of so many classes."""
     target_classes = min(p.targets, classes - 1) if p.ensemble == "lean" else autoattack.target_classes(classes)
     return {
         "name": ensemble_name(p, classes),

@@ -12,6 +12,7 @@ from stages.attacks import suite
 from stages.attacks.runner import ModelUnderAttack
 from stages.attacks.suite import quantize_8bit
 from stages.core.dataset import ImageDataset
+from stages.core.files import open_atomic
 from stages.core.params import AttackEvalParams
 from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples
 from stages.models.inference import predict_logits
@@ -46,7 +47,8 @@ def save_examples(
             number = len(records)
             files = {"original": f"{number}_original.png", "adversarial": f"{number}_adversarial.png"}
             for file, image in zip(files.values(), (x[i], x_adv[i]), strict=True):
-                Image.fromarray(to_uint8(image)).save(folder / file)
+                with open_atomic(folder / file) as stream:
+                    Image.fromarray(to_uint8(image)).save(stream, "PNG")
             records.append(
                 {
                     "path": paths[number],

@@ -29,7 +29,7 @@ from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
 from stages.core.distributed import gather
 from stages.core.params import AttackEvalParams, ThreatModel
-from stages.core.predictions import CLEAN, TRANSFER, probability_columns
+from stages.core.predictions import CLEAN, TRANSFER, Ensemble, probability_columns
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import ModelError
 from stages.models.inference import predict_logits
@@ -182,7 +182,7 @@ def run_attack_suite(
     threat: ThreatModel,
     p: AttackEvalParams,
     cache: StepCache,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, Ensemble]:
     """predictions.csv, one row per image, attack and eps, and ensemble.json.
 
     eps ascends along the robustness curve: an image misclassified within a smaller eps is so within the larger one, by the

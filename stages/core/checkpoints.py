@@ -1,19 +1,22 @@
 """States that survive an interruption: kept outside DVC's outs, which are deleted before a stage runs."""
 
 import hashlib
+import io
 import os
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 import stages
-from stages.core.errors import InputError
+from stages.core.files import open_atomic
+from stages.core.processes import only_process
 
 
 def run_fingerprint(params: object, inputs: list[Path]) -> str:
@@ -25,17 +28,13 @@ def run_fingerprint(params: object, inputs: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-class AlreadyRunningError(InputError):
-    """Another process runs the same stage with the same inputs."""
-
-
 class Checkpoint:
-    """The last state of one run: ``<root>/.ckpt/<stage>/<fingerprint>/last.pt``."""
+    """The last state of one run, ``<root>/.ckpt/<stage>/<fingerprint>/last.pt``, and the one before."""
 
     def __init__(self, stage: str, fingerprint: str) -> None:
         # DVC_ROOT is the main repository also in queued experiments, whose own folder is deleted afterwards.
         self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / fingerprint
-        self.file = self.folder / "last.pt"
+        self.file, self.previous = self.folder / "last.pt", self.folder / "previous.pt"
 
     @contextmanager
     def lock(self, fabric: Fabric) -> Iterator[Self]:
@@ -45,42 +44,50 @@ class Checkpoint:
             AlreadyRunningError: when another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.with_suffix(".lock"))
-        if fabric.is_global_zero:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise AlreadyRunningError(
-                    f"{self.folder}: expected to be the only process of this run, got another that is running"
-                ) from None
-        try:
+        with only_process(self.folder.with_suffix(".lock")) if fabric.is_global_zero else nullcontext():
             yield self
             fabric.barrier()
             if fabric.is_global_zero:
                 shutil.rmtree(self.folder)
-        finally:
-            lock.release()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the last state in one step; whatever goes wrong before that, the previous one is kept.
+        """Replace the last state in one step; whatever goes wrong before that, it is kept.
 
         Raises:
             OSError: disk full or no permission; the message names the file.
         """
-        temporary = self.file.with_suffix(".tmp")
-        try:
-            with temporary.open("wb") as stream:
-                torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, self.file)
-        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"{self.file}: expected to save the state, got: {error}; the previous one is kept") from error
+        content = io.BytesIO()  # torch would report a full disk as a failure of its own code
+        torch.save({"run": self.folder.name, "state": state}, content)
+        with open_atomic(self.file) as stream:
+            stream.write(content.getbuffer())
+            stream.flush()
+            if self.file.exists():
+                os.replace(self.file, self.previous)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state, or None when there is none."""
-        return torch.load(self.file, map_location="cpu", weights_only=True) if self.file.exists() else None
+        """The last state that is intact, or None when there is none. A damaged one is set aside, with a warning."""
+        for file in (self.file, self.previous):
+            if file.exists():
+                try:
+                    return self._read(file)
+                # Each kind of damage has an error of its own; all mean the same: resume from the state before, or from none.
+                except Exception as error:
+                    aside = file.with_name(f"{file.name}.damaged")
+                    os.replace(file, aside)
+                    reason = str(error).partition("\n")[0] or type(error).__name__
+                    print(
+                        f"warning: {file}: expected an intact state, got: {reason}; set aside as {aside.name}", file=sys.stderr
+                    )
+        return None
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        with zipfile.ZipFile(file) as archive:  # torch writes checksums, but doesn't compare them
+            if damaged := archive.testzip():
+                raise ValueError(f"a wrong checksum of {damaged}")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        if saved["run"] != self.folder.name:
+            raise ValueError(f"the state of run {saved['run']}")
+        return saved["state"]
 
 
 class StepCache:

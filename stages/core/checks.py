@@ -1,4 +1,4 @@
-"""The results of the diagnostics D1 to D27: verdict, value, threshold. Needs neither a model nor a table."""
+"""The results of the diagnostics D1 to D28: verdict, value, threshold. Needs neither a model nor a table."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -34,6 +34,7 @@ TITLES = {
     "D25": "Expected calibration error under attack",
     "D26": "Fraction of the most frequent prediction under attack",
     "D27": "Robust accuracy minus majority-class accuracy",
+    "D28": "Success rates: minimum perturbation vs. all attacks",
 }
 # Checks whose value is a fraction of images: a rate of up to 3 / n may show in none of n images (the rule of three, 95 %), so
 # that fewer than 3 / limit images can't PASS.
@@ -41,7 +42,7 @@ RATES = ("D5", "D8", "D9", "D10", "D12", "D13", "D14", "D16", "D22", "D23", "D24
 GROUPS = {  # title of a part of the report's table -> its checks
     "Model and implementation": ("D1", "D2", "D3", "D4", "D6", "D23", "D24"),
     "Gradient masking": ("D5", "D7", "D9", "D10", "D17", "D22"),
-    "Attack strength": ("D8", "D11", "D12", "D13", "D14", "D15", "D16", "D18", "D19"),
+    "Attack strength": ("D8", "D11", "D12", "D13", "D14", "D15", "D16", "D18", "D19", "D28"),
     "Training": ("D20", "D21"),
     "Model behavior": ("D25", "D26", "D27"),
 }

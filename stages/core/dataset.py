@@ -15,20 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.core.errors import InputError
+from stages.core.files import FileFormatError, read_csv
 
 if TYPE_CHECKING:  # 65 MiB that the workers of preprocess, which need the names below only, do without
     import pandas as pd
 
 IMAGES, MANIFEST = "images.npy", "manifest.csv"
 COLUMNS = ("path", "label", "group", "split", "sha256")  # every manifest has these; more may follow
+TEXT_COLUMNS = (*COLUMNS, "mode", "stain_guess", "crop")
 SPLITS = ("train", "val", "test")
 TRANSFORMATION_ZONE = re.compile(r"type[ _]?[123]", re.IGNORECASE)
 STAINS = ("acetic acid or none", "Lugol's iodine", "green filter")  # values of the column stain_guess
-
-
-class DatasetError(InputError):
-    """The processed dataset is missing, incomplete, or its files don't belong together; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +70,38 @@ def load_dataset(folder: Path | str) -> ImageDataset:
     """Open the processed dataset in a folder.
 
     Raises:
-        DatasetError: when a file is missing or doesn't fit the others.
+        FileFormatError: when a file is missing or doesn't fit the others.
     """
-    import pandas as pd
-
     folder = Path(folder)
-    for name in (MANIFEST, IMAGES):
-        if not (folder / name).is_file():
-            raise DatasetError(f"{folder / name}: expected a file written by preprocess, got none: run that stage first")
+    file = folder / IMAGES
+    manifest = read_csv(folder / MANIFEST, "preprocess", TEXT_COLUMNS)
+    _validate_manifest(manifest, folder / MANIFEST)
     try:
-        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileFormatError(f"{file}: expected a file written by preprocess, got none: run that stage first") from None
     except (ValueError, EOFError) as error:
-        raise DatasetError(f"{folder / IMAGES}: expected a NumPy array, got {error}") from None
-    # Class names such as "1" or "NA" are names, not numbers or missing values.
-    manifest = pd.read_csv(folder / MANIFEST, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False)
-    missing = [name for name in COLUMNS if name not in manifest]
-    if missing:
-        raise DatasetError(
-            f"{folder / MANIFEST}: expected the columns {', '.join(COLUMNS)}, got none named {', '.join(missing)}"
-        )
+        raise FileFormatError(f"{file}: expected a NumPy array, got {error}") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(manifest):
-        raise DatasetError(
-            f"{folder / IMAGES}: expected uint8 of shape ({len(manifest)}, H, W, 3), one image per row of {MANIFEST}, "
+        raise FileFormatError(
+            f"{file}: expected uint8 of shape ({len(manifest)}, H, W, 3), one image per row of {MANIFEST}, "
             f"got {images.dtype} of shape {images.shape}"
         )
-    unknown = sorted(set(manifest["split"]) - set(SPLITS))
-    if unknown:
-        raise DatasetError(f"{folder / MANIFEST}: expected the splits {', '.join(SPLITS)}, got {', '.join(map(repr, unknown))}")
     classes = tuple(sorted(set(manifest["label"]), key=natural_sort_key))
     labels = manifest["label"].map({name: index for index, name in enumerate(classes)}).to_numpy(np.int64)
     return ImageDataset(images, manifest, classes, labels)
+
+
+def _validate_manifest(manifest: "pd.DataFrame", file: Path) -> None:
+    """Raise FileFormatError unless each image has a path, label, group and split, and each split images of known groups."""
+    if missing := [name for name in COLUMNS if name not in manifest]:
+        raise FileFormatError(f"{file}: expected the columns {', '.join(COLUMNS)}, got none named {', '.join(missing)}")
+    for column in COLUMNS:
+        if (empty := manifest[column] == "").any():
+            raise FileFormatError(f"{file}: row {empty.to_numpy().argmax() + 1}: {column}: expected a value, got none")
+    if (double := manifest["path"].duplicated()).any():
+        raise FileFormatError(f"{file}: expected one row per path, got two of {manifest.loc[double, 'path'].iloc[0]}")
+    if (found := set(manifest["split"])) != set(SPLITS):
+        raise FileFormatError(f"{file}: split: expected images in {', '.join(SPLITS)}, got {', '.join(sorted(found))}")
+    if straddling := manifest.groupby("group")["split"].nunique().loc[lambda splits: splits > 1].index.tolist():
+        raise FileFormatError(f"{file}: expected each group in one split, got {straddling[0]} in several")

@@ -1,12 +1,62 @@
-"""Files between stages: how they are written, and their digests."""
+"""Files between stages: how they are written and read, and their digests."""
 
 import hashlib
+import io
 import json
+import os
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from stages.core.errors import InputError
 
 if TYPE_CHECKING:  # what logs to MLflow and the workers of preprocess do without it
     import pandas as pd
+
+
+class FileFormatError(InputError):
+    """A file isn't what the pipeline wrote: damaged, edited or of another kind; the message names it."""
+
+
+@contextmanager
+def naming_file(file: Path) -> Iterator[None]:
+    """Add the file's name to an OSError that has none: Python says "No space left on device", but not where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+@contextmanager
+def open_atomic(file: Path, suffix: str = ".part") -> Iterator[BinaryIO]:
+    """A stream to the file's name with this suffix, which replaces the file at the end; on an error the file stays as it was.
+
+    What a killed process leaves behind, the next one overwrites.
+
+    Raises:
+        OSError: no space, no permission; with the name of the file.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + suffix)
+    with naming_file(file):
+        try:
+            with part.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """The whole content or none of it; errors as `open_atomic`."""
+    with open_atomic(file) as stream:
+        stream.write(content)
 
 
 def md5(path: Path) -> str:
@@ -24,12 +74,57 @@ def round_floats(value: Any) -> Any:
 
 def write_json(file: Path, content: Any) -> None:
     """Sorted keys, indented; refuses NaN."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_bytes(file, f"{text}\n".encode())
+
+
+def read_json(file: Path, stage: str, schema: Any) -> Any:
+    """The content of a JSON file that a stage wrote, checked against a type that pydantic knows.
+
+    Raises:
+        FileFormatError: when it is missing or isn't that.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(schema).validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise FileFormatError(f"{file}: expected a file written by {stage}, got none: run that stage first") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileFormatError(f"{file}: expected JSON written by {stage}, got {where or 'the file'}: {first['msg']}") from None
 
 
 def write_csv(file: Path, table: "pd.DataFrame") -> None:
     """Numbers at 6 significant digits."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+    write_bytes(file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+
+
+def read_csv(file: Path, stage: str, text: Container[str]) -> "pd.DataFrame":
+    """The table that a stage wrote: columns in ``text`` are text (a class may be called ``1`` or ``NA``), all others numbers.
+
+    Raises:
+        FileFormatError: when it is missing, isn't UTF-8 or isn't such a table.
+    """
+    import numpy as np
+    import pandas as pd
+
+    try:
+        content = file.read_bytes().decode()
+        if "\0" in content:
+            raise ValueError("a NUL character")
+        # All as text first: a number that is none is then shown as it stands there.
+        table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):  # where pandas puts what has no column
+            raise ValueError("more fields than columns")
+        for column in table.columns:
+            if column not in text:
+                table[column] = pd.to_numeric(table[column])
+                if not np.isfinite(table[column].to_numpy(float)).all():
+                    raise ValueError(f"{column}: a number that is not finite")
+        return table
+    except FileNotFoundError:
+        raise FileFormatError(f"{file}: expected a file written by {stage}, got none: run that stage first") from None
+    except ValueError as error:  # pandas' own errors and UnicodeDecodeError among them
+        raise FileFormatError(f"{file}: expected a table written by {stage}, got an error: {error}") from None

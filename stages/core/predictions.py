@@ -8,17 +8,15 @@ and eps that was run.
 ``model.json``: what identifies the model. ``examples/examples.csv``: the examples that are shown, and their PNG files.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from typing_extensions import TypedDict  # pydantic demands this one before Python 3.12
 
 from stages.core.checks import CheckResult
-from stages.core.errors import InputError
-from stages.core.files import write_csv
+from stages.core.files import FileFormatError, read_csv, read_json, write_csv
 
 TRANSFER = "transfer"  # adversarial examples of the other model
 CLEAN = "none"  # in place of an attack
@@ -61,8 +59,28 @@ TABLES = {
 }
 
 
-class PredictionsError(InputError):
-    """A table of predictions is missing, incomplete or contradicts itself; the message names file and column."""
+class Ensemble(TypedDict):
+    """ensemble.json: what the ensemble of attacks consisted of, to be reported with its result."""
+
+    name: str
+    attacks: list[str]
+    iterations: int
+    queries: int  # of Square, for each image
+    target_classes: int
+    images: int  # that the ensemble had to attack
+    square_images: int  # that Square was run on,
+    square_remaining: int  # of so many that no other attack had found
+    seed: int  # of the noise
+    library: str
+
+
+class ModelDescription(TypedDict):
+    """model.json: what identifies the model."""
+
+    arch: str
+    image_size: int
+    parameters: int
+    sha256: str
 
 
 def probability_columns(classes: Sequence[str]) -> list[str]:
@@ -86,14 +104,14 @@ def probabilities(table: pd.DataFrame) -> np.ndarray:
 
 
 def validate_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
-    """The table itself, if it keeps the contract above; else PredictionsError naming ``source`` and the column."""
+    """The table itself, if it keeps the contract above; else FileFormatError naming ``source`` and the column."""
     classes = classes_of(table)
     if list(table.columns) != [*COLUMNS, *probability_columns(classes)] or len(classes) < 2:
-        raise PredictionsError(
+        raise FileFormatError(
             f"{source}: expected the columns {', '.join(COLUMNS)}, then two or more p_<class>, got {', '.join(table.columns)}"
         )
     if table.empty:
-        raise PredictionsError(f"{source}: expected at least one row, got none")
+        raise FileFormatError(f"{source}: expected at least one row, got none")
     _validate_values(table, classes, source)
     _validate_images(table, source)
     return table
@@ -103,34 +121,34 @@ def _validate_values(table: pd.DataFrame, classes: Sequence[str], source: str) -
     """Finite numbers, known classes, probabilities that add up to 1, eps that fits the attack."""
     for column in table.columns:
         if column not in STRING_COLUMNS and not np.isfinite(table[column].to_numpy(float)).all():
-            raise PredictionsError(f"{source}: {column}: expected finite numbers, got an infinite or missing one")
+            raise FileFormatError(f"{source}: {column}: expected finite numbers, got an infinite or missing one")
     for column in ("label", "prediction"):
         unknown = sorted(set(table[column]) - set(classes))
         if unknown:
-            raise PredictionsError(f"{source}: {column}: expected one of {', '.join(classes)}, got {unknown[0]!r}")
+            raise FileFormatError(f"{source}: {column}: expected one of {', '.join(classes)}, got {unknown[0]!r}")
     total = probabilities(table).sum(axis=1)
     if (np.abs(total - 1) > 1e-3).any() or (probabilities(table) < 0).any():
-        raise PredictionsError(f"{source}: p_<class>: expected probabilities that add up to 1, got a sum of {total.min():g}")
+        raise FileFormatError(f"{source}: p_<class>: expected probabilities that add up to 1, got a sum of {total.min():g}")
     clean = table["attack"] == CLEAN
     if (table.loc[clean, "eps"] != 0).any() or (table.loc[~clean, "eps"] <= 0).any():
-        raise PredictionsError(f"{source}: eps: expected 0 for attack {CLEAN} and more than 0 for the others, got otherwise")
+        raise FileFormatError(f"{source}: eps: expected 0 for attack {CLEAN} and more than 0 for the others, got otherwise")
 
 
 def _validate_images(table: pd.DataFrame, source: str) -> None:
     """One row per image, attack and eps, none missing; one label and group per image."""
     double = table.duplicated(["path", "attack", "eps"])
     if double.any():
-        raise PredictionsError(
+        raise FileFormatError(
             f"{source}: expected one row per path, attack and eps, got two of {table.loc[double, 'path'].iloc[0]}"
         )
     if not (table["attack"] == CLEAN).any():
-        raise PredictionsError(f"{source}: attack: expected the rows of attack {CLEAN}, got none")
+        raise FileFormatError(f"{source}: attack: expected the rows of attack {CLEAN}, got none")
     images = table["path"].nunique()
     for (attack, eps), paths in table.groupby(["attack", "eps"])["path"]:
         if len(paths) != images:
-            raise PredictionsError(f"{source}: {attack} at eps {eps:g}: expected all {images} images, got {len(paths)}")
+            raise FileFormatError(f"{source}: {attack} at eps {eps:g}: expected all {images} images, got {len(paths)}")
     if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):
-        raise PredictionsError(f"{source}: expected one label and one group per path, got several")
+        raise FileFormatError(f"{source}: expected one label and one group per path, got several")
 
 
 def write_predictions(table: pd.DataFrame, folder: Path | str) -> Path:
@@ -141,7 +159,7 @@ def write_predictions(table: pd.DataFrame, folder: Path | str) -> Path:
 def read_predictions(folder: Path | str) -> pd.DataFrame:
     """The checked table in ``<folder>/predictions.csv``. Text columns stay text: a class may be called ``1`` or ``NA``."""
     file = Path(folder) / "predictions.csv"
-    return validate_predictions(_read(file, STRING_COLUMNS), str(file))
+    return validate_predictions(read_csv(file, "attack_eval", STRING_COLUMNS), str(file))
 
 
 def write_transfer(table: pd.DataFrame, folder: Path | str) -> Path:
@@ -154,7 +172,7 @@ def read_transfer(folder: Path | str, target: str) -> pd.DataFrame:
     file = Path(folder) / "transfer.csv"
     if not file.exists():
         return pd.DataFrame()
-    table = _read(file, (*STRING_COLUMNS, "target"))
+    table = read_csv(file, "attack_eval", (*STRING_COLUMNS, "target"))
     return table[table["target"] == target].drop(columns="target")
 
 
@@ -167,28 +185,28 @@ def read_table(name: str, folder: Path | str) -> pd.DataFrame:
     """The table in ``<folder>/<name>.csv``, one of TABLES."""
     file = Path(folder) / f"{name}.csv"
     text = [column for column in TABLES[name] if column in ("path", "label", "corruption", "prediction")]
-    return _check_table(name, _read(file, text), str(file))
+    return _check_table(name, read_csv(file, "attack_eval", text), str(file))
 
 
 def _check_table(name: str, table: pd.DataFrame, source: str) -> pd.DataFrame:
     if tuple(table.columns) != TABLES[name]:
-        raise PredictionsError(f"{source}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}")
+        raise FileFormatError(f"{source}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}")
     return table
 
 
 def read_checks(folder: Path | str) -> list[CheckResult]:
     """The results of the sanity checks in ``<folder>/diagnostics.json``."""
-    return [CheckResult(**result) for result in read_json(Path(folder) / "diagnostics.json")]
+    return read_json(Path(folder) / "diagnostics.json", "attack_eval", list[CheckResult])
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file written by attack_eval."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PredictionsError(f"{file}: expected a file written by attack_eval, got none") from None
-    except ValueError as error:
-        raise PredictionsError(f"{file}: expected JSON written by attack_eval, got an error: {error}") from None
+def read_ensemble(folder: Path | str) -> Ensemble:
+    """The content of ``<folder>/ensemble.json``."""
+    return read_json(Path(folder) / "ensemble.json", "attack_eval", Ensemble)
+
+
+def read_model_description(folder: Path | str) -> ModelDescription:
+    """The content of ``<folder>/model.json``."""
+    return read_json(Path(folder) / "model.json", "attack_eval", ModelDescription)
 
 
 def write_examples(table: pd.DataFrame, folder: Path | str) -> Path:
@@ -200,24 +218,15 @@ def read_examples(folder: Path | str) -> pd.DataFrame:
     """The table in ``<folder>/examples.csv``; may have no rows (where the model classifies no image correctly)."""
     file = Path(folder) / "examples.csv"
     text = [c for c in EXAMPLE_COLUMNS if c != "eps" and not c.endswith("confidence")]
-    return _check_examples(_read(file, text), str(file))
+    return _check_examples(read_csv(file, "attack_eval", text), str(file))
 
 
 def _check_examples(table: pd.DataFrame, source: str) -> pd.DataFrame:
     if list(table.columns) != list(EXAMPLE_COLUMNS):
-        raise PredictionsError(f"{source}: expected the columns {', '.join(EXAMPLE_COLUMNS)}, got {', '.join(table.columns)}")
+        raise FileFormatError(f"{source}: expected the columns {', '.join(EXAMPLE_COLUMNS)}, got {', '.join(table.columns)}")
     return table
 
 
 def _write(table: pd.DataFrame, file: Path) -> Path:
     write_csv(file, table)
     return file
-
-
-def _read(file: Path, text: Sequence[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(file, dtype=dict.fromkeys(text, str), keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise PredictionsError(f"{file}: expected a table written by attack_eval, got no file") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
-        raise PredictionsError(f"{file}: expected a table written by attack_eval, got an error: {error}") from None

@@ -1,12 +1,67 @@
-"""How a process ends: with the one that started it."""
+"""How a command runs: as the only one, with the process that started it, and to a clear end.
+
+An error ends in one line and an exit status other than 0, so that DVC never records a failure as a result.
+"""
 
 import ctypes
+import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from stages.core.errors import InputError
+
+INTERRUPTED = 128 + signal.SIGINT  # exit status, as of a shell
 
 
-def exit_with_parent() -> None:
-    """On Linux, end this process when the one that started it ends: a killed ``dvc`` leaves no training behind."""
-    if sys.platform == "linux":
+class AlreadyRunningError(InputError):
+    """Another process runs the same stage with the same inputs."""
+
+
+@contextmanager
+def only_process(lock_file: Path) -> Iterator[None]:
+    """Keep every other process off the same work; the lock ends with the process, however that ends.
+
+    Raises:
+        AlreadyRunningError: when another process holds the lock.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AlreadyRunningError(
+            f"{lock_file}: expected to be the only process of this run, got another that holds it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_cli(main: Callable[..., object], **arguments: Any) -> None:
+    """Run a command: the user's errors and Ctrl-C in one line, a bug with its traceback."""
+    _exit_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see stages/__init__.py
+    try:
+        main(**arguments)
+    except (InputError, OSError, FloatingPointError) as error:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, which all are interrupted, one says so
+            print("interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _exit_with_parent() -> None:
+    """On Linux, end a stage that DVC started when DVC ends: a killed ``dvc`` leaves no training behind."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:  # what a shell started may outlive it, as nohup promises
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)

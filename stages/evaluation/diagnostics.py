@@ -34,6 +34,7 @@ def run_table_checks(
     training: pd.DataFrame | None,
     majority_rate: float,
     ensemble: Mapping[str, Any],
+    min_eps_curve: pd.DataFrame,
 ) -> list[CheckResult]:
     """The checks of one model that its predictions and its training curve suffice for.
 
@@ -44,6 +45,7 @@ def run_table_checks(
         training: its training curve.
         majority_rate: accuracy of the majority-class baseline.
         ensemble: its ensemble.json.
+        min_eps_curve: its rows in plots/minimum_eps.csv.
     """
     outcomes = {attack: correct_under(table, attack, eps) for attack in attacks_at(table, eps)}
     return [
@@ -56,6 +58,7 @@ def run_table_checks(
         _attack_diversity(outcomes, int(table["path"].nunique())),
         *_training_checks(model, training),
         *_prediction_checks(model, table, eps, majority_rate),
+        _minimum_eps_agreement(table, min_eps_curve),
     ]
 
 
@@ -152,6 +155,18 @@ def _prediction_checks(model: str, table: pd.DataFrame, eps: float, majority_rat
         grade("D26", most_frequent, len(worst), warn=0.9),
         CheckResult("D27", verdict, float(above), "<= 0 FAIL", len(worst)),
     ]
+
+
+def _minimum_eps_agreement(table: pd.DataFrame, curve: pd.DataFrame) -> CheckResult:
+    """D28: success rates by minimum perturbation, on some images, and by all attacks on all: largest difference over eps."""
+    initially = is_correct(select_predictions(table))
+    if not len(curve) or not initially.any():
+        return grade("D28", math.nan, 0, warn=0.1)
+    differences = []
+    for eps in eps_values(table):
+        within = curve.loc[curve["eps"] <= eps, "changed"].max()
+        differences.append(abs(within - (~is_correct(worst_case_predictions(table, eps)))[initially].mean()))
+    return grade("D28", max(differences), int(curve["count"].max()), warn=0.1)
 
 
 def failed_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
-from stages.core.predictions import PredictionsError, classes_of, probabilities
+from stages.core.errors import InputError
+from stages.core.predictions import classes_of, probabilities
 from stages.evaluation.intervals import ConfidenceIntervals, Interval, mcnemar
 from stages.evaluation.selection import (
     attacks_at,
@@ -81,12 +82,19 @@ def initially_correct(minimum_eps: pd.DataFrame) -> pd.DataFrame:
     return minimum_eps[(minimum_eps["eps"] > 0) | (minimum_eps["found"] == 0)]
 
 
-def min_eps_metrics(minimum_eps: pd.DataFrame) -> dict[str, Any]:
-    """Median minimum eps of the correctly classified images (the lower middle one), left out where none was found for it."""
-    rows = initially_correct(minimum_eps).sort_values(["eps", "found"])
-    result: dict[str, Any] = {"min_eps_images": len(rows)}
-    if len(rows) and rows["found"].iloc[(len(rows) - 1) // 2]:
-        result["median_min_eps"] = float(rows["eps"].iloc[(len(rows) - 1) // 2])
+def min_eps_metrics(curve: pd.DataFrame) -> dict[str, Any]:
+    """Median minimum eps of the correctly classified images, and where the band around the curve crosses one half.
+
+    That interval of a median is Woodruff's (1952). Left out is what lies beyond the largest eps tried.
+
+    Args:
+        curve: rows of one model in plots/minimum_eps.csv.
+    """
+    crossing = {name: curve.loc[curve[name] >= 0.5, "eps"].min() for name in ("changed", "high", "low")}  # NaN: never
+    result: dict[str, Any] = {"min_eps_images": int(curve["count"].max()) if len(curve) else 0}
+    if np.isfinite(crossing["changed"]):
+        interval = (crossing["high"], crossing["low"]) if np.isfinite(crossing["low"]) else None
+        result |= with_interval("median_min_eps", crossing["changed"], interval)
     return result
 
 
@@ -100,12 +108,12 @@ def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, 
     """All metrics of one model.
 
     Raises:
-        PredictionsError: when no attack was run at ``context.eps``.
+        InputError: when no attack was run at ``context.eps``.
     """
     attacks = attacks_at(table, context.eps)
     if not attacks:
         found = ", ".join(f"{eps:g}" for eps in eps_values(table)) or "none"
-        raise PredictionsError(f"attack.eps: expected predictions under attack at {context.eps:g}, got eps {found}")
+        raise InputError(f"attack.eps: expected predictions under attack at {context.eps:g}, got eps {found}")
     clean, worst = select_predictions(table), worst_case_predictions(table, context.eps)
     result = _clean_metrics(clean, context) | _worst_case_metrics(clean, worst, context)
     outcomes = {attack: correct_under(table, attack, context.eps) for attack in attacks}
@@ -158,11 +166,11 @@ def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: Evaluatio
     has several.
 
     Raises:
-        PredictionsError: when the two tables are about different images.
+        InputError: when the two tables are about different images.
     """
     columns = ["path", "label", "group"]
     if not select_predictions(clean)[columns].equals(select_predictions(adv)[columns]):
-        raise PredictionsError("adv: expected predictions for the same images, labels and groups as clean, got others")
+        raise InputError("adv: expected predictions for the same images, labels and groups as clean, got others")
     result: dict[str, float] = {}
     for name, eps in (("clean_accuracy", 0.0), ("robust_accuracy_worst", context.eps)):
         before, after = is_correct(worst_case_predictions(clean, eps)), is_correct(worst_case_predictions(adv, eps))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dvc_render.html import PAGE_HTML
 
-from stages.core.errors import InputError, run_cli
+from stages.core.errors import InputError
+from stages.core.processes import run_cli
 
 TEMPLATE = Path(".dvc/tmp/plots_page.html")  # neither in git nor in DVC
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from stages.core.errors import InputError, run_cli
+from stages.core.errors import InputError
 from stages.core.files import write_csv
+from stages.core.processes import run_cli
 from stages.evaluation.formatting import MODEL_LABELS, metric
 from stages.evaluation.summary import MAIN_METRICS
 

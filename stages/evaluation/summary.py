@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from stages.core.checks import PASS
+from stages.core.dataset import is_transformation_zone
 from stages.core.paths import MODELS
 from stages.core.predictions import LEAN_ENSEMBLE
 from stages.evaluation.formatting import (
@@ -21,7 +22,8 @@ from stages.evaluation.formatting import (
 from stages.evaluation.selection import WORST
 
 MIN_IMAGES_PER_CLASS = 10  # in the test split, below which a class's metrics are called unreliable
-MIN_IMAGES = 100
+MIN_IMAGES = 100  # in the test split, and
+MIN_GROUPS = 50  # patients, on whom the intervals rest
 COLLAPSE = 0.9  # fraction of one class among the predictions under attack
 # (key, label, unit): the rows of the main table; a paired difference exists for some
 MAIN_METRICS = (
@@ -131,10 +133,10 @@ def caveats(
         sentences += _model_caveats(metrics, model, tables["confusion"], len(counts))
         accuracy = metrics[model]["clean_accuracy"]
         limit = params["evaluate.suspicious_accuracy"]
-        if accuracy > limit and not data.get("synthetic", False):
+        if accuracy > limit and not data.get("synthetic", False) and is_transformation_zone(counts.index):
             sentences.append(
-                f"{MODEL_LABELS[model]}: a clean accuracy of {percent(accuracy)} is implausibly high for real images of this "
-                f"kind (above {percent(limit)}). Check for data leakage first: images of one patient in both training and "
+                f"{MODEL_LABELS[model]}: a clean accuracy of {percent(accuracy)} is implausibly high for real colposcopy "
+                f"images (above {percent(limit)}). Check for data leakage first: images of one patient in both training and "
                 f"test, shortcut features, or wrong labels."
             )
     test = counts["test"]
@@ -144,6 +146,11 @@ def caveats(
         sentences.append(f"Fewer than {MIN_IMAGES_PER_CLASS} test images of {listed(few)}: unreliable estimates.")
     if metrics["n"] < MIN_IMAGES:
         sentences.append(f"Only {metrics['n']} test images: interpret the intervals, not the point estimates.")
+    elif metrics["groups"] < MIN_GROUPS:
+        sentences.append(
+            f"Only {metrics['groups']} {cluster_name(data)} in the test split: interpret the intervals, not the point "
+            "estimates."
+        )
     if metrics["groups"] == metrics["n"] or data.get("groups", {}).get("images_with_known_patient") == 0:
         sentences.append(
             "It is unknown which images show the same patient: the intervals are too narrow, and the results too good, as far "
@@ -207,7 +214,9 @@ def min_eps_sentences(metrics: Mapping[str, Any], norm: str) -> list[str]:
         values, label = metrics[model], MODEL_LABELS[model]
         n = values["min_eps_images"]
         if "median_min_eps" in values:
-            sentences.append(f"{label}: median {format_eps(values['median_min_eps'], norm)} (n = {n}).")
+            ends = [format_eps(values[key], norm) for key in ("median_min_eps_low", "median_min_eps_high") if key in values]
+            interval = f" [{', '.join(ends)}]" if ends else ""
+            sentences.append(f"{label}: median {format_eps(values['median_min_eps'], norm)}{interval} (n = {n}).")
         elif n:
             sentences.append(f"{label}: no eps that was tried suffices for half of the images (n = {n}).")
         else:

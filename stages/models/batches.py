@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.dataset import DatasetError, ImageDataset
+from stages.core.dataset import ImageDataset
+from stages.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class DatasetSplit:
 
     @classmethod
     def from_dataset(cls, dataset: ImageDataset, name: str) -> Self:
-        """The split train, val or test. Raises DatasetError when it is empty."""
+        """The split train, val or test. Raises InputError when it is empty."""
         rows = dataset.split_rows(name)
         if not len(rows):
             remedy = "lower data.val_fraction and data.test_fraction" if name == "train" else f"raise data.{name}_fraction"
-            raise DatasetError(f"expected images in the split {name!r}, got none: {remedy} or add images")
+            raise InputError(f"expected images in the split {name!r}, got none: {remedy} or add images")
         return cls(dataset.images, dataset.labels, rows)
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import safetensors
 import safetensors.torch
 import torch
 import torchvision
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from typing_extensions import TypedDict
 
 from stages.core.errors import InputError
+from stages.core.files import write_bytes
 from stages.models.batchnorm import revert_sync_batchnorm
 
 # Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
@@ -23,6 +26,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class ModelError(InputError):
     """An architecture, a weights file or a saved model is not what was expected."""
+
+
+class _Config(TypedDict):
+    """What rebuilds a model, in addition to its weights."""
+
+    arch: str
+    classes: tuple[str, ...]
+    image_size: int
 
 
 class Classifier(nn.Module):
@@ -132,11 +143,8 @@ def save(path: Path, model: Classifier) -> None:
     """Write weights and what rebuilds the model as one safetensors file; the same model gives the same bytes."""
     config = {"arch": model.arch, "classes": model.classes, "image_size": model.image_size}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     # One metadata key only: safetensors writes several in no fixed order.
-    temporary.write_bytes(safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)}))
-    os.replace(temporary, path)
+    write_bytes(path, safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)}))
 
 
 def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | None = None) -> Classifier:
@@ -147,19 +155,28 @@ def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | N
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config: dict[str, Any] = json.loads((file.metadata() or {})["config"])
+            config = TypeAdapter(_Config).validate_json((file.metadata() or {})["config"])
         tensors = safetensors.torch.load_file(path)
-        model = Classifier(config["arch"], tuple(config["classes"]), config["image_size"])
+        model = Classifier(config["arch"], config["classes"], config["image_size"])
+        check_weights(tensors)
         model.load_state_dict(tensors)
-    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: expected a model that this pipeline saved, got: {error}") from error
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise ModelError(f"{path}: expected finite weights, got NaN or infinity in {', '.join(broken[:3])}")
     if classes is not None and model.classes != tuple(classes):
         raise ModelError(f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}")
     if image_size is not None and model.image_size != image_size:
         raise ModelError(f"{path}: expected a model for {image_size} pixels, got {model.image_size}")
     return model.eval()
+
+
+def check_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError unless all are real numbers in memory, and finite; counters may be whole numbers."""
+    for name, tensor in tensors.items():
+        whole = name.endswith("num_batches_tracked")
+        if tensor.is_meta or tensor.layout != torch.strided or not (tensor.is_floating_point() or whole):
+            raise ModelError(f"expected floating-point numbers for {name}, got {tensor.dtype} on {tensor.device}")
+        if not tensor.isfinite().all():
+            raise ModelError(f"expected finite numbers for {name}, got NaN or infinity")
 
 
 def describe(path: Path) -> dict[str, Any]:

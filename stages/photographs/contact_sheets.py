@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from stages.core.files import open_atomic
 from stages.photographs.crops import CropBox
 from stages.photographs.decoding import ImageDecodeError, decode_and_orient
 from stages.photographs.groups import NEAR, DuplicatePair
@@ -92,8 +93,8 @@ def save_sheet(tiles: Sequence[Tile], file: Path, title: str, synthetic: bool, *
             draw.text((x + 2, y + TILE + 11 * line), _shorten(text, font), "black", font)
         if pairs and number % 2 == 0 and x:
             draw.line((x, y, x, y + TILE + CAPTION - 4), "black", 1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(PALETTE_SIZE, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    with open_atomic(file) as stream:
+        sheet.quantize(PALETTE_SIZE, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
 
 
 def _shorten(text: str, font: Font) -> str:

@@ -1,7 +1,7 @@
 """Writing the processed dataset that `core/dataset.py` reads: pixels first, the manifest last, each whole or not at all."""
 
 import csv
-import os
+import io
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stages.core.dataset import COLUMNS, IMAGES, MANIFEST
+from stages.core.files import naming_file, open_atomic, write_bytes
 from stages.photographs.reading import DecodedImages
 
 REJECTED = "rejected.csv"
@@ -24,7 +25,7 @@ def open_pixel_spool(folder: Path) -> Iterator[BinaryIO]:
     for name in (MANIFEST, IMAGES):
         (folder / name).unlink(missing_ok=True)
     try:
-        with (folder / SPOOL).open("w+b") as spool:
+        with naming_file(folder / SPOOL), (folder / SPOOL).open("w+b") as spool:
             yield spool
     finally:
         (folder / SPOOL).unlink(missing_ok=True)
@@ -55,17 +56,13 @@ def write_dataset(
         splits: row -> split, for the rows to write.
         conflicts: rows whose duplicates have another label.
     """
-    part = folder / f"{IMAGES}.part"
     image_bytes = size * size * 3
-    with part.open("wb") as stream:
+    with open_atomic(folder / IMAGES) as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
         np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(splits), size, size, 3)})
         for row in splits:  # streamed: as a memory map, a large dataset would fill the memory before it reaches the disk
             spool.seek(row * image_bytes)
             stream.write(spool.read(image_bytes))
-        stream.flush()
-        os.fsync(stream.fileno())  # before the manifest vouches for it
-    part.replace(folder / IMAGES)
     rows = []
     for row, split in splits.items():
         record, image = decoded.records[row], decoded.metadata[row]
@@ -77,11 +74,8 @@ def write_dataset(
 
 
 def _write_csv(file: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(file, text.getvalue().encode())

@@ -1,5 +1,6 @@
 """Decoded images on disk, by the hash of their file: after adding ten images only those ten are decoded."""
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -14,6 +15,7 @@ import numpy as np
 import PIL
 import scipy
 
+from stages.core.files import open_atomic
 from stages.photographs import crops, decoding, file_limits, stains
 from stages.photographs.crops import CropBox
 from stages.photographs.decoding import DecodedImage
@@ -50,35 +52,35 @@ def load_entry(entry: Path, size: int) -> DecodedImage | None:
             metadata = json.loads(str(stored["metadata"]))
             crop_box = CropBox(**metadata.pop("crop_box"))
             image = DecodedImage(stored["pixels"], stored["thumbnail"], crop_box=crop_box, **metadata)
-        os.utime(entry)  # used now: the last to be evicted
-    except FileNotFoundError:
-        return None
+        with contextlib.suppress(OSError):  # a cache that may only be read is one, too
+            os.utime(entry)  # used now: the last to be evicted
     except (ValueError, KeyError, EOFError, TypeError, OSError, zipfile.BadZipFile):
         return None
     return image if image.pixels.shape == (size, size, 3) else None
 
 
 def save_entry(entry: Path, image: DecodedImage) -> None:
-    """Write an entry, whole or not at all."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    part = entry.with_name(f"{entry.name}.{os.getpid()}")
+    """Write an entry, whole or not at all. Raises OSError with the name of the file."""
     metadata = asdict(dataclasses.replace(image, pixels=NO_PIXELS, thumbnail=NO_PIXELS))
     del metadata["pixels"], metadata["thumbnail"]
-    with part.open("wb") as stream:
-        np.savez(stream, pixels=image.pixels, thumbnail=image.thumbnail, metadata=json.dumps(metadata))
-    part.replace(entry)
+    content = io.BytesIO()
+    np.savez(content, pixels=image.pixels, thumbnail=image.thumbnail, metadata=json.dumps(metadata))
+    with open_atomic(entry, f".{os.getpid()}.part") as stream:  # another worker may write the same
+        stream.write(content.getbuffer())
 
 
 def evict_lru(cache: Path, limit: int) -> None:
     """Delete the least recently used entries until the cache holds at most `limit` bytes."""
     entries = []
     for entry in cache.rglob("*"):
-        if entry.is_file():
-            status = entry.stat()
-            entries.append((status.st_mtime, status.st_size, entry))
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process
+            if entry.is_file():
+                status = entry.stat()
+                entries.append((status.st_mtime, status.st_size, entry))
     entries.sort(reverse=True)
     total = 0
     for _, size, entry in entries:
         total += size
         if total > limit:
-            entry.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                entry.unlink()

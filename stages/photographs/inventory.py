@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.dataset import SPLITS, natural_sort_key
+from stages.core.dataset import SPLITS, is_transformation_zone, natural_sort_key
 from stages.core.errors import InputError
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
 from stages.photographs.listing import ImageIndex, ImageRecord
@@ -110,7 +110,7 @@ def summarize(
         "cropped": sum(not decoded.metadata[row].crop_box.is_whole for row in rows),
         "crops": dict(Counter(decoded.metadata[row].crop_box.kind for row in rows)),
         "modes": dict(Counter(decoded.metadata[row].mode for row in rows)),
-        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows)),
+        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows)) if is_transformation_zone(classes) else {},
         "shorter_side": {
             "smallest": int(sizes.min()),
             "median": float(np.median(sizes.min(1))),

@@ -88,6 +88,8 @@ def _table_in(source: Path, data: DataParams, key: str) -> Path | None:
         return None
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise SourceError(f"data.{key}: expected a CSV file in the source folder {source}, got {name}")
+    if not (source / name).exists():
+        raise SourceError(f"data.{key}: expected a CSV file in the source folder {source}, or none; got no file {name} there")
     return source / name
 
 

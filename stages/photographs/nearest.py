@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
+from stages.core.files import naming_file
 from stages.photographs.parallel import ParallelMap
 
 ROWS = 512  # vectors at a time that are compared with others: at most
 BLOCK_BYTES = 2**26  # of similarities that a process holds at a time
+VECTORS = "vectors.part"  # the file's name
 COLUMNS = 4096  # vectors at a time that are computed, or only searched for a maximum
 
 
@@ -37,10 +38,9 @@ def unit_vectors(
         feature: (B, ...) -> (B, ...) of numbers.
         scratch: folder of the file, which all processes see.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="vectors-", dir=scratch) as name:
-        file = Path(name) / "vectors.npy"
-        with file.open("wb") as stream:
+    file = scratch / VECTORS
+    try:
+        with naming_file(file), file.open("wb") as stream:
             for start in range(0, len(rows), COLUMNS):
                 part = feature(images[rows[start : start + COLUMNS]])
                 part = part.reshape(len(part), -1).astype(np.float32)  # (B, D)
@@ -51,6 +51,8 @@ def unit_vectors(
                     np.lib.format.write_array_header_1_0(stream, header)
                 stream.write(part.tobytes())
         yield file
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _blocks(rows: np.ndarray, columns: int) -> list[np.ndarray]:

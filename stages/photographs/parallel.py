@@ -3,16 +3,19 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from stages.core.errors import InputError
 from stages.photographs.cluster import cluster_executor
 
 CHUNK = 8  # items that a worker takes at once
@@ -32,7 +35,29 @@ def parallel_map(workers: int, cluster: str = "none") -> Iterator[ParallelMap]:
         yield map
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker) as pool:
-        yield partial(_ordered, pool, workers)
+        with _ignoring_sigint():  # as the workers then do, too: Ctrl-C is for the main process
+            for _ in range(workers):  # each starts one, for none is idle yet
+                pool.submit(os.getpid)
+        try:
+            yield partial(_ordered, pool, workers)
+        except BrokenProcessPool:
+            raise InputError(
+                "runtime.workers: expected every worker to finish, got one that was killed, probably for want of memory: "
+                f"set fewer than {workers}"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _ignoring_sigint() -> Iterator[None]:
+    """Processes that are started inside never get SIGINT, not even while they import."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ordered(executor: Executor, workers: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

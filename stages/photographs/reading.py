@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,11 @@ def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, ma
     results = map_(partial(decode_file, config=config, cache=folder), [record.file.absolute() for record in records])
     # On a terminal only: a bar in a log is noise.
     progress = {"desc": "images", "total": len(records), "unit": "img", "disable": None, "smoothing": 0.05}
-    for record, (digest, result) in tqdm(zip(records, results, strict=True), **progress):
+    warned = False
+    for record, (digest, result, cache_error) in tqdm(zip(records, results, strict=True), **progress):
+        if cache_error and not warned:
+            print(f"warning: {cache_error}: goes on without the cache of decoded images", file=sys.stderr)
+            warned = True
         if isinstance(result, str):
             rejected[record.path] = result
             continue
@@ -72,14 +77,15 @@ def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, ma
     return DecodedImages(decoded, rejected, hashes, metadata, thumbnails[: len(decoded)])
 
 
-def decode_file(file: Path, config: DecodeConfig, cache: Path) -> tuple[str, DecodedImage | str]:
-    """(sha256 of the content, the image or the reason why it is none)."""
+def decode_file(file: Path, config: DecodeConfig, cache: Path) -> tuple[str, DecodedImage | str, str]:
+    """(sha256 of the content, the image or the reason why it is none, why the cache could not take it or "")."""
     try:
-        if file.stat().st_size > MAX_BYTES:
-            return "", f"too large: more than {MAX_BYTES // 2**20} MiB"
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)  # not by its size, for it may grow meanwhile
     except OSError as error:
-        return "", f"unreadable: {error.strerror}"
+        return "", f"unreadable: {error.strerror}", ""
+    if len(content) > MAX_BYTES:
+        return "", f"too large: more than {MAX_BYTES // 2**20} MiB", ""
     digest = hashlib.sha256(content).hexdigest()
     entry = entry_path(cache, digest)
     image = load_entry(entry, config.size)
@@ -87,6 +93,9 @@ def decode_file(file: Path, config: DecodeConfig, cache: Path) -> tuple[str, Dec
         try:
             image = decode_image(content, config.size, config.crop, config.usable_part)
         except ImageDecodeError as error:
-            return digest, str(error)
-        save_entry(entry, image)
-    return digest, image
+            return digest, str(error), ""
+        try:
+            save_entry(entry, image)
+        except OSError as error:  # full or read-only; the cache saves time, nothing else
+            return digest, image, f"{error.filename}: {error.strerror}"
+    return digest, image, ""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.core.checkpoints import Checkpoint
+from stages.core.files import write_csv
 from stages.core.params import TrainingParams
 from stages.models.batches import DatasetSplit, class_weights, epoch_positions
 from stages.models.classifier import Classifier, fuse_batchnorm
@@ -289,5 +290,4 @@ def write_history(file: Path, result: TrainingResult) -> None:
     """One row per epoch; ``chosen`` is 1 in the row of the selected weights."""
     table = pd.DataFrame(result.history)
     table["chosen"] = (table["epoch"] == result.epoch).astype(int)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    write_csv(file, table)

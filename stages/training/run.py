@@ -9,7 +9,6 @@ from stages.core.dataset import IMAGES, MANIFEST
 from stages.core.devices import make_fabric
 from stages.core.params import StageParams, TrainingParams
 from stages.core.paths import PROCESSED, history_path, weights_path
-from stages.core.processes import exit_with_parent
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier
@@ -51,7 +50,6 @@ def run_training(
         AlreadyRunningError: when another process runs the same training.
     """
     stage = f"train_{name}"
-    exit_with_parent()
     fabric = make_fabric(p.runtime)
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, *initial_weights]
     fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)

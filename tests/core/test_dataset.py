@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.core.dataset import IMAGES, MANIFEST, DatasetError, load_dataset, natural_sort_key
+from stages.core.dataset import IMAGES, MANIFEST, load_dataset, natural_sort_key
+from stages.core.files import FileFormatError
 
 ROWS = "path,label,group,split,sha256\na.jpg,Type_10,g,train,0\nb.jpg,Type_2,h,val,1\nc.jpg,Type_2,i,test,2\n"
 
@@ -43,25 +44,33 @@ def test_natural_sort_order():
 @pytest.mark.parametrize("name", [IMAGES, MANIFEST])
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(DatasetError, match=f"{name}: expected a file written by preprocess, got none"):
+    with pytest.raises(FileFormatError, match=f"{name}: expected a file written by preprocess, got none"):
         load_dataset(folder)
 
 
 def test_truncated_images_are_refused(folder):
     (folder / IMAGES).write_bytes((folder / IMAGES).read_bytes()[:-1])
-    with pytest.raises(DatasetError, match=r"images\.npy: expected a NumPy array, got"):
+    with pytest.raises(FileFormatError, match=r"images\.npy: expected a NumPy array, got"):
         load_dataset(folder)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:-24], r"expected uint8 of shape \(2, H, W, 3\)"),
-        (ROWS.replace("val", "dev"), "expected the splits train, val, test, got 'dev'"),
+        (ROWS + "d.jpg,Type_2,j,test,3\n", r"expected uint8 of shape \(4, H, W, 3\)"),
+        (ROWS.replace("val", "dev"), "split: expected images in train, val, test, got dev, test, train"),
+        (ROWS.replace("test", "val"), "split: expected images in train, val, test, got train, val"),
+        (ROWS.replace("Type_10", ""), "row 1: label: expected a value, got none"),
+        (ROWS.replace("Type_10", "\0"), "a NUL character"),
+        (ROWS.replace("b.jpg", "a.jpg"), r"expected one row per path, got two of a\.jpg"),
+        (ROWS.replace(",h,", ",g,"), "expected each group in one split, got g in several"),
+        (ROWS.replace(",val,1", ",val,1,2"), "Expected 5 fields in line 3, saw 6"),
+        ("", "No columns"),
         (ROWS.replace("group", "patient"), "got none named group"),
     ],
 )
 def test_manifest_that_does_not_fit_is_refused(folder, rows, message):
     (folder / MANIFEST).write_text(rows, encoding="utf-8")
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(FileFormatError, match=message) as caught:
         load_dataset(folder)
+    assert str(folder) in str(caught.value)

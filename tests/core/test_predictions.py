@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.core.files import FileFormatError
 from stages.core.predictions import (
     COLUMNS,
     EXAMPLE_COLUMNS,
-    PredictionsError,
     classes_of,
     probabilities,
     read_examples,
@@ -58,15 +58,15 @@ def test_predictions_round_trip_keeps_text_and_six_digits(tmp_path):
     ],
 )
 def test_invalid_predictions_are_refused(change, message):
-    with pytest.raises(PredictionsError, match=message):
+    with pytest.raises(FileFormatError, match=message):
         validate_predictions(change(small_table()))
 
 
 def test_missing_or_empty_predictions_file_is_named(tmp_path):
-    with pytest.raises(PredictionsError, match=r"predictions\.csv: expected a table .* got no file"):
+    with pytest.raises(FileFormatError, match=r"predictions\.csv: expected a file .* got none: run that stage first"):
         read_predictions(tmp_path)
     (tmp_path / "predictions.csv").write_text("")
-    with pytest.raises(PredictionsError, match=r"predictions\.csv: expected a table"):
+    with pytest.raises(FileFormatError, match=r"predictions\.csv: expected a table"):
         read_predictions(tmp_path)
 
 
@@ -80,5 +80,5 @@ def test_examples_round_trip_even_without_rows(tmp_path):
 
 
 def test_examples_without_a_column_are_refused(tmp_path):
-    with pytest.raises(PredictionsError, match="expected the columns path, attack"):
+    with pytest.raises(FileFormatError, match="expected the columns path, attack"):
         write_examples(pd.DataFrame(columns=[name for name in EXAMPLE_COLUMNS if name != "eps"]), tmp_path)

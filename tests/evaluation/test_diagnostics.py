@@ -15,8 +15,11 @@ SOUND = {"none": 180, "uniform_noise": 178, "gaussian_noise": 178, "fgsm": 120, 
 ALL = ENSEMBLE | {"square_images": 100, "square_remaining": 100}
 
 
-def checks_of(table, model="adv", training=None, majority=0.4, ensemble=ALL) -> dict[str, CheckResult]:
-    return {result.id: result for result in run_table_checks(model, table, EPS, training, majority, ensemble)}
+NO_CURVE = pd.DataFrame({"eps": [], "changed": [], "count": []})
+
+
+def checks_of(table, model="adv", training=None, majority=0.4, ensemble=ALL, curve=NO_CURVE) -> dict[str, CheckResult]:
+    return {result.id: result for result in run_table_checks(model, table, EPS, training, majority, ensemble, curve)}
 
 
 def logits_correct_for(images: list[int], n: int) -> np.ndarray:
@@ -39,8 +42,9 @@ def table_with(n: int = N, **correct) -> pd.DataFrame:
 
 def test_sound_evaluation_passes():
     results = checks_of(table_with(**SOUND))
-    assert [id_ for id_, result in results.items() if result.verdict not in (PASS, INFO)] == ["D17"]
+    assert [id_ for id_, result in results.items() if result.verdict not in (PASS, INFO)] == ["D17", "D28"]
     assert results["D17"].verdict == INCONCLUSIVE  # no transfer attack
+    assert results["D28"].verdict == INCONCLUSIVE  # no minimum perturbation
     assert results["D27"].value == pytest.approx(0.49 - 0.4)
 
 
@@ -108,10 +112,17 @@ def test_overfitting_is_read_from_the_curve_of_adversarial_training():
     assert checks_of(table, "adv", catastrophic)["D20"].verdict == WARN
 
 
+@pytest.mark.parametrize(("within_eps", "verdict"), [(82 / 180, PASS), (0.6, WARN)])
+def test_minimum_perturbation_that_contradicts_the_attacks_trips_its_check(within_eps, verdict):
+    """Of the 180 images classified correctly, the attacks find 40 within half of eps and 82 within eps."""
+    curve = pd.DataFrame({"eps": [0, EPS / 3, 0.9 * EPS, 2 * EPS], "changed": [0, 40 / 180, within_eps, 1.0], "count": 180})
+    assert checks_of(table_with(**SOUND), curve=curve)["D28"].verdict == verdict
+
+
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_little_data_gives_verdicts_but_no_error(n):
     results = checks_of(make_table("adv", n), "adv", make_training(1))
-    assert set(results) == {f"D{i}" for i in (8, 9, 10, 11, 17, 18, 19, 20, 21, 25, 26, 27)}
+    assert set(results) == {f"D{i}" for i in (8, 9, 10, 11, 17, 18, 19, 20, 21, 25, 26, 27, 28)}
     text = format_checks({"adv": {id_: result.to_dict() for id_, result in results.items()}})
     assert text.startswith("diagnostics of adv: ")
 

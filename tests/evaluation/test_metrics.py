@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from stages.core.predictions import PredictionsError, validate_predictions
+from stages.core.errors import InputError
+from stages.core.predictions import validate_predictions
 from stages.evaluation import tables
 from stages.evaluation.intervals import ConfidenceIntervals
 from stages.evaluation.metrics import (
@@ -107,7 +108,7 @@ def test_difference_is_paired():
 
 def test_difference_of_tables_about_other_images_is_refused():
     clean = make_table("clean")
-    with pytest.raises(PredictionsError, match="same images"):
+    with pytest.raises(InputError, match="same images"):
         paired_difference(clean, make_table("adv", 119), evaluation_context(clean))
 
 
@@ -161,10 +162,24 @@ def test_perfect_model_scores_one():
 
 
 def test_median_minimum_eps_is_of_correct_images_and_was_found():
-    table = pd.DataFrame({"path": list("abcd"), "label": "x", "eps": [0.0, 0.01, 0.02, 0.25], "found": [1, 1, 1, 0]})
-    assert min_eps_metrics(table) == {"min_eps_images": 3, "median_min_eps": 0.02}
-    assert min_eps_metrics(table.assign(found=[1, 1, 0, 0])) == {"min_eps_images": 3}  # not found for more than half
-    assert min_eps_metrics(table.iloc[:1]) == {"min_eps_images": 0}
+    images = attacked_table([0, 1, 2, 0], one_hot([0, 1, 2, 1]), one_hot([0, 1, 2, 1]))
+    eps = pd.DataFrame({"path": images["path"][:4], "label": "x", "eps": [0.01, 0.02, 0.25, 0.0], "found": [1, 1, 0, 1]})
+
+    def metrics(table):
+        return min_eps_metrics(tables.minimum_eps_table("clean", images, table, evaluation_context(images)))
+
+    found = metrics(eps)
+    assert (found["min_eps_images"], found["median_min_eps"]) == (3, 0.02)
+    assert metrics(eps.assign(found=[1, 0, 0, 1])) == {"min_eps_images": 3}  # not found for more than half
+    assert metrics(eps.iloc[3:]) == {"min_eps_images": 0}
+
+
+def test_interval_of_the_median_is_where_the_band_crosses_one_half():
+    curve = pd.DataFrame({"eps": [0, 1, 2, 3, 4], "changed": [0, 0.3, 0.5, 0.7, 0.9], "low": [0, 0.1, 0.3, 0.5, 0.8]})
+    curve = curve.assign(high=[0, 0.5, 0.7, 0.9, 1.0], count=40)
+    expected = {"min_eps_images": 40, "median_min_eps": 2, "median_min_eps_low": 1, "median_min_eps_high": 3}
+    assert min_eps_metrics(curve) == expected
+    assert min_eps_metrics(curve.iloc[:3]) == {"min_eps_images": 40, "median_min_eps": 2}  # its end lies beyond what was tried
 
 
 def test_corrupted_accuracy_is_the_mean_over_severities():
@@ -177,5 +192,5 @@ def test_corrupted_accuracy_is_the_mean_over_severities():
 
 def test_missing_eps_is_named():
     table = make_table("clean", 20)
-    with pytest.raises(PredictionsError, match=r"attack\.eps: expected predictions under attack at 0\.1, got eps 0\.00098"):
+    with pytest.raises(InputError, match=r"attack\.eps: expected predictions under attack at 0\.1, got eps 0\.00098"):
         model_metrics(table, EvaluationContext(0.1, GRID, evaluation_context(table).intervals))

@@ -68,6 +68,8 @@ def test_leakage_caveat_is_about_real_images_of_high_accuracy_only():
     assert not any(LEAKAGE in sentence for sentence in caveats_of(synthetic))
     plausible = dataclasses.replace(real, params=PARAMS | {"evaluate.suspicious_accuracy": 1.0})
     assert not any(LEAKAGE in sentence for sentence in caveats_of(plausible))
+    other = dataclasses.replace(real, counts=real.counts.rename(index=lambda name: name.replace("Type", "cell")))
+    assert not any(LEAKAGE in sentence for sentence in caveats_of(other)), "cells are easier to tell apart"
 
 
 def test_caveats_name_what_is_weak():
@@ -80,6 +82,11 @@ def test_caveats_name_what_is_weak():
     assert "Fewer than 10 test images of Type 1" in text
     assert "No predictions of: Adversarial fine-tuning." in text
     assert f"Only {report.metrics['n']} test images: interpret the intervals" in text
+
+
+def test_few_patients_are_a_caveat_with_many_images():
+    report = make_report(tables={"clean": make_table("clean", 120, per_group=10)})
+    assert any("Only 12 patients or groups in the test split: interpret" in sentence for sentence in caveats_of(report))
 
 
 def test_unknown_patients_are_a_caveat():
@@ -102,9 +109,10 @@ def test_model_without_correct_image_has_no_success_rate():
 
 
 def test_median_minimum_eps_is_given_or_said_to_be_beyond_the_search():
-    found = {"clean": {"median_min_eps": 4 / 255, "min_eps_images": 14}, "adv": {"min_eps_images": 9}}
+    interval = {"median_min_eps_low": 3 / 255, "median_min_eps_high": 6 / 255}
+    found = {"clean": {"median_min_eps": 4 / 255, "min_eps_images": 14} | interval, "adv": {"min_eps_images": 9}}
     assert min_eps_sentences(found, "linf") == [
-        "Standard training: median 4/255 (n = 14).",
+        "Standard training: median 4/255 [3/255, 6/255] (n = 14).",
         "Adversarial fine-tuning: no eps that was tried suffices for half of the images (n = 9).",
     ]
 

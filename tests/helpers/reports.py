@@ -51,8 +51,9 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     by_model = []
     for model, table in tables.items():
         minimum_eps, corruptions = make_minimum_eps(table), make_corruptions(table)
-        metrics[model] = model_metrics(table, context) | min_eps_metrics(minimum_eps) | corruption_metrics(corruptions)
-        by_model.append(plot_tables(model, table, minimum_eps, corruptions, context))
+        plots = plot_tables(model, table, minimum_eps, corruptions, context)
+        metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
+        by_model.append(plots)
     if len(tables) == 2:
         metrics["difference"] = paired_difference(*tables.values(), context)
     test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.dataset import DatasetError
+from stages.core.errors import InputError
 from stages.models.batches import DatasetSplit, class_weights, epoch_positions
 from tests.helpers.datasets import toy_dataset
 
@@ -32,5 +32,5 @@ def test_without_sampler_an_epoch_has_every_image_once(imbalanced):
 
 
 def test_empty_split_is_refused():
-    with pytest.raises(DatasetError, match="expected images in the split 'test', got none"):
+    with pytest.raises(InputError, match="expected images in the split 'test', got none"):
         DatasetSplit.from_dataset(toy_dataset(images=6), "test")

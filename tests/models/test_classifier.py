@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torchvision.models._api import WeightsEnum
@@ -101,7 +103,7 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     with torch.no_grad():
         model.backbone.fc.weight[0, 0] = value
     save(tmp_path / "model.safetensors", model)
-    with pytest.raises(ModelError, match=r"expected finite weights, got NaN or infinity in backbone\.fc\.weight"):
+    with pytest.raises(ModelError, match=r"m.*\.safetensors: .* finite numbers for backbone\.fc\.weight, got NaN"):
         load(tmp_path / "model.safetensors")
 
 
@@ -129,6 +131,61 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "resnet34.pth")
     with pytest.raises(ModelError, match="expected the layers of resnet50"):
         create_model("resnet50", CLASSES, 32, str(tmp_path / "resnet34.pth"), "none", 0)
+
+
+def test_weights_of_a_deeper_network_are_refused(tmp_path):
+    """ResNet-34 has all layers of ResNet-18 in the same shapes, and more."""
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(ModelError, match=r"expected the layers of resnet18, got also layer1\.2\."):
+        resnet18(tmp_path / "resnet34.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.to(torch.complex64), "expected floating-point numbers for conv1.weight, got torch.complex64"),
+        (lambda w: w.to(torch.int8), "expected floating-point numbers for conv1.weight, got torch.int8"),
+        (lambda w: w.to("meta"), "expected floating-point numbers for conv1.weight, got torch.float32 on meta"),
+        (lambda w: w.to_sparse(), "expected floating-point numbers for conv1.weight"),
+        (lambda w: w * float("nan"), "expected finite numbers for conv1.weight"),
+        (lambda w: torch.full_like(w, 1e38), "expected weights that give finite logits"),
+        (lambda w: w.expand(2, *w.shape), "got another shape of conv1.weight"),
+    ],
+)
+def test_weights_that_cannot_be_right_are_refused_by_name(tmp_path, change, message):
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=message) as caught:
+        resnet18(tmp_path / "w.pth")
+    assert "w.pth" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], None, torch.ones(3), {1: torch.ones(3)}, {"a": 1}, {"model": [1]}])
+def test_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w\.pth: expected a state dict"):
+        resnet18(tmp_path / "w.pth")
+
+
+def test_zip_bomb_is_refused_unread(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert (tmp_path / "bomb.pth").stat().st_size < 10**5
+    with pytest.raises(ModelError, match=r"bomb\.pth: .* an archive that unpacks to 40"):
+        resnet18(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{", '{"arch": 1}', '{"arch": "resnet18", "classes": [1], "image_size": 32}'])
+def test_saved_model_with_a_damaged_description_is_named(tmp_path, config):
+    tensors = {name: tensor.contiguous() for name, tensor in resnet18().state_dict().items()}
+    safetensors.torch.save_file(tensors, tmp_path / "m.safetensors", {"config": config})
+    with pytest.raises(ModelError, match=r"m\.safetensors: expected a model that this pipeline saved"):
+        load(tmp_path / "m.safetensors")
 
 
 def test_weights_with_another_sha256_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 from stages import photographs
 from stages.photographs import decoding, reading
 from stages.photographs.decode_cache import DECODER, DecodeConfig, evict_lru
+from tests.helpers.full_disk import file_size_limit
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.image_folders import decode_folder, write_image_folder
 
@@ -41,6 +43,22 @@ def test_damaged_entries_are_ignored(source, tmp_path):
         content[400 + number] ^= 255
         entry.write_bytes(content[: 3 * number] if number % 2 else content)
     assert decode_folder(source, tmp_path / "cache")[1] == pixels
+
+
+def test_full_cache_costs_time_only_and_warns_once(source, tmp_path, capfd):
+    _, pixels = decode_folder(source, tmp_path / "a")
+    with file_size_limit(1000):
+        assert decode_folder(source, tmp_path / "cache")[1] == pixels
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert re.search(r"cache/.*\.npz: .*: goes on without the cache of decoded images", warning)
+    assert not [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()]
+
+
+def test_entry_that_vanishes_while_old_ones_are_evicted_is_no_error(tmp_path, monkeypatch):
+    write_files(tmp_path, {"x/1": bytes(100)})
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [folder / "x/gone", folder / "x/1"])
+    evict_lru(tmp_path, 10)
+    assert not (tmp_path / "x/1").exists()
 
 
 def test_cache_key_depends_on_every_setting():

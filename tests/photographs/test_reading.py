@@ -31,14 +31,14 @@ def test_pixels_are_in_order_of_records(source, tmp_path):
 
 
 def test_unreadable_and_too_large_files_are_rejected(source, tmp_path, monkeypatch):
-    original = Path.read_bytes
+    original = Path.open
 
-    def read_bytes(self):
+    def open_file(self, *arguments, **options):
         if self.name == "3.jpg":
             raise PermissionError(13, "Permission denied")
-        return original(self)
+        return original(self, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", open_file)
     (source / "a/4.jpg").write_bytes(bytes(9000))
     monkeypatch.setattr(reading, "MAX_BYTES", 8999)
     rejected = decode_folder(source, tmp_path / "cache")[0].rejected
@@ -67,7 +67,7 @@ def test_files_and_folders_without_permission_are_rejected():
             os.seteuid(user)
             for file in modes:
                 file.chmod(0o700)
-    assert result == ("", "unreadable: Permission denied")
+    assert result == ("", "unreadable: Permission denied", "")
     assert [record.path for record in index.images] == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
     assert index.rejected == dict.fromkeys(("closed", "names_only/1.jpg"), "unreadable: Permission denied")
 

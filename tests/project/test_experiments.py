@@ -129,6 +129,16 @@ def test_experiment_in_a_temporary_folder_leaves_the_workspace_unchanged(project
     assert {"data/images", "clean/clean_accuracy"} <= parent.data.metrics.keys()
 
 
+def test_no_photograph_is_in_the_tree_of_an_experiment(project, queued):
+    """What `dvc exp push` sends on: charts and tables; pictures that show photographs stay in DVC's cache."""
+    for _, commit in queued.values():
+        files = run("git", "ls-tree", "-r", "--name-only", commit, cwd=project).splitlines()
+        assert {file for file in files if file.startswith(("plots/", "data/")) and file.endswith(".png")} == {
+            f"plots/{chart}.png" for chart in ("overview", "robustness", "training")
+        }
+    assert (project / "plots/examples_clean.png").exists()
+
+
 def test_params_and_metrics_diff_name_the_differences(project, queued):
     names = [name for name, _ in queued.values()]
     (change,) = json.loads(run("dvc", "params", "diff", *names, "--json", cwd=project))["params.yaml"].items()
@@ -149,7 +159,9 @@ def test_plots_diff_draws_every_chart_offline(project, queued):
     assert "window.vegaEmbed=" in page
     charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*\});\n", page)]
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values()
-    declared = [item for stage in stages for plot in stage.get("plots", ()) for item in plot.items()]
+    declared = [
+        item for stage in stages for plot in stage.get("plots", ()) for item in (plot.items() if isinstance(plot, dict) else [])
+    ]
     tables = [options for path, options in declared if path.endswith(".csv")]
     assert {chart["title"]["text"] for chart in charts} == {spec["title"] for spec in tables}
     for chart in charts:

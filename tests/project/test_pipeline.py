@@ -85,8 +85,10 @@ def test_declared_but_unused_code_retrains_no_model(stage):
 
 def test_packages_re_export_nothing():
     for file in (ROOT / "stages").rglob("__init__.py"):
-        (docstring,) = ast.parse(file.read_text()).body
+        docstring, *rest = ast.parse(file.read_text()).body
         assert isinstance(docstring, ast.Expr), file
+        assert not rest or file.parent.name == "stages", file  # which says what Ctrl-C does while it imports
+        assert not imports(file)
 
 
 def declared_keys(section: type[BaseModel], whole: type[BaseModel]) -> set[str]:
@@ -129,9 +131,17 @@ def test_standard_training_depends_on_no_evaluation_attack_or_eps():
     assert not any(key.startswith("attack") for key in STAGES["train_clean"]["params"])
 
 
-def test_only_metrics_and_plots_are_uncached():
+PHOTOGRAPHS = {f"plots/{name}.png" for name in ("rejected", "duplicates", "crops", "classes", "examples_clean", "examples_adv")}
+
+
+def test_only_metrics_and_charts_are_uncached():
     # `cache: false` under outs would switch the run cache off for the whole stage.
+    cached = set()
     for stage in STAGES.values():
         assert all(isinstance(out, str) for out in stage["outs"])
         for entry in stage.get("metrics", []) + stage.get("plots", []):
-            assert next(iter(entry.values()))["cache"] is False
+            if isinstance(entry, str):
+                cached.add(entry)
+            else:
+                assert next(iter(entry.values()))["cache"] is False
+    assert cached == PHOTOGRAPHS, "git must not contain the user's photographs"

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from stages import evaluate
+from stages.core.files import md5
 from stages.core.params_file import flatten, load_stage_params
 from stages.evaluation import figures
 from stages.evaluation.formatting import MODEL_LABELS, attack_label, format_budget, listed, percent
@@ -164,9 +165,15 @@ def test_images_are_small_described_and_made_by_the_run(document):
     assert [image for image in images if image.stat().st_size >= MAX_PNG_BYTES] == []
 
 
+def test_examples_shown_are_those_of_the_run():
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["evaluate"]["outs"]
+    (recorded,) = [out["md5"] for out in lock if out["path"] == "plots/examples_clean.png"]
+    assert md5(ROOT / ".github/examples.png") == recorded, "expected a copy of plots/examples_clean.png"
+
+
 def test_readme_shows_report_curve_and_examples():
     shown = {path for _, path in local_images(ROOT / "README.md")}
-    assert {"plots/robustness.png", "plots/examples_clean.png", ".github/report.png"} <= shown
+    assert {"plots/robustness.png", ".github/examples.png", ".github/report.png"} <= shown
 
 
 @each_document

@@ -15,7 +15,7 @@ import yaml
 
 from stages import attack_eval
 from stages.attacks import corruptions, minimum_eps, runner
-from stages.core.dataset import DatasetError
+from stages.core.errors import InputError
 from stages.core.predictions import read_examples, read_predictions, read_table, read_transfer
 from stages.models import classifier, initialization
 from stages.models.classifier import ModelError
@@ -211,5 +211,5 @@ def test_missing_model_is_refused(project):
 def test_empty_test_split_is_refused(project):
     dataset = toy_dataset(images=48, size=SIZE)
     write_toy_dataset(dataclasses.replace(dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})))
-    with pytest.raises(DatasetError, match="expected images in the split 'test', got none"):
+    with pytest.raises(InputError, match=r"manifest\.csv: split: expected images in train, val, test, got train, val"):
         attack_eval.main("clean")

@@ -19,7 +19,8 @@ from PIL import Image
 from stages import evaluate
 from stages.core.checks import INCONCLUSIVE, grade
 from stages.core.errors import InputError
-from stages.core.predictions import PredictionsError, read_predictions
+from stages.core.files import FileFormatError
+from stages.core.predictions import read_predictions
 from stages.evaluation import figures, image_figures
 from stages.evaluation.selection import select_predictions
 from stages.evaluation.style import MAX_PNG_BYTES
@@ -164,14 +165,14 @@ def test_stage_runs_on_degenerate_data(tmp_path, monkeypatch, options):
 
 def test_missing_predictions_are_an_error(tmp_path, monkeypatch):
     make_evaluate_project(tmp_path / "p", monkeypatch, models=[])
-    with pytest.raises(PredictionsError, match="expected predictions of clean or adv, got none"):
+    with pytest.raises(InputError, match="expected predictions of clean or adv, got none"):
         evaluate.main()
 
 
 def test_missing_model_description_is_an_error_naming_the_file(tmp_path, monkeypatch):
     folder = make_evaluate_project(tmp_path / "p", monkeypatch, n=10, size=16)
     (folder / "data/predictions/adv/model.json").unlink()
-    with pytest.raises(PredictionsError, match=r"adv.model\.json: expected a file written by attack_eval, got none"):
+    with pytest.raises(FileFormatError, match=r"adv.model\.json: expected a file written by attack_eval, got none"):
         evaluate.main()
 
 

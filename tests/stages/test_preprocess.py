@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from stages import preprocess
-from stages.core.dataset import SPLITS, DatasetError, load_dataset
+from stages.core.dataset import SPLITS, load_dataset
 from stages.core.errors import InputError
+from stages.core.files import FileFormatError
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.kaggle import COUNTS, kaggle_names
 from tests.helpers.preprocessing import OUTPUTS, SHEETS, make_raw_images, read_outputs, set_params
@@ -135,7 +136,7 @@ def test_too_many_invalid_files_stop_the_stage(project):
     with pytest.raises(InputError, match=message):
         preprocess.main()
     assert len(read_table("data/processed/rejected.csv")) == 11
-    with pytest.raises(DatasetError):
+    with pytest.raises(FileFormatError):
         load_dataset("data/processed")
     set_params(project, max_rejected=0.5)
     preprocess.main()
@@ -182,7 +183,7 @@ def test_sigkill_leaves_no_incomplete_dataset_and_no_workers(project):
         process.wait()
         try:
             load_dataset("data/processed")
-        except DatasetError:
+        except FileFormatError:
             pass
         else:
             assert read_outputs(OUTPUTS) == {name: complete[name] for name in OUTPUTS}
