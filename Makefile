@@ -31,10 +31,12 @@ exps:    ## list experiments with changed parameters and main metrics: make exps
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
 bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess, scaling or training
 	python -m benchmarks.$(WHAT)
+faults:  ## inject faults into the pipeline, and damage every kind of file: hours (docs/reliability.md)
+	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 python -m pytest tests/fuzz
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
 clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep seeds wait spread exps bench serve clean
+.PHONY: help repro test ui report sweep seeds wait spread exps bench faults serve clean

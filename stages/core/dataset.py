@@ -80,7 +80,7 @@ def load_dataset(folder: Path | str) -> ImageDataset:
         images = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileFormatError(f"{file}: expected a file written by preprocess, got none: run that stage first") from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy evaluates the header as Python: damage gives nearly every kind of error
         raise FileFormatError(f"{file}: expected a NumPy array, got {error}") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(manifest):
         raise FileFormatError(
