@@ -34,7 +34,7 @@ bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess, 
 faults:  ## inject faults into the pipeline, and damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 python -m pytest tests/fuzz
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
-	python -m stages.publish $(MODEL) && MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/colposcopy-classifier@champion --env-manager local --host 127.0.0.1 --port 5001 --workers 1
+	python -m stages.publish $(MODEL) && python -m stages.serve
 clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 

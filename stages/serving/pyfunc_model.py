@@ -2,12 +2,13 @@
 
 A request has one column, ``image``: an image file in base64, or the nested list of a uint8 array (size, size, 3) as in the
 processed dataset. Each prediction has the class, the probabilities, and the model's measured robust accuracy. What is no such
-image is refused with status 400 and the reason.
+image is refused with status 400 and the reason; a bug has status 500.
 """
 
 import base64
 import binascii
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel
 
 from stages.photographs.decoding import ImageDecodeError
 from stages.serving.card import ModelCard
-from stages.serving.predictor import ImagePredictor
+from stages.serving.predictor import BATCH, ImagePredictor
 
 MAX_BYTES = 32 * 2**20  # of one image
+MAX_IMAGES = BATCH  # of one request: bounds its time, and its memory, which in pixels may be many times that of the files
+
+logger = logging.getLogger(__name__)
 
 
 class ServedModel(PythonModel):
@@ -35,8 +40,19 @@ class ServedModel(PythonModel):
         """One prediction for each row of the column ``image``: base64 text, bytes, or a uint8 array.
 
         Raises:
-            MlflowException: for an invalid image; the server then responds with status 400.
+            MlflowException: for an invalid request; the server then responds with status 400. For a bug, with status 500.
         """
+        try:
+            return self._predict(model_input)
+        except MlflowException:
+            raise
+        except Exception as error:  # a bug, for which MLflow would respond with status 400
+            logger.exception("prediction failed")
+            raise MlflowException(f"prediction failed: {type(error).__name__}", INTERNAL_ERROR) from error
+
+    def _predict(self, model_input: pd.DataFrame) -> list[dict[str, Any]]:
+        if len(model_input) > MAX_IMAGES:
+            raise MlflowException.invalid_parameter_value(f"expected at most {MAX_IMAGES} images, got {len(model_input)}")
         pixels = []
         for number, image in enumerate(model_input["image"]):
             try:

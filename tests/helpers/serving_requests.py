@@ -1,5 +1,6 @@
-"""Image files as clients send them, valid and invalid, and the card of a model."""
+"""Image files as clients send them, valid and invalid, the card of a model, and requests to a server in this process."""
 
+import asyncio
 import base64
 
 import numpy as np
@@ -9,6 +10,7 @@ from stages.serving.card import Estimate, ModelCard
 from tests.helpers.image_files import encode, make_png
 
 SIZE = 32
+JSON = {"content-type": "application/json"}
 CARD = ModelCard("adv", "0", "cervix", 1.0, True, "linf", 8 / 255, 12, 0.95, Estimate(0.9, 0.8, 1.0), Estimate(0.4, 0.3, 0.5))
 
 
@@ -28,7 +30,7 @@ INVALID_REQUESTS = {  # image -> part of the error message
     "empty": ("", "empty"),
     "truncated": (to_base64(image_file()[:-200]), "truncated"),
     "decompression bomb": (to_base64(make_png(20000, 20000, bytes(10**6))), "too large: more than 80000000 pixels"),
-    "50 MB": (to_base64(bytes(50 * 10**6)), "at most 32 MiB"),
+    "34 MB": (to_base64(bytes(34 * 10**6)), "at most 32 MiB"),
     "wrong shape": (np.zeros((SIZE, SIZE), int).tolist(), f"shape ({SIZE}, {SIZE}, 3)"),
     "ragged list": ([[1, 2], [3]], "inhomogeneous"),
     "out of range": (np.full((SIZE, SIZE, 3), 256).tolist(), "0..255"),
@@ -36,3 +38,21 @@ INVALID_REQUESTS = {  # image -> part of the error message
     "number": (7, "shape"),
     "null": (None, "shape"),
 }
+
+
+def post_asgi(app, chunks, headers=JSON, path="/invocations"):
+    """Status and body of an ASGI application's response to a POST request whose body comes in chunks; None: it stops there."""
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": ""}
+    scope["headers"] = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    rest, sent = list(chunks), []
+
+    async def receive():
+        if rest and (chunk := rest.pop(0)) is not None:
+            return {"type": "http.request", "body": chunk, "more_body": bool(rest)}
+        return await asyncio.sleep(3600)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])

@@ -49,3 +49,27 @@ def test_invalid_image_is_refused_with_status_400_and_reason(served_model, case)
     assert refused.value.message.startswith("image 1: ")
     assert reason in refused.value.message
     assert len(refused.value.message) < 500
+
+
+def predict(served_model, images):
+    return served_model.predict(None, pd.DataFrame({"image": pd.Series(images, dtype=object)}))
+
+
+def test_number_of_images_is_limited(served_model):
+    from mlflow.exceptions import MlflowException
+
+    from stages.serving.pyfunc_model import MAX_IMAGES
+
+    assert len(predict(served_model, [image_file()] * MAX_IMAGES)) == MAX_IMAGES
+    with pytest.raises(MlflowException, match=f"expected at most {MAX_IMAGES} images, got {MAX_IMAGES + 1}") as refused:
+        predict(served_model, [image_file()] * (MAX_IMAGES + 1))
+    assert refused.value.get_http_status_code() == 400
+
+
+def test_bug_has_status_500(served_model, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setattr(served_model.predictor, "predict_proba", lambda pixels: 1 / 0)
+    with pytest.raises(MlflowException, match="prediction failed: ZeroDivisionError") as failed:
+        predict(served_model, [image_file()])
+    assert failed.value.get_http_status_code() == 500
