@@ -3,11 +3,12 @@
 Run: python -m stages.publish <clean|adv>
 
 Reads data/models/<model>.safetensors, metrics/ and dvc.lock. Registers a version of the model ``colposcopy-classifier`` and
-gives it the alias ``champion``; the same model again only moves the alias. No stage of the pipeline.
+gives it the alias ``champion``; the same model and code again only move the alias. No stage of the pipeline.
 """
 
 import argparse
 import base64
+import hashlib
 import io
 import os
 import tempfile
@@ -28,8 +29,10 @@ PYFUNC_MODEL_FILE = "stages/serving/pyfunc_model.py"
 def main(model: str) -> str:
     """Publish; returns the version."""
     card, session = read_card(model), open_session()
-    tags = {"md5": card.md5, "model": model, "card": card.to_json()}
-    known = [v for v in session.client.search_model_versions(f"name = '{NAME}'") if v.tags.get("card") == tags["card"]]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path("stages").rglob("*.py")))).hexdigest()
+    tags = {"md5": card.md5, "model": model, "card": card.to_json(), "code": code}
+    versions = session.client.search_model_versions(f"name = '{NAME}'")
+    known = [v for v in versions if all(v.tags.get(key) == tags[key] for key in ("card", "code"))]
     version = known[0].version if known else register(session, card, tags)
     session.client.set_registered_model_alias(NAME, ALIAS, version)
     print(f"models:/{NAME}@{ALIAS} is version {version}, {model}. {card.disclaimer()}")

@@ -16,7 +16,7 @@ from stages.tracking.connection import tracking_uri
 
 CHAMPION = "models:/colposcopy-classifier@champion"  # as stages.publish names it
 HOST = "127.0.0.1"  # no authentication: reachable from this machine only
-MAX_CONNECTIONS = 32  # further ones get status 503; each may hold a request of MAX_BODY
+MAX_CONNECTIONS = 32  # at a time, each of which may hold a request of MAX_BODY; further ones get status 503
 
 
 def main(model: str, port: int) -> None:
@@ -25,7 +25,7 @@ def main(model: str, port: int) -> None:
     from mlflow.pyfunc import scoring_server
 
     app = RequestGuard(scoring_server.init(load_published(model)))
-    uvicorn.run(app, host=HOST, port=port, limit_concurrency=MAX_CONNECTIONS)
+    uvicorn.run(app, host=HOST, port=port, limit_concurrency=MAX_CONNECTIONS + 1)
 
 
 def load_published(uri: str) -> Any:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 48 * 2**20  # bytes of a request: an image of MAX_BYTES in base64, and some
+MAX_VALUES = 2**22  # of a request's JSON, each of which takes up to some 100 bytes of memory: 20 arrays of 224 x 224 pixels
 BODY_SECONDS = 60.0  # for the body to arrive
 MAX_REASON = 500  # characters
 INPUT_KEYS = {"dataframe_split", "dataframe_records", "inputs", "instances"}  # of MLflow's protocol
@@ -119,6 +120,8 @@ async def read_body(request: Request) -> bytes:
 
 def check_json(body: bytes) -> None:
     """Raises RefusedRequestError unless it is an object with one of the keys of MLflow's protocol, and params at most."""
+    if sum(map(body.count, b",[{")) > MAX_VALUES:  # one of these signs precedes each value but the first
+        raise RefusedRequestError(413, f"expected JSON of at most {MAX_VALUES} values, got more; images in base64 are shorter")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, or too many digits

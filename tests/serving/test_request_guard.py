@@ -57,6 +57,12 @@ def test_client_that_disconnects_gets_no_response():
     asyncio.run(RequestGuard(echo)(scope, receive, send=None))
 
 
+def test_number_of_values_is_limited(monkeypatch):
+    monkeypatch.setattr(request_guard, "MAX_VALUES", 6)
+    assert post_asgi(RequestGuard(echo), [b'{"inputs": [1, [2], {}]}'])[0] == 200
+    assert post_asgi(RequestGuard(echo), [b'{"inputs": [1, [2], {}, 3]}'])[0] == 413
+
+
 INVALID_BODIES = {
     "empty": b"",
     "nested deeply": b"[" * 10**5,
