@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import InputError, run_cli
+from stages.core.errors import InputError
+from stages.core.processes import run_cli
 from stages.serving.request_guard import RequestGuard
 from stages.tracking.connection import tracking_uri
 
