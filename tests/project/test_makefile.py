@@ -8,7 +8,22 @@ import pytest
 
 from tests.helpers.repository import ROOT
 
-TARGETS = {"help", "repro", "test", "ui", "report", "sweep", "seeds", "wait", "spread", "exps", "bench", "serve", "clean"}
+TARGETS = {
+    "help",
+    "repro",
+    "test",
+    "ui",
+    "report",
+    "sweep",
+    "seeds",
+    "wait",
+    "spread",
+    "exps",
+    "bench",
+    "faults",
+    "serve",
+    "clean",
+}
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
