@@ -1,10 +1,18 @@
 """How much of their fine detail two images share, after one is aligned to the other by an affine map."""
 
 import numpy as np
+from scipy.fft import irfft2, rfft2
 from scipy.ndimage import gaussian_filter
 
 PYRAMID = ((16, 5), (32, 4), (64, 3))  # (side in pixels, steps) of the alignment, coarse to fine
-MAX_WARP = 0.4  # a larger displacement, in half widths, is a wrong alignment, not a slight crop
+START = 32  # pixels, side at which the displacement is searched that the alignment starts from
+MAX_SHIFT = 10  # of those pixels, to each side: 31 %
+SAME_SCENE = 0.55  # correlation after that displacement from which an alignment is tried
+MAX_CHANGE = 0.4  # a larger step, or other scale, rotation or shear, in half widths, is a wrong alignment, not another crop
+MAX_WARP = np.array([[MAX_CHANGE, MAX_CHANGE, 0.7]] * 2)  # of the whole map: displacements may be larger
+MAX_STRETCH = 0.15  # half the difference of the scales in two directions: of a crop of three quarters of one side
+BORDER = 1 / 16  # of the side: so close to an edge a filter sees other surroundings in each image
+BLURS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Gaussian widths in pixels of 64 by which the sharper image is blurred
 NOISE_LEVEL = 2.5  # intensity levels of 255: weaker detail than this isn't amplified
 
 
@@ -21,16 +29,62 @@ def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) 
     Returns:
         float (B,), in [-1, 1].
     """
-    result = np.ones(len(first))
-    warps = np.tile(np.eye(2, 3), (len(first), 1, 1))
-    active = np.arange(len(first))  # pairs that agree so far
+    result, warps = _displacement(first, second)
+    active = np.flatnonzero(result >= min(least, SAME_SCENE))  # pairs that agree so far
+    first, second = first.astype(np.float32), second.astype(np.float32)
     for side, steps in PYRAMID:
+        if side == first.shape[1]:
+            first[active], second[active] = _equally_sharp(first[active], second[active])
         fixed, moving = (bandpass(_reduce(images[active], side), 1, 4) for images in (first, second))
         result[active], warps[active] = _align(fixed, moving, warps[active], steps)
         active = active[result[active] >= least]
     warped, inside = _warp(second[active], warps[active])
-    result[active] = _correlation(bandpass(first[active], 1, 2), bandpass(warped, 1, 2), inside)
-    return result
+    agreement = _correlation(bandpass(first[active], 1, 2), bandpass(warped, 1, 2), inside)
+    result[active] = 1 - (1 - agreement) / np.maximum(inside.mean(axis=(1, 2)), 1e-3)
+    return result.clip(-1)
+
+
+def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest correlation (B,) over all displacements by up to MAX_SHIFT, and those as maps (B, 2, 3)."""
+    size = START + MAX_SHIFT + 6  # padded with zeros, so that no displacement wraps around; a multiple of 16
+    spectra = []
+    for images in (first, second):
+        band = bandpass(_reduce(images, START), 1, 4)
+        band = band / np.sqrt((band**2).sum(axis=(1, 2), keepdims=True) + 1e-12)
+        spectra.append(rfft2(band, (size, size)))
+    shifts = np.array(sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs))  # at a tie the smallest wins
+    products = irfft2(spectra[0].conj() * spectra[1], (size, size))[:, shifts][:, :, shifts]
+    overlap = 1 - abs(shifts) / START
+    values = (products / np.sqrt(np.outer(overlap, overlap))).reshape(len(first), -1)
+    down, right = np.divmod(values.argmax(axis=1), len(shifts))
+    warps = np.tile(np.eye(2, 3), (len(first), 1, 1))
+    warps[:, :, 2] = np.stack([shifts[right], shifts[down]], axis=1) * 2 / START
+    return values.max(axis=1), warps
+
+
+def _equally_sharp(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair the sharper image blurred like the other one, as far as BLURS go: focus isn't detail."""
+    smooth = [gaussian_filter(images, (0, 1, 1)) for images in (first, second)]  # noise has all frequencies
+    sharpness = [_sharpness(images) for images in smooth]
+    pair = [first.copy(), second.copy()]
+    for one, other in ((0, 1), (1, 0)):
+        rows = np.flatnonzero(sharpness[one] > sharpness[other])
+        goal = sharpness[other][rows]
+        reached = [sharpness[one][rows]]
+        reached += [_sharpness(gaussian_filter(smooth[one][rows], (0, width, width))) for width in BLURS]
+        best = abs(np.log(np.array(reached) / goal)).argmin(axis=0)
+        for number, width in enumerate(BLURS, 1):
+            chosen = rows[best == number]
+            pair[one][chosen] = gaussian_filter(pair[one][chosen], (0, width, width))
+    return pair[0], pair[1]
+
+
+def _sharpness(images: np.ndarray) -> np.ndarray:
+    """Power of the second differences by that of the first ones, the mean squared frequency: whatever the contrast, (B,)."""
+    dx, dy = np.diff(images, axis=2), np.diff(images, axis=1)
+    first = (dx**2).mean(axis=(1, 2)) + (dy**2).mean(axis=(1, 2))
+    second = (np.diff(dx, axis=2) ** 2).mean(axis=(1, 2)) + (np.diff(dy, axis=1) ** 2).mean(axis=(1, 2))
+    return (second + 1e-3) / (first + 1e-3)
 
 
 def bandpass(images: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
@@ -46,7 +100,9 @@ def bandpass(images: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
 def _reduce(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means of blocks: (B, n, n) -> (B, side, side), float."""
     factor = thumbnails.shape[1] // side
-    return thumbnails.reshape(len(thumbnails), side, factor, side, factor).mean(axis=(2, 4), dtype=np.float32)
+    # The rows first: far faster than both at once.
+    rows = thumbnails.reshape(len(thumbnails), side, factor, side * factor).sum(axis=2, dtype=np.float32)
+    return rows.reshape(len(thumbnails), side, side, factor).sum(axis=3) / factor**2
 
 
 def _coordinates(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +111,8 @@ def _coordinates(side: int) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(axis.astype(np.float32), axis.astype(np.float32))
 
 
-def _warp(images: np.ndarray, warps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, n, n) seen through affine maps (B, 2, 3) of -1..1 coordinates, bilinear, and where those lie inside."""
+def _warp(images: np.ndarray, warps: np.ndarray, limit: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, n, n) seen through affine maps (B, 2, 3) of -1..1 coordinates, bilinear, and where both lie within a limit."""
     count, side = images.shape[:2]
     images, warps = images.astype(np.float32), warps.astype(np.float32)
     x, y = _coordinates(side)
@@ -68,7 +124,13 @@ def _warp(images: np.ndarray, warps: np.ndarray) -> tuple[np.ndarray, np.ndarray
     flat = images.reshape(count, side * side)
     nw, ne, sw, se = (np.take_along_axis(flat, corner + o, 1).reshape(count, side, side) for o in (0, 1, side, side + 1))
     upper, lower = nw + right_weight * (ne - nw), sw + right_weight * (se - sw)
-    return upper + lower_weight * (lower - upper), (abs(u) <= 1) & (abs(v) <= 1)
+    inside = (abs(u) <= limit) & (abs(v) <= limit) & (abs(x) <= limit) & (abs(y) <= limit)
+    return upper + lower_weight * (lower - upper), inside
+
+
+def _stretch(warps: np.ndarray) -> np.ndarray:
+    """How far maps (B, 2, 3) are from displacement, rotation and zoom: half the difference of the principal scales, (B,)."""
+    return np.hypot(warps[:, 0, 0] - warps[:, 1, 1], warps[:, 0, 1] + warps[:, 1, 0]) / 2
 
 
 def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +145,7 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
     identity = np.tile(np.eye(3), (count, 1, 1))
     diverged = np.zeros(count, bool)
     for _ in range(steps):
-        warped, inside = _warp(moving, warps)
+        warped, inside = _warp(moving, warps, 1 - 2 * BORDER)
         difference = (warped - fixed) * inside
         slope = (slopes * inside[..., None]).reshape(count, side * side, 6)
         normal = (slope.transpose(0, 2, 1) @ slope).astype(np.float64)
@@ -91,14 +153,14 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
         # Damped, so that a flat image has a solution, too.
         normal += 1e-4 * (np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
         change = np.linalg.solve(normal, gradient).reshape(count, 2, 3)
-        diverged |= abs(change).max(axis=(1, 2)) > MAX_WARP
+        diverged |= abs(change).max(axis=(1, 2)) > MAX_CHANGE
         step, whole = identity.copy(), identity.copy()
         step[:, :2] += np.where(diverged[:, None, None], 0, change)
         whole[:, :2] = warps
         warps = (whole @ np.linalg.inv(step))[:, :2]
-        diverged |= abs(warps - np.eye(2, 3)).max(axis=(1, 2)) > MAX_WARP
+        diverged |= (abs(warps - np.eye(2, 3)) > MAX_WARP).any(axis=(1, 2)) | (_stretch(warps) > MAX_STRETCH)
         warps = np.where(diverged[:, None, None], np.eye(2, 3), warps)
-    warped, inside = _warp(moving, warps)
+    warped, inside = _warp(moving, warps, 1 - 2 * BORDER)
     return np.where(diverged, -1, _correlation(fixed, warped, inside)), warps
 
 

@@ -24,6 +24,9 @@ from stages.photographs.parallel import ParallelMap
 COARSE = 24  # pixels, side of the images that propose neighbors
 NEIGHBORS = 4  # proposals per image; a chain of duplicates is joined by one correct proposal for each
 CANDIDATE_SIMILARITY = 0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
+SPECTRUM = 32  # pixels, side of the images whose spectra propose neighbors
+RADIUS = 10  # highest frequency of the spectra that are compared, in cycles per side
+SPECTRUM_SIMILARITY = 0.4
 BATCH = 32  # pairs that are compared at once
 COPY, NEAR = "copy", "near"
 
@@ -76,12 +79,32 @@ def candidate_pairs(thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap,
         Pairs of those rows, int (M, 2), sorted, the smaller row first.
     """
     with unit_vectors(thumbnails, rows, _coarse_structure, scratch) as vectors:
-        return rows[nearest_pairs(vectors, len(rows), NEIGHBORS, CANDIDATE_SIMILARITY, map_)]
+        alike = nearest_pairs(vectors, len(rows), NEIGHBORS, CANDIDATE_SIMILARITY, map_)
+    with unit_vectors(thumbnails, rows, _amplitude_spectrum, scratch) as vectors:
+        displaced = nearest_pairs(vectors, len(rows), NEIGHBORS, SPECTRUM_SIMILARITY, map_)
+    return rows[np.unique(np.concatenate([alike, displaced]), axis=0)]
 
 
 def _coarse_structure(thumbnails: np.ndarray) -> np.ndarray:
     """(B, 64, 64) -> (B, COARSE, COARSE)."""
     return bandpass(downscale(thumbnails, COARSE), 1, 4)
+
+
+def _amplitude_spectrum(thumbnails: np.ndarray) -> np.ndarray:
+    """(B, 64, 64) -> (B, D): roots of the amplitudes up to RADIUS, relative to the others of their frequency.
+
+    Amplitudes are the same wherever a crop begins, and what focus does to a frequency cancels.
+    """
+    window = np.sqrt(np.hanning(SPECTRUM + 2)[1:-1]).astype(np.float32)
+    amplitudes = abs(np.fft.rfft2(bandpass(downscale(thumbnails, SPECTRUM), 1, 4) * np.outer(window, window)))
+    rows, columns = np.fft.fftfreq(SPECTRUM, 1 / SPECTRUM)[:, None], np.arange(SPECTRUM // 2 + 1)
+    rings = np.round(np.hypot(rows, columns)).astype(int)
+    vectors = []
+    for ring in range(1, RADIUS + 1):
+        part = amplitudes[:, (rings == ring) & ((columns > 0) | (rows > 0))]
+        part = np.sqrt(part / (np.sqrt((part**2).mean(axis=1, keepdims=True)) + 1e-9))
+        vectors.append(part - part.mean(axis=1, keepdims=True))
+    return np.concatenate(vectors, axis=1)
 
 
 def assign_groups(paths: Sequence[str], patients: Sequence[str], pairs: Sequence[DuplicatePair]) -> list[str]:

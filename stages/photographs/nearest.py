@@ -43,7 +43,7 @@ def unit_vectors(
         with naming_file(file), file.open("wb") as stream:
             for start in range(0, len(rows), COLUMNS):
                 part = feature(images[rows[start : start + COLUMNS]])
-                part = part.reshape(len(part), -1).astype(np.float32)  # (B, D)
+                part = part.reshape(len(part), -1).astype(np.float32, order="C")  # (B, D)
                 part -= part.mean(axis=1, keepdims=True)
                 part /= np.linalg.norm(part, axis=1, keepdims=True) + 1e-9
                 if start == 0:
