@@ -29,7 +29,7 @@ spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## run a benchmark: make bench WHAT=attacks, gpu, methods, preprocess, scaling or training
+bench:   ## run a benchmark: make bench WHAT=attacks, duplicates, gpu, methods, preprocess, scaling or training
 	python -m benchmarks.$(WHAT)
 faults:  ## inject faults into the pipeline, and damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 python -m pytest tests/fuzz

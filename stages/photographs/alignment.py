@@ -4,7 +4,7 @@ import numpy as np
 from scipy.fft import irfft2, rfft2
 from scipy.ndimage import gaussian_filter
 
-PYRAMID = ((16, 5), (32, 4), (64, 3))  # (side in pixels, steps) of the alignment, coarse to fine
+PYRAMID = ((16, 3), (32, 4), (64, 3))  # (side in pixels, steps) of the alignment, coarse to fine
 START = 32  # pixels, side at which the displacement is searched that the alignment starts from
 MAX_SHIFT = 10  # of those pixels, to each side: 31 %
 SAME_SCENE = 0.55  # correlation after that displacement from which an alignment is tried

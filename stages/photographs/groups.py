@@ -22,11 +22,12 @@ from stages.photographs.nearest import downscale, nearest_pairs, unit_vectors
 from stages.photographs.parallel import ParallelMap
 
 COARSE = 24  # pixels, side of the images that propose neighbors
-NEIGHBORS = 4  # proposals per image; a chain of duplicates is joined by one correct proposal for each
+NEIGHBORS = 2  # proposals per image by coarse structure; a chain of duplicates is joined by one correct proposal for each
 CANDIDATE_SIMILARITY = 0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
 SPECTRUM = 32  # pixels, side of the images whose spectra propose neighbors
 RADIUS = 10  # highest frequency of the spectra that are compared, in cycles per side
-SPECTRUM_SIMILARITY = 0.4
+SPECTRUM_NEIGHBORS = 3  # proposals per image by spectra
+SPECTRUM_SIMILARITY = 0.4  # correlation of spectra from which a neighbor is proposed: a displacement by 25 % keeps 0.5
 BATCH = 32  # pairs that are compared at once
 COPY, NEAR = "copy", "near"
 
@@ -81,7 +82,7 @@ def candidate_pairs(thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap,
     with unit_vectors(thumbnails, rows, _coarse_structure, scratch) as vectors:
         alike = nearest_pairs(vectors, len(rows), NEIGHBORS, CANDIDATE_SIMILARITY, map_)
     with unit_vectors(thumbnails, rows, _amplitude_spectrum, scratch) as vectors:
-        displaced = nearest_pairs(vectors, len(rows), NEIGHBORS, SPECTRUM_SIMILARITY, map_)
+        displaced = nearest_pairs(vectors, len(rows), SPECTRUM_NEIGHBORS, SPECTRUM_SIMILARITY, map_)
     return rows[np.unique(np.concatenate([alike, displaced]), axis=0)]
 
 
