@@ -1,4 +1,8 @@
-"""How much of their fine detail two images share, after one is aligned to the other by an affine map."""
+"""How much of their fine detail two images share, after one is aligned to the other by an affine map.
+
+The alignment starts from the displacement that correlates best, and the sharper image is blurred as the other one is: another
+crop and another focus of the same scene aren't another scene.
+"""
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
@@ -19,6 +23,7 @@ NOISE_LEVEL = 2.5  # intensity levels of 255: weaker detail than this isn't ampl
 def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) -> np.ndarray:
     """Correlation of the fine detail of thumbnails, pair by pair after alignment.
 
+    The correlation r over an overlap of fraction f counts as 1 - (1 - r) / f: a smaller overlap must agree better.
     Symmetric only nearly so: the second image is warped onto the first.
 
     Args:

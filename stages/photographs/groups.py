@@ -2,8 +2,9 @@
 
 Every round, centered cervix resembles every other one: at 32 x 32 gray pixels the correlation of two patients reaches 0.85
 (AnnoCerv) or 0.96 (the synthetic sample), and linking above such a value chains strangers together. So two images are
-compared in two steps: coarse structure proposes a few neighbors of each image; the pair is then aligned by an affine map,
-and the fine detail alone (vessels, glints, folds; the shape of the cervix is subtracted) must agree.
+compared in two steps: coarse structure and the amplitude spectrum, which is the same wherever a crop begins, propose a few
+neighbors of each image; the pair is then aligned by an affine map, and the fine detail alone (vessels, glints, folds; the
+shape of the cervix is subtracted) must agree.
 """
 
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarra
 
 
 def candidate_pairs(thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap, scratch: Path) -> np.ndarray:
-    """Each image with its nearest in coarse structure, of the images of some rows.
+    """Each image with its nearest in coarse structure and those in amplitude spectrum, of the images of some rows.
 
     Returns:
         Pairs of those rows, int (M, 2), sorted, the smaller row first.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from stages.core.params_file import load_params
 from stages.photographs.decoding import decode_image
@@ -60,6 +60,25 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_exactly_the_near_duplicates_are_found(change):
     contents = [encode(image) for image in originals()] + [CHANGES[change](image) for image in originals()]
+    thumbnails = np.stack([thumbnail(content) for content in contents])
+    pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map, SCRATCH)
+    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [(n, n + 30, NEAR) for n in range(30)]
+
+
+OTHER_VIEWS = {
+    "shifted by 15 %": lambda image: image.crop((26, 10, 166, 150)),
+    "shifted by 20 %": lambda image: image.crop((10, 38, 150, 178)),
+    "shifted by 7 % along both sides, enlarged": lambda image: image.crop((22, 22, 156, 156)),
+    "defocused by 2 %": lambda image: image.crop((10, 10, 150, 150)).filter(ImageFilter.GaussianBlur(0.02 * 140)),
+    "defocused by 3 %, shifted": lambda image: image.crop((24, 10, 164, 150)).filter(ImageFilter.GaussianBlur(0.03 * 140)),
+    "sharpened": lambda image: image.crop((10, 10, 150, 150)).filter(ImageFilter.UnsharpMask(2, 200, 0)),
+}
+
+
+@pytest.mark.parametrize("view", OTHER_VIEWS)
+def test_exactly_the_pairs_with_another_crop_or_focus_are_found(view):
+    windows = [image.crop((10, 10, 150, 150)) for image in originals()]
+    contents = [encode(image) for image in windows] + [encode(OTHER_VIEWS[view](image), quality=75) for image in originals()]
     thumbnails = np.stack([thumbnail(content) for content in contents])
     pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map, SCRATCH)
     assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [(n, n + 30, NEAR) for n in range(30)]

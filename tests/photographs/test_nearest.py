@@ -62,3 +62,10 @@ def test_vectors_are_centered_and_of_length_one_for_the_chosen_images(images, tm
     expected = np.corrcoef(images[rows].reshape(len(rows), -1))
     np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-5)
     assert not list(tmp_path.iterdir()), "the file is temporary"
+
+
+def test_order_of_a_feature_in_memory_is_irrelevant(images, tmp_path):
+    with unit_vectors(images, np.arange(300), lambda part: np.asfortranarray(part.reshape(len(part), -1)), tmp_path) as file:
+        vectors = np.load(file)
+    with unit_vectors(images, np.arange(300), identity, tmp_path) as file:
+        np.testing.assert_array_equal(vectors, np.load(file))
