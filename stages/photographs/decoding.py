@@ -18,10 +18,13 @@ from stages.photographs.stains import estimate_stain
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # every further decoder can be reached by malicious bytes
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself warns of a decompression bomb
+MAX_WEBP_PIXELS = 25_000_000  # Pillow holds the file three times, and 22 bytes for each pixel
 MIN_SIDE = 32  # pixels: smaller images are icons and previews
+MAX_ELONGATION = 16  # longer side / shorter side: beyond panoramas; the preview for the cervix grows with it
 THUMBNAIL = 64  # pixels, side of the gray image that duplicates are found with
 OVERSAMPLE = 1.5  # smallest reduction that is left to the final filter; twice that where a crop is yet to be found
 MCU = 16  # pixels: the most rows that one row of JPEG blocks covers
+STRIP = 256  # rows that are converted at once, so that no second image of the full size comes about
 ORIENTATION = 0x0112  # EXIF tag
 EXIF_TRANSPOSE = {  # value of the tag -> its inverse; PIL.ImageOps.exif_transpose would need the full-size image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,21 +111,38 @@ def _open(content: bytes) -> ImageFile.ImageFile:
 def _decode(content: bytes, min_side: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str, int]:
     """The pixels, the size before any reduction, format and mode, EXIF orientation (1..8)."""
     image = _open_valid(content)
-    original, mode, orientation = image.size, f"{image.format} {image.mode}", _orientation(image)
+    original, mode = image.size, f"{image.format} {image.mode}"
     scaled = (math.ceil(original[0] * min_side / min(original)), math.ceil(original[1] * min_side / min(original)))
-    try:
-        image.draft(None, scaled)
-        image.decodermaxblock = len(content)  # in one go, not in 64 KiB
-        image.load()
-    except Exception as error:
-        if "truncated" not in str(error).lower():
-            raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
-    else:
-        return image, original, mode, orientation
+    if _load(image, scaled, len(content)):
+        # Not before the pixels: a PNG's metadata may lie behind them, and Pillow would decode a damaged one twice to get there.
+        return image, original, mode, _orientation(image)
+    if not _keeps_rows_in_order(image):
+        raise ImageDecodeError("truncated: 0% of the rows usable")
+    del image  # before it is decoded again: two need a GiB
     upper, part = _usable_rows(content, scaled)
     if part < usable_part or usable_part == 1 or part * original[1] < MIN_SIDE:
         raise ImageDecodeError(f"truncated: {part:.0%} of the rows usable")
-    return upper, (original[0], round(original[1] * part)), mode, orientation
+    return upper, (original[0], round(original[1] * part)), mode, _orientation(upper)
+
+
+def _load(image: ImageFile.ImageFile, scaled: tuple[int, int], block: int) -> bool:
+    """Decode the pixels, reduced to no less than `scaled` where the format can; whether they were complete."""
+    try:
+        image.draft(None, scaled)
+        image.decodermaxblock = block  # in one go, not in 64 KiB
+        image.load()
+    except Exception as error:
+        if image.format == "PNG" and not image.tile:  # all pixels are there; only metadata behind them are damaged
+            return True
+        if "truncated" not in str(error).lower():
+            raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
+        return False
+    return True
+
+
+def _keeps_rows_in_order(image: Image.Image) -> bool:
+    """Whether a truncated file has its upper rows whole; interlaced and progressive ones spread the damage over all rows."""
+    return image.format in ("JPEG", "MPO", "PNG") and not image.info.get("progressive") and not image.info.get("interlace")
 
 
 def _open_valid(content: bytes) -> ImageFile.ImageFile:
@@ -142,10 +162,12 @@ def _open_valid(content: bytes) -> ImageFile.ImageFile:
     except Exception as error:
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > (MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS):
         raise ImageDecodeError(f"too large: {width} x {height} pixels")
     if min(width, height) < MIN_SIDE:
         raise ImageDecodeError(f"too small: {width} x {height} pixels")
+    if max(width, height) > MAX_ELONGATION * min(width, height):
+        raise ImageDecodeError(f"too elongated: {width} x {height} pixels")
     # Phones put a second image (depth, preview) into an MPO file; the first is the photograph.
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         raise ImageDecodeError(f"animated: {frames} images")
@@ -163,36 +185,53 @@ def _orientation(image: Image.Image) -> int:
 def _usable_rows(content: bytes, scaled: tuple[int, int]) -> tuple[Image.Image, float]:
     """The upper part of a truncated image that was decoded, and its fraction of the height.
 
-    The decoder leaves one flat color where data are missing. Interlaced and progressive files spread the damage over all
-    rows: nothing of them counts as usable.
+    The decoder leaves one flat color where data are missing.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
         image = _open(content)
         image.draft(None, scaled)
-        whole_height = image.height
         image.load()
-        rows = np.asarray(image).reshape(whole_height, image.width, -1)
+        decoded = _rows_above_flat_color(image)
     except Exception as error:
         raise ImageDecodeError(f"truncated: {type(error).__name__}") from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if image.format not in ("JPEG", "MPO", "PNG") or image.info.get("progressive") or image.info.get("interlace"):
-        return image, 0.0
-    decoded = np.flatnonzero((rows != rows[-1, -1]).any(axis=(1, 2)))
-    # The last row of blocks is only partly there.
-    usable = max(0, int(decoded[-1]) + 1 - MCU) if len(decoded) else 0
-    return image.crop((0, 0, image.width, max(usable, 1))), usable / whole_height
+    usable = max(0, decoded - MCU)  # the last row of blocks is only partly there
+    return image.crop((0, 0, image.width, max(usable, 1))), usable / image.height
+
+
+def _rows_above_flat_color(image: Image.Image) -> int:
+    """The number of rows down to the last one that has another color than the last pixel."""
+    width, height = image.size
+    last_pixel = np.asarray(image.crop((width - 1, height - 1, width, height)))
+    for bottom in range(height, 0, -STRIP):
+        top = max(0, bottom - STRIP)
+        strip = np.asarray(image.crop((0, top, width, bottom)))
+        different = np.flatnonzero((strip != last_pixel).reshape(bottom - top, -1).any(axis=1))
+        if len(different):
+            return top + int(different[-1]) + 1
+    return 0
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB by rule: 16-bit gray is scaled, transparency goes on black, all else is converted."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    width, height = image.size
+    result = Image.new("RGB", image.size)
     try:
-        if image.mode.startswith("I"):  # 16 bits of gray; Pillow's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        return image.convert("RGB")
+        for top in range(0, height, STRIP):
+            result.paste(_strip_to_rgb(image.crop((0, top, width, min(top + STRIP, height)))), (0, top))
     except Exception as error:  # a corrupt palette, for example
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
+    return result
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of gray; Pillow's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB")

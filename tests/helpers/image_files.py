@@ -29,14 +29,22 @@ def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def make_png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG file whose header claims this size, whatever its pixel data."""
+def make_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file with its checksum."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+def make_png(width: int, height: int, data: bytes = b"", depth: int = 8, color_type: int = 2) -> bytes:
+    """A PNG file whose header claims this size, whatever its pixel data; by default RGB."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(make_chunk(name, body) for name, body in parts)
+
+
+def resize_jpeg(content: bytes, width: int, height: int) -> bytes:
+    """The same file with another size in the header of its frame."""
+    start = next(content.index(marker) for marker in (b"\xff\xc0\x00", b"\xff\xc2\x00") if marker in content) + 5
+    return content[:start] + struct.pack(">HH", height, width) + content[start + 4 :]
 
 
 def write_files(root: Path, files: dict[str, bytes]) -> Path:

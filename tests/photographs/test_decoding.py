@@ -1,15 +1,18 @@
 """Decoding: formats and color modes, orientation, accuracy of the reduced decoding, invalid and damaged files."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
+from stages.photographs import decoding
 from stages.photographs.decoding import EXIF_TRANSPOSE, MAX_PIXELS, ImageDecodeError, decode_and_orient, decode_image
-from tests.helpers.image_files import encode, make_image, make_png
+from tests.helpers.image_files import encode, make_chunk, make_image, make_png
 
 
 def pixels(content: bytes, size: int = 32, crop: str = "none") -> np.ndarray:
@@ -103,6 +106,7 @@ def test_aliasing_is_below_11_percent_of_contrast():
 
 
 FRAME, SECOND_FRAME = make_image(0), make_image(1)
+WEBP = encode(FRAME, "WEBP")
 INVALID = {
     "empty": (b"", "empty: 0 bytes"),
     "HTML": (b"<html>404 not found</html>", "not an image: expected JPEG, PNG, WEBP, BMP"),
@@ -111,7 +115,9 @@ INVALID = {
     "small": (encode(make_image(0, 64, 16)), "too small: 64 x 16 pixels"),
     "animated PNG": (encode(FRAME, "PNG", save_all=True, append_images=[SECOND_FRAME]), "animated: 2 images"),
     "animated WEBP": (encode(FRAME, "WEBP", save_all=True, append_images=[SECOND_FRAME]), "animated: 2 images"),
+    "elongated": (make_png(32, 2_500_000), "too elongated: 32 x 2500000 pixels"),
     "large": (make_png(9000, 9000), "too large: 9000 x 9000 pixels"),
+    "large WEBP": (WEBP[:26] + struct.pack("<HH", 6000, 6000) + WEBP[30:], "too large: 6000 x 6000 pixels"),
     "decompression bomb": (make_png(60000, 60000), f"too large: more than {MAX_PIXELS} pixels"),
 }
 
@@ -142,6 +148,36 @@ def test_truncated_file_keeps_decoded_rows_only(kind):
     assert psnr(decoded.pixels, np.asarray(expected)) > 30
 
 
+def test_truncated_png_is_read_with_its_orientation(monkeypatch):
+    """Pillow decodes a PNG in search of EXIF data behind its pixels: in vain where they end early, and for minutes if large."""
+    content = encode(make_image(0, 256, 256), "PNG")
+    decodings, prepare = [], PngImageFile.load_prepare
+    monkeypatch.setattr(PngImageFile, "load_prepare", lambda self: decodings.append(1) or prepare(self))
+    decode_image(content[: int(0.8 * len(content))], 32, "none", usable_part=0.2)
+    assert len(decodings) == 2, "once to see that it is truncated, once for its rows"
+    turned = encode(make_image(0, 256, 250), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0")
+    assert decode_image(turned[: int(0.8 * len(turned))], 32, "none", usable_part=0.2).width < 250
+
+
+def test_png_damaged_behind_its_pixels_is_whole():
+    content = encode(make_image(0), "PNG")
+    damaged = content[:-12] + make_chunk(b"tEXt", b"k\0v")[:-1]
+    np.testing.assert_array_equal(pixels(damaged), pixels(content))
+    damaged = content[:-12] + b"\0\1\0\0tEXtk"
+    np.testing.assert_array_equal(pixels(damaged), pixels(content))
+
+
+def test_conversion_in_strips_equals_conversion_at_once(monkeypatch):
+    rgba = make_image(0, 60, 70).convert("RGBA")
+    rgba.putalpha(make_image(1, 60, 70).convert("L"))
+    palette = rgba.convert("RGB").quantize(16)
+    for content in (encode(rgba, "PNG"), encode(rgba.convert("LA"), "PNG"), encode(palette, "PNG", transparency=b"\0\x80\x10")):
+        whole = pixels(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "STRIP", 7)
+            np.testing.assert_array_equal(pixels(content), whole)
+
+
 def test_truncated_progressive_file_is_always_rejected():
     """Its missing data are spread over all rows."""
     content = encode(make_image(0, 256, 256), progressive=True)
@@ -158,7 +194,17 @@ UNDAMAGED = [
     encode(make_image(6, 48, 40).quantize(16), "PNG", transparency=3),
     encode(make_image(7, 48, 40), "PNG", save_all=True, append_images=[make_image(8, 48, 40)]),
 ]
-REASONS = ("empty", "too costly", "not an image", "unreadable", "too large", "too small", "animated", "truncated")
+REASONS = (
+    "empty",
+    "too costly",
+    "not an image",
+    "unreadable",
+    "too large",
+    "too small",
+    "too elongated",
+    "animated",
+    "truncated",
+)
 
 
 # A deadline far above the time of a decode (a millisecond) distinguishes a hang from a busy machine.
