@@ -1,0 +1,112 @@
+"""Any bytes give an image or a reason, in bounded time and memory, and the same ones again."""
+
+import faulthandler
+import random
+import resource
+import signal
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from stages.photographs.decoding import DecodedImage, ImageDecodeError, decode_image
+from tests.helpers.image_mutator import mutate, valid_images
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+
+REASONS = (
+    "empty",
+    "too costly",
+    "not an image",
+    "unreadable",
+    "too large",
+    "too small",
+    "too elongated",
+    "animated",
+    "truncated",
+)
+REFUSED = {"PNG animated": "animated", "WEBP animated": "animated", "GIF": "not an image", "TIFF": "not an image"}
+SECONDS = 5  # of the processor, for one file
+WALL_SECONDS = 60  # a machine may be busy
+MAX_GROWTH = 400  # MiB
+
+
+class HangError(BaseException):
+    """No Exception: the decoder catches each of those."""
+
+
+@pytest.fixture(autouse=True)
+def _hangs_are_detected():
+    def report(signum, frame):
+        raise HangError
+
+    previous = signal.signal(signal.SIGALRM, report)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
+    signal.signal(signal.SIGALRM, previous)
+
+
+def decode(content: bytes, size: int, crop: str, usable_part: float) -> DecodedImage | str:
+    """The image, or the reason why there is none."""
+    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    faulthandler.dump_traceback_later(2 * WALL_SECONDS, exit=True)  # where a library never comes back to Python
+    started = time.process_time()
+    try:
+        result = decode_image(content, size, crop, usable_part)
+    except ImageDecodeError as error:
+        result = str(error)
+    assert time.process_time() - started < SECONDS
+    return result
+
+
+def check(content: bytes, size: int, crop: str, usable_part: float) -> str:
+    """Check one file; the kind of its reason, or "" for an image."""
+    first, again = (decode(content, size, crop, usable_part) for _ in range(2))
+    if isinstance(first, str):
+        assert again == first
+        kind, _, detail = first.partition(": ")
+        assert kind in REASONS
+        assert detail
+        assert "\n" not in detail
+        return kind
+    assert first.pixels.shape == (size, size, 3)
+    assert first.thumbnail.shape == (64, 64)
+    assert first.pixels.dtype == first.thumbnail.dtype == np.uint8
+    assert first.mode.split()[0] in ("JPEG", "MPO", "PNG", "WEBP", "BMP")
+    np.testing.assert_array_equal(again.pixels, first.pixels)
+    np.testing.assert_array_equal(again.thumbnail, first.thumbnail)
+    return ""
+
+
+def peak_memory() -> float:
+    """MiB that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@pytest.mark.parametrize("name", valid_images())
+def test_undamaged_file_gives_image_or_reason(name):
+    assert check(valid_images()[name], 32, "square", 1) == REFUSED.get(name, "")
+
+
+@pytest.mark.parametrize(
+    ("first", "count"), [(0, 500), pytest.param(500, 20_000, marks=pytest.mark.slow)], ids=["500 files", "20,000 files"]
+)
+def test_damaged_file_gives_image_or_reason(first, count, capfd):
+    files, kinds, before = list(valid_images().values()), set(), peak_memory()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(first, first + count):
+            rng = random.Random(seed)  # noqa: S311
+            content = mutate(rng.choice(files), rng)
+            settings = rng.choice((16, 32, 100)), rng.choice(("none", "square", "cervix")), rng.choice((0.0, 0.5, 1.0))
+            try:
+                kinds.add(check(content, *settings))
+            except BaseException as error:
+                error.add_note(f"seed {seed}, size, crop and usable part {settings}")
+                raise
+    assert kinds >= {"", "not an image", "unreadable", "truncated", "too large", "too small"}, "the files reach every check"
+    assert peak_memory() - before < MAX_GROWTH
+    assert capfd.readouterr().err == ""
