@@ -12,7 +12,7 @@ from stages.photographs.decoding import ImageDecodeError, decode_and_orient
 from stages.photographs.groups import NEAR, DuplicatePair
 from stages.photographs.inventory import NOT_INVALID, reason_category
 from stages.photographs.listing import ImageIndex
-from stages.photographs.reading import DecodedImages
+from stages.photographs.reading import MAX_BYTES, DecodedImages
 
 SHOWN = 24  # tiles of a sheet
 TILE = 96  # pixels, side of an image
@@ -70,7 +70,9 @@ def save_crops_sheet(index: ImageIndex, decoded: DecodedImages, rows: Sequence[i
 
 def _preview(file: Path | None) -> Image.Image | None:
     try:
-        return decode_and_orient(file.read_bytes(), 2 * TILE, usable_part=0)[0] if file else None
+        if file is None or file.stat().st_size > MAX_BYTES:  # refused unread, here too
+            return None
+        return decode_and_orient(file.read_bytes(), 2 * TILE, usable_part=0)[0]
     except (ImageDecodeError, OSError):
         return None
 

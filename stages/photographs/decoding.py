@@ -114,7 +114,7 @@ def _decode(content: bytes, min_side: float, usable_part: float) -> tuple[Image.
     original, mode = image.size, f"{image.format} {image.mode}"
     scaled = (math.ceil(original[0] * min_side / min(original)), math.ceil(original[1] * min_side / min(original)))
     if _load(image, scaled, len(content)):
-        # Not before the pixels: a PNG's metadata may lie behind them, and Pillow would decode a damaged one twice to get there.
+        # Not before the pixels: Pillow would decode a PNG in search of metadata behind them, and their errors would be lost.
         return image, original, mode, _orientation(image)
     if not _keeps_rows_in_order(image):
         raise ImageDecodeError("truncated: 0% of the rows usable")
@@ -132,11 +132,9 @@ def _load(image: ImageFile.ImageFile, scaled: tuple[int, int], block: int) -> bo
         image.decodermaxblock = block  # in one go, not in 64 KiB
         image.load()
     except Exception as error:
-        if image.format == "PNG" and not image.tile:  # all pixels are there; only metadata behind them are damaged
-            return True
         if "truncated" not in str(error).lower():
             raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
-        return False
+        return image.format == "PNG" and not image.tile  # the end is missing, but only of metadata behind the pixels
     return True
 
 
