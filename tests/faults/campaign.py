@@ -57,7 +57,7 @@ class Injection:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         log = (self.project / ".dvc/tmp/log").open("ab")  # not a pipe, which a process that is left over would keep open
-        settings = {"MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **env}
+        settings = {"MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore", **env}
         return subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.project,
@@ -337,7 +337,8 @@ def may_mount() -> bool:
 def campaign(injections: int, seed: int, jobs: int, folder: Path) -> int:
     """Run it; prints a line for each injection and a table of all. Returns the number of injections with a problem."""
     pristine = folder / "pristine"
-    make_pristine(pristine)
+    if not pristine.exists():
+        make_pristine(pristine)
     projects = [copy_project(pristine, folder / str(job)) for job in range(jobs)]
     seconds, reference = durations(projects[0]), (pristine / "dvc.lock").read_bytes()
     faults = [fault for fault in FAULTS if fault not in MOUNTS or may_mount()]
