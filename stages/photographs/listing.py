@@ -21,6 +21,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, lik
 TEST_FOLDER = "test"  # the competition's test images lie in test/test, without a class folder: no class can have this name
 UNLABELLED_FOLDER = "test_stg2"  # those of its second stage, whose labels were never published: no class either
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report on them says so
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that end lines of tables and logs, or steer a terminal
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
 
@@ -72,6 +73,12 @@ def list_images(data: DataParams) -> ImageIndex:
     _apply_label_corrections(listing, Path(data.label_fixes))
     _assign_patients(listing, groups, data.group_pattern)
     listing.images.sort(key=lambda record: record.path)
+    for record in listing.images:
+        if CONTROL.search(record.label + record.patient):
+            got = f"{record.label!r}, {record.patient!r}"
+            raise SourceError(
+                f"data.source: {record.path}: expected a class and a patient without control characters, got {got}"
+            )
     classes = {record.label for record in listing.images}
     if len(classes) < 2:
         found = f"{len(listing.images)} images of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
@@ -142,7 +149,12 @@ def _rejection_by_place(file: Path, source: Path) -> str:
 
 def _relative(file: Path, source: Path) -> str:
     r"""Posix path below the source. Bytes that are no UTF-8 are shown as \\x.. so that every table can hold the name."""
-    return file.relative_to(source).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    path = file.relative_to(source).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _escape(path)
+
+
+def _escape(path: str) -> str:
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", path)
 
 
 def _rejection_reason(file: Path, root: Path) -> str:
@@ -151,6 +163,8 @@ def _rejection_reason(file: Path, root: Path) -> str:
         os.fsdecode(file).encode("utf-8")
     except UnicodeEncodeError:
         return "name: not UTF-8"
+    if CONTROL.search(str(file)):
+        return "name: has control characters"
     try:
         # Opening a pipe would wait for ever.
         if not stat.S_ISREG(file.stat().st_mode):
@@ -200,7 +214,7 @@ def _from_table(source: Path, table: Path) -> ImageIndex:
         seen.add(path)
         file = source / path
         if reason := _rejection_reason(file, root):
-            listing.rejected[path] = reason
+            listing.rejected[_escape(path)] = reason
         else:
             listing.images.append(ImageRecord(path, file, row["label"].strip(), row.get("group", "").strip(), split))
     return listing
