@@ -7,7 +7,7 @@ import pytest
 from stages.core.checks import FAIL, GROUPS, INCONCLUSIVE, PASS, TITLES, WARN, grade
 from tests.helpers.repository import ROOT
 
-IDS = [f"D{i}" for i in range(1, 28)]
+IDS = [f"D{i}" for i in range(1, 29)]
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.005, PASS), (0.01, PASS), (0.05, WARN), (0.1, WARN), (0.5, FAIL)])

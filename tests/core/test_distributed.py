@@ -115,7 +115,7 @@ def test_nodes_without_allocation_stop_the_stage_with_one_line(tmp_path):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["runtime"] |= {"nodes": 2, "device": "cpu"}
     code = (
-        "from stages.core.errors import run_cli; from stages.core.params import RuntimeParams;"
+        "from stages.core.processes import run_cli; from stages.core.params import RuntimeParams;"
         "from stages.core.devices import make_fabric;"
         f"run_cli(lambda: make_fabric(RuntimeParams(**{params['runtime']!r})))"
     )

@@ -12,7 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from stages.core.checkpoints import Checkpoint
 from stages.core.checks import CheckResult
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
 from stages.core.errors import InputError
@@ -27,6 +26,7 @@ from tests.helpers.image_files import data_params, write_files
 from tests.helpers.mutation import mutate
 from tests.helpers.prediction_tables import make_table
 from tests.helpers.repository import ROOT
+from tests.helpers.training_runs import checkpoint_in
 
 COUNT = int(os.environ.get("FUZZ_FILES", "100"))
 
@@ -52,19 +52,12 @@ def valid(tmp_path_factory):
     torch.save(model.backbone.state_dict(), folder / "w.pth")
     state = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
     safetensors.torch.save_file(state, folder / "w.safetensors")
-    checkpoint = checkpoint_of(folder)
-    checkpoint.save({"weights": torch.arange(1000.0), "history": [{"epoch": 1}]})
+    checkpoint_in(folder / "run").save({"weights": torch.arange(1000.0), "history": [{"epoch": 1}]})
     return folder
 
 
 def new_model(weights) -> Classifier:
     return create_model("squeezenet1_1", ("a", "b"), 64, str(weights), "none", 0)
-
-
-def checkpoint_of(folder) -> Checkpoint:
-    checkpoint = Checkpoint("stage", "run")
-    checkpoint.folder, checkpoint.file, checkpoint.previous = folder / "run", folder / "run/last.pt", folder / "run/previous.pt"
-    return checkpoint
 
 
 def list_with_patients(file):
@@ -114,8 +107,7 @@ def test_damaged_file_is_read_or_refused_by_name(name, valid, tmp_path):
 
 def test_damaged_checkpoint_is_never_used(valid, tmp_path, capfd):
     """Either the very state that was saved, or none."""
-    rng, checkpoint = np.random.default_rng(0), checkpoint_of(tmp_path)
-    checkpoint.folder.mkdir()
+    rng, checkpoint = np.random.default_rng(0), checkpoint_in(tmp_path / "run")
     content = (valid / "run/last.pt").read_bytes()
     for _ in range(COUNT):
         checkpoint.file.write_bytes(mutate(content, rng))

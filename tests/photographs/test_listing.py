@@ -187,7 +187,7 @@ def test_label_fixes_exclusions_and_patients_are_applied(source, tmp_path):
 
 
 def test_patient_table_must_exist_and_fit_source(source):
-    with pytest.raises(SourceError, match=r"patients\.csv: expected a CSV table, got an error: .*No such file"):
+    with pytest.raises(SourceError, match=r"data\.groups: expected a CSV file in .*, or none; got no file patients\.csv"):
         list_images(data_params(source / "a", groups="patients.csv"))
     write_files(source, {"patients.csv": b"path,patient\nc/1.jpg,p7\n"})
     with pytest.raises(SourceError, match=r"data\.groups: .*expected paths of the source's images, got none of 8"):

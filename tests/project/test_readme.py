@@ -23,7 +23,8 @@ from stages.tracking.connection import VIEW_KEY
 from tests.helpers.repository import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")]
+DOCUMENTS += sorted(ROOT.glob("docs/**/*.md"))
 WEB_LINKS = ("http://", "https://", "../../actions/")  # the last one: a page of the repository on GitHub
 MAX_LINES = 130
 TERMS = ("white-box", "perturbation", "robust accuracy", "majority class", "confidence interval")

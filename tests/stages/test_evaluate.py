@@ -29,7 +29,8 @@ from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-DECLARED = [Path(path) for plot in STAGES["evaluate"]["plots"] for path in plot]  # what the stage writes, by dvc.yaml
+PLOTS = STAGES["evaluate"]["plots"]
+DECLARED = [Path(path) for plot in PLOTS for path in (plot if isinstance(plot, dict) else [plot])]  # what the stage writes
 PNGS = {path.stem for path in DECLARED if path.suffix == ".png"}
 CSVS = {path.stem for path in DECLARED if path.suffix == ".csv"}
 
@@ -121,8 +122,9 @@ def test_transfer_attack_counts_in_the_worst_case(tmp_path, monkeypatch):
     transfer.assign(prediction=wrong, margin=-9.0).to_csv(file, index=False)
     inputs = evaluate.load_inputs()
     images = select_predictions(inputs["clean"].predictions)
+    context = evaluation_context(images)
     for model in ("clean", "adv"):
-        metrics = evaluate.compute_metrics(inputs, images, evaluation_context(images))[model]
+        metrics = evaluate.compute_metrics(inputs, images, evaluate.compute_tables(inputs, context), context)[model]
         assert metrics["robust_accuracy"]["transfer"] == 0
         assert metrics["attacked_images"]["transfer"] == 30
         assert metrics["robust_accuracy"]["pgd"] == 1
@@ -231,7 +233,8 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     html = (folder / "page/index.html").read_text()
     assert "<DVC_METRIC" not in html
     drawn = {spec["title"]["text"]: spec for spec in charts_of(html)}
-    tables_of = {options["title"]: path for plot in plots for path, options in plot.items() if path.endswith(".csv")}
+    items = [item for plot in plots if isinstance(plot, dict) for item in plot.items()]
+    tables_of = {options["title"]: path for path, options in items if path.endswith(".csv")}
     assert set(drawn) == set(tables_of)
     for title, spec in drawn.items():
         rows = pd.DataFrame(spec["data"]["values"])
@@ -240,7 +243,9 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
         assert len(rows[rows["rev"] == "second"]) == len(pd.read_csv(folder / tables_of[title]))
         assert "NaN" not in (svg := vl_convert.vegalite_to_svg(spec, vl_version="5.8"))
         assert len(re.findall(r"<path|<text", svg)) > 20, title
-    assert html.count("<img") == 2 * sum(path.endswith(".png") for plot in plots for path in plot)
+    assert html.count("<img") == 2 * sum(
+        path.endswith(".png") for plot in plots for path in ([plot] if isinstance(plot, str) else plot)
+    )
     # Each cell is drawn from exactly one row, without aggregation.
     confusion = drawn["Confusion matrix"]
     assert not re.search("aggregate|impute|joinaggregate", json.dumps(confusion))
