@@ -7,7 +7,7 @@ files predictions.py describes. Only here does a model see the test split. Resum
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from stages.attacks.corruptions import evaluate_corruptions
 from stages.attacks.examples import save_examples, select_examples
 from stages.attacks.minimum_eps import find_minimum_eps
-from stages.attacks.runner import ModelUnderAttack, run_attack_suite, run_transfer_attacks
+from stages.attacks.runner import ModelUnderAttack, run_attack_suite, run_calibration, run_transfer_attacks
 from stages.attacks.sanity_checks import run_sanity_checks
 from stages.core.checkpoints import Checkpoint, StepCache, run_fingerprint
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
@@ -57,6 +57,8 @@ def main(model: str) -> pd.DataFrame:
     with Checkpoint(f"attack_eval_{model}", fingerprint).lock(fabric) as checkpoint:
         cache = StepCache(checkpoint, fabric)
         table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache)
+        validation = replace(target, split=DatasetSplit.from_dataset(dataset, "val"))
+        calibration = run_calibration(validation, dataset, p.attack, p.attack_eval, cache)
         minimum_eps = find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache)
         corruptions = evaluate_corruptions(target, dataset, everything, cache)
         checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, table, p))
@@ -65,6 +67,7 @@ def main(model: str) -> pd.DataFrame:
         if fabric.is_global_zero:
             folder = PREDICTIONS / model
             write_predictions(table, folder)
+            write_predictions(calibration, folder, "calibration")
             write_json(folder / "model.json", classifier.describe(weights_path(model)))
             write_json(folder / "ensemble.json", ensemble)
             write_table("minimum_eps", minimum_eps, folder)

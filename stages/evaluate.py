@@ -44,6 +44,7 @@ from stages.core.predictions import (
 )
 from stages.core.processes import run_cli
 from stages.evaluation import figures, image_figures
+from stages.evaluation.conformal import conformal_metrics
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
 from stages.evaluation.formatting import attack_label, format_budget, format_eps
 from stages.evaluation.intervals import ConfidenceIntervals
@@ -84,6 +85,7 @@ class ModelInputs:
 
     Attributes:
         predictions: with the rows of the transfer attack.
+        calibration: calibration.csv, of the validation images.
         minimum_eps: minimum_eps.csv.
         corruptions: corruptions.csv.
         training: the training curve, where there is one.
@@ -94,6 +96,7 @@ class ModelInputs:
     """
 
     predictions: pd.DataFrame
+    calibration: pd.DataFrame
     minimum_eps: pd.DataFrame
     corruptions: pd.DataFrame
     training: pd.DataFrame | None
@@ -147,6 +150,7 @@ def load_inputs() -> dict[str, ModelInputs]:
             history = history_path(model)
             inputs[model] = ModelInputs(
                 predictions=pd.concat(tables, ignore_index=True),
+                calibration=read_predictions(folder, "calibration"),
                 minimum_eps=read_table("minimum_eps", folder),
                 corruptions=read_table("corruptions", folder),
                 training=read_csv(history, f"train_{model}", ()) if history.exists() else None,
@@ -169,6 +173,7 @@ def compute_metrics(
     for model, tables in inputs.items():
         metrics[model] = model_metrics(tables.predictions, context)
         metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
+        metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)
     if len(inputs) == 2:
         metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)
     return round_floats(metrics)
@@ -196,7 +201,7 @@ def compute_checks(
 def compute_tables(inputs: dict[str, ModelInputs], context: EvaluationContext) -> dict[str, pd.DataFrame]:
     """Name -> plots/<name>.csv."""
     by_model = [
-        plot_tables(model, tables.predictions, tables.minimum_eps, tables.corruptions, context)
+        plot_tables(model, tables.predictions, tables.calibration, tables.minimum_eps, tables.corruptions, context)
         for model, tables in inputs.items()
     ]
     return {name: concat_tables([tables[name] for tables in by_model]) for name in by_model[0]}

@@ -218,6 +218,26 @@ def run_attack_suite(
     return pd.concat(rows, ignore_index=True), ensemble_config(p, classes, seed=target.seed, **attacked)
 
 
+def run_calibration(
+    target: ModelUnderAttack, dataset: ImageDataset, threat: ThreatModel, p: AttackEvalParams, cache: StepCache
+) -> pd.DataFrame:
+    """calibration.csv: the images of ``target`` clean, and under PGD at ``threat.eps``.
+
+    PGD at the smaller eps comes first, as in `run_attack_suite`: the scores of validation and test images under PGD are
+    exchangeable only if both are computed in the same way.
+    """
+    everything = np.arange(len(target.split))
+    clean = pgd = cached_result(cache, f"calibration {CLEAN}", partial(clean_result, target))
+    rows = [_to_rows(dataset, target, everything, CLEAN, 0.0, 0, clean)]
+    for name, eps, steps, attack in _schedule(threat, p):
+        if name == "pgd" and eps <= threat.eps:
+            compute = partial(attack_remaining, target, pgd, name, attack, eps, everything)
+            pgd = cached_result(cache, f"calibration {name} {eps!r}", compute)
+            if eps == threat.eps:
+                rows.append(_to_rows(dataset, target, everything, name, eps, steps, pgd))
+    return pd.concat(rows, ignore_index=True)
+
+
 def correct_positions(result: AttackResult, labels: Tensor) -> np.ndarray:
     """Positions of the images that are classified correctly under the attack."""
     return (margin_loss(result.logits, labels) <= 0).numpy().nonzero()[0]

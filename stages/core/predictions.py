@@ -2,6 +2,7 @@
 
 ``predictions.csv``: every test image once with attack ``none`` and eps 0 (the clean prediction), and once under each attack
 and eps that was run.
+``calibration.csv``: in the same form, every validation image clean and under PGD at ``attack.eps``.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) under adversarial examples of the other one.
 ``minimum_eps.csv``, ``corruptions.csv``: minimum perturbation, on some of the images, and common corruptions.
 ``diagnostics.json``: a list of check results (checks.py). ``ensemble.json``: what the ensemble of attacks consisted of.
@@ -20,6 +21,7 @@ from stages.core.files import FileFormatError, read_csv, read_json, write_csv
 
 TRANSFER = "transfer"  # adversarial examples of the other model
 CLEAN = "none"  # in place of an attack
+CALIBRATION_ATTACKS = (CLEAN, "pgd")  # of calibration.csv
 LEAN_ENSEMBLE = "apgd"  # APGD on several losses, then Square; AutoAttack's attacks for K classes are aa-k<K>
 STRING_COLUMNS = ("path", "group", "label", "attack", "found_by", "prediction")
 COLUMNS = (
@@ -151,14 +153,14 @@ def _validate_images(table: pd.DataFrame, source: str) -> None:
         raise FileFormatError(f"{source}: expected one label and one group per path, got several")
 
 
-def write_predictions(table: pd.DataFrame, folder: Path | str) -> Path:
-    """Check and write ``<folder>/predictions.csv``; numbers to 6 significant digits."""
-    return _write(validate_predictions(table), Path(folder) / "predictions.csv")
+def write_predictions(table: pd.DataFrame, folder: Path | str, name: str = "predictions") -> Path:
+    """Check and write ``<folder>/<name>.csv``, predictions or calibration; numbers to 6 significant digits."""
+    return _write(validate_predictions(table), Path(folder) / f"{name}.csv")
 
 
-def read_predictions(folder: Path | str) -> pd.DataFrame:
-    """The checked table in ``<folder>/predictions.csv``. Text columns stay text: a class may be called ``1`` or ``NA``."""
-    file = Path(folder) / "predictions.csv"
+def read_predictions(folder: Path | str, name: str = "predictions") -> pd.DataFrame:
+    """The checked table in ``<folder>/<name>.csv``. Text columns stay text: a class may be called ``1`` or ``NA``."""
+    file = Path(folder) / f"{name}.csv"
     return validate_predictions(read_csv(file, "attack_eval", STRING_COLUMNS), str(file))
 
 

@@ -49,10 +49,15 @@ def recalls(rows: pd.DataFrame) -> dict[str, float]:
     return {name: float(fractions[name]) for name in classes_of(rows) if name in fractions}
 
 
+def label_probabilities(rows: pd.DataFrame) -> np.ndarray:
+    """(rows,) the probability predicted for the label."""
+    columns = [classes_of(rows).index(label) for label in rows["label"]]
+    return probabilities(rows)[np.arange(len(rows)), columns]
+
+
 def log_losses(rows: pd.DataFrame) -> np.ndarray:
     """(rows,) minus the natural logarithm of the probability predicted for the label."""
-    columns = [classes_of(rows).index(label) for label in rows["label"]]
-    return -np.log(np.clip(probabilities(rows)[np.arange(len(rows)), columns], MIN_PROBABILITY, 1))
+    return -np.log(np.clip(label_probabilities(rows), MIN_PROBABILITY, 1))
 
 
 def roc_auc(rows: pd.DataFrame) -> float | None:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.core.checks import GROUPS
 from stages.core.dataset import is_transformation_zone
 from stages.evaluation import report_tables, summary
+from stages.evaluation.conformal import ALPHA
 from stages.evaluation.formatting import (
     MODEL_LABELS,
     NORM_SYMBOLS,
@@ -103,6 +104,9 @@ def render(report: Report) -> str:
         main_metrics=summary.main_metrics_table(report.metrics),
         attack_rows=report_tables.attack_rows(report.metrics, tables["robustness"], report.attacks),
         per_class=report_tables.per_class_rows(tables["per_class"], list(report.counts.index), report.evaluated),
+        conformal_rows=report_tables.conformal_rows(tables["conformal"], report.attacks, report.evaluated),
+        conformal_sentences=summary.conformal_sentences(report.metrics),
+        coverage=1 - ALPHA,
         confusions=report_tables.confusion_matrices(tables["confusion"]),
         corruption_rows=report_tables.corruption_rows(tables["corruptions"], report.evaluated),
         check_groups=report_tables.check_groups(report.checks, GROUPS, report.evaluated),

@@ -1,11 +1,12 @@
 """The rows of the report's tables, as texts."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from stages.core.predictions import CLEAN
+from stages.core.predictions import CALIBRATION_ATTACKS, CLEAN
 from stages.evaluation.formatting import (
     CORRUPTION_LABELS,
     MODEL_LABELS,
@@ -69,6 +70,20 @@ def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for (model, attack), cells in table.groupby(["model", "attack"], sort=False)
     ]
+
+
+def conformal_rows(table: pd.DataFrame, attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(attack, cells): for each model and calibration the coverage with its interval, and the mean set size."""
+    steps, rows = attacks.groupby("attack")["steps"].max(), []
+    order = [*(attack for attack in dict.fromkeys(table["attack"]) if attack != WORST), WORST] if len(table) else []
+    found = {(row["model"], row["calibration"], row["attack"]): row for row in table.to_dict("records")}
+    for attack in order:
+        cells = []
+        for key in itertools.product(models, CALIBRATION_ATTACKS, [attack]):
+            row = found.get(key)
+            cells += [proportion(row, "coverage"), f"{row['set_size']:.2f}"] if row else [NOT_AVAILABLE] * 2
+        rows.append((attack_label(attack, int(steps.get(attack, 0))), cells))
+    return rows
 
 
 def corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from stages.core.checks import PASS
 from stages.core.dataset import is_transformation_zone
 from stages.core.paths import MODELS
 from stages.core.predictions import LEAN_ENSEMBLE
+from stages.evaluation.conformal import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from stages.evaluation.formatting import (
     MODEL_LABELS,
     class_label,
@@ -221,6 +222,29 @@ def min_eps_sentences(metrics: Mapping[str, Any], norm: str) -> list[str]:
             sentences.append(f"{label}: no eps that was tried suffices for half of the images (n = {n}).")
         else:
             sentences.append(f"{label}: no image is classified correctly without attack.")
+    return sentences
+
+
+def conformal_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Per model coverage and mean size of the sets that are calibrated on clean images, or that the images are too few."""
+    sentences = []
+    for model in evaluated_models(metrics):
+        values, label = metrics[model], MODEL_LABELS[model]
+        n = values["conformal_images"]
+        if "conformal_coverage_clean" in values:
+            cases = [
+                f"{metric(values, f'conformal_coverage_{case}')} of the test images {where} "
+                f"({values[f'conformal_set_size_{case}']:.2f} classes on average)"
+                for case, where in (("clean", "without attack"), ("worst", "in the worst case"))
+            ]
+            sentences.append(
+                f"{label}: calibrated on n = {n} clean validation images, the sets contain the label of {listed(cases)}."
+            )
+        else:
+            sentences.append(
+                f"{label}: inconclusive, n = {n} validation images; with fewer than {MIN_CALIBRATION_IMAGES} every set holds "
+                "all classes."
+            )
     return sentences
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from stages.core.predictions import CLEAN, classes_of
+from stages.evaluation.conformal import conformal_table
 from stages.evaluation.metrics import EvaluationContext, initially_correct, recalls, reliability
 from stages.evaluation.selection import (
     WORST,
@@ -96,7 +97,12 @@ def corruptions_table(model: str, table: pd.DataFrame, corruptions: pd.DataFrame
 
 
 def plot_tables(
-    model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext
+    model: str,
+    table: pd.DataFrame,
+    calibration: pd.DataFrame,
+    minimum_eps: pd.DataFrame,
+    corruptions: pd.DataFrame,
+    context: EvaluationContext,
 ) -> dict[str, pd.DataFrame]:
     """Name -> the rows of one model in plots/<name>.csv."""
     return {
@@ -104,6 +110,7 @@ def plot_tables(
         "confusion": confusion_table(model, table, context),
         "per_class": per_class_table(model, table, context),
         "reliability": reliability_table(model, table, context),
+        "conformal": conformal_table(model, table, calibration, context),
         "minimum_eps": minimum_eps_table(model, table, minimum_eps, context),
         "corruptions": corruptions_table(model, table, corruptions, context),
     }

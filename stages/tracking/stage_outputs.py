@@ -14,6 +14,7 @@ import yaml
 
 from stages.core.files import md5
 
+CALIBRATION = "calibration.csv"  # predictions on validation images: none of a model's results
 LAST_STAGE = "evaluate"  # its numbers are the pipeline's, and go by their plain names
 RESULTS = ("outs", "metrics", "plots")  # where dvc.yaml lists what a stage writes
 
@@ -93,7 +94,7 @@ def read_metrics(path: Path) -> Metrics:
     metrics: Metrics = {}
     if path.suffix == ".json":
         metrics = _json_metrics(json.loads(path.read_text(encoding="utf-8")), "" if path.stem == LAST_STAGE else path.stem)
-    elif path.suffix == ".csv":
+    elif path.suffix == ".csv" and path.name != CALIBRATION:
         metrics = _table_metrics(rows_of(path))
     # A class may be called CIN2+; MLflow refuses the plus.
     return {(re.sub(r"[^\w./ -]", "_", name), step): value for (name, step), value in metrics.items()}

@@ -16,7 +16,16 @@ from stages.evaluation.tables import (
     reliability_table,
     robustness_table,
 )
-from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_corruptions, make_minimum_eps, make_table, rows
+from tests.helpers.prediction_tables import (
+    CLASSES,
+    EPS,
+    GRID,
+    make_calibration,
+    make_corruptions,
+    make_minimum_eps,
+    make_table,
+    rows,
+)
 from tests.helpers.reports import evaluation_context
 
 
@@ -76,7 +85,8 @@ def test_corruptions_are_compared_with_the_same_clean_images():
 
 def test_plot_tables_name_their_model_and_miss_no_value():
     table = make_table("adv", 60)
-    named = plot_tables("adv", table, make_minimum_eps(table), make_corruptions(table), evaluation_context(table))
+    extras = make_calibration(table), make_minimum_eps(table), make_corruptions(table)
+    named = plot_tables("adv", table, *extras, evaluation_context(table))
     for name, rows_ in named.items():
         assert (rows_["model"] == "adv").all(), name
         assert not rows_.isna().any(axis=None), name

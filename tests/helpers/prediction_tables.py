@@ -11,6 +11,8 @@ from PIL import Image
 
 from stages.core.checks import grade
 from stages.core.predictions import (
+    CALIBRATION_ATTACKS,
+    CLEAN,
     COLUMNS,
     EXAMPLE_COLUMNS,
     TABLES,
@@ -117,6 +119,13 @@ def make_minimum_eps(table: pd.DataFrame) -> pd.DataFrame:
     return clean[["path", "label"]].assign(eps=np.where(found, eps, 64 / 255), found=found.astype(int))
 
 
+def make_calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """calibration.csv: other images that the model predicts as those of the table."""
+    eps = {attack: EPS if attack != CLEAN else 0.0 for attack in CALIBRATION_ATTACKS}
+    rows_ = table[table["eps"] == table["attack"].map(eps)]
+    return rows_.assign(path="val/" + rows_["path"], group="val " + rows_["group"])
+
+
 def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
     """corruptions.csv; no prediction differs from the clean one."""
     clean = table[table["attack"] == "none"]
@@ -131,6 +140,7 @@ def make_transfer(table: pd.DataFrame) -> pd.DataFrame:
 
 def make_extras(folder: Path, table: pd.DataFrame) -> None:
     """What attack_eval writes in addition to predictions.csv and the examples."""
+    write_predictions(make_calibration(table), folder, "calibration")
     write_table("minimum_eps", make_minimum_eps(table), folder)
     write_table("corruptions", make_corruptions(table), folder)
     (folder / "ensemble.json").write_text(json.dumps(ENSEMBLE))

@@ -9,6 +9,7 @@ import pandas as pd
 from stages import evaluate
 from stages.core.params_file import flatten, load_stage_params
 from stages.core.predictions import classes_of
+from stages.evaluation.conformal import conformal_metrics
 from stages.evaluation.intervals import ConfidenceIntervals
 from stages.evaluation.metrics import (
     EvaluationContext,
@@ -27,6 +28,7 @@ from tests.helpers.prediction_tables import (
     ENSEMBLE,
     EPS,
     GRID,
+    make_calibration,
     make_corruptions,
     make_minimum_eps,
     make_table,
@@ -50,9 +52,10 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(images)
     by_model = []
     for model, table in tables.items():
-        minimum_eps, corruptions = make_minimum_eps(table), make_corruptions(table)
-        plots = plot_tables(model, table, minimum_eps, corruptions, context)
+        calibration, minimum_eps, corruptions = make_calibration(table), make_minimum_eps(table), make_corruptions(table)
+        plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
         metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
+        metrics[model] |= conformal_metrics(plots["conformal"], calibration)
         by_model.append(plots)
     if len(tables) == 2:
         metrics["difference"] = paired_difference(*tables.values(), context)

@@ -86,6 +86,10 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     assert (distance <= table["eps"] * (1 + 1e-4) + 1e-6).all()
     assert distance.max() > 0
     assert {"none", "fgsm", "pgd", "apgd"} <= set(table["attack"])
+    calibration = read_predictions(folder, "calibration")  # of the validation split, under the same threat model
+    assert not set(calibration["path"]) & set(table["path"])
+    assert calibration.groupby("attack")["path"].nunique().to_dict() == {"none": 12, "pgd": 12}
+    assert (calibration[threat["norm"]] <= calibration["eps"] * (1 + 1e-4) + 1e-6).all()
     assert len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 12
     assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
     assert len(read_examples(folder / "examples")) == 2

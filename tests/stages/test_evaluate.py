@@ -123,8 +123,9 @@ def test_transfer_attack_counts_in_the_worst_case(tmp_path, monkeypatch):
     inputs = evaluate.load_inputs()
     images = select_predictions(inputs["clean"].predictions)
     context = evaluation_context(images)
+    tables = evaluate.compute_tables(inputs, context)
     for model in ("clean", "adv"):
-        metrics = evaluate.compute_metrics(inputs, images, evaluate.compute_tables(inputs, context), context)[model]
+        metrics = evaluate.compute_metrics(inputs, images, tables, context)[model]
         assert metrics["robust_accuracy"]["transfer"] == 0
         assert metrics["attacked_images"]["transfer"] == 30
         assert metrics["robust_accuracy"]["pgd"] == 1

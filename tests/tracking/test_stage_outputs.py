@@ -73,3 +73,10 @@ def test_metrics_of_evaluate_have_no_prefix():
 
 def test_files_without_metrics_give_none():
     assert read_metrics(Path("plots/crops.png")) == {}
+
+
+def test_predictions_on_validation_images_give_no_metrics():
+    table = "attack,eps,label,prediction\nnone,0,a,a\n"
+    for name, metrics in (("predictions", {("clean_accuracy", 0): 1.0}), ("calibration", {})):
+        write_text(f"data/predictions/adv/{name}.csv", table)
+        assert read_metrics(Path(f"data/predictions/adv/{name}.csv")) == metrics
