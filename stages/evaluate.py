@@ -55,6 +55,7 @@ from stages.evaluation.metrics import (
     min_eps_metrics,
     model_metrics,
     paired_difference,
+    psnr_metrics,
 )
 from stages.evaluation.report import Report, render
 from stages.evaluation.selection import select_predictions
@@ -173,6 +174,7 @@ def compute_metrics(
     for model, tables in inputs.items():
         metrics[model] = model_metrics(tables.predictions, context)
         metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
+        metrics[model] |= psnr_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
         metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)
     if len(inputs) == 2:
         metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)

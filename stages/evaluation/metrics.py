@@ -109,6 +109,21 @@ def corruption_metrics(corruptions: pd.DataFrame) -> dict[str, Any]:
     return {"corrupted_accuracy": accuracy.to_dict(), "corrupted_images": int(corruptions["path"].nunique())}
 
 
+def psnr_metrics(table: pd.DataFrame, eps: float, pixel_values: int) -> dict[str, Any]:
+    """Mean peak signal-to-noise ratio, in dB, of each attack's adversarial examples at eps: the higher, the less visible.
+
+    10 log10(D / l2^2) of an image of D pixel values in [0, 1]. What isn't misclassified or not perturbed is none; an attack
+    without adversarial examples is left out.
+    """
+    result = {}
+    for attack in attacks_at(table, eps):
+        rows = select_predictions(table, attack, eps)
+        l2 = rows.loc[~is_correct(rows) & (rows["l2"] > 0), "l2"].to_numpy(float)
+        if len(l2):
+            result[attack] = float((10 * np.log10(pixel_values / l2**2)).mean())
+    return {"mean_psnr": result}
+
+
 def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
     """All metrics of one model.
 

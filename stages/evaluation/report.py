@@ -103,6 +103,7 @@ def render(report: Report) -> str:
         caveats=summary.caveats(report.metrics, tables, report.counts, report.data, report.params),
         main_metrics=summary.main_metrics_table(report.metrics),
         attack_rows=report_tables.attack_rows(report.metrics, tables["robustness"], report.attacks),
+        cost_rows=report_tables.cost_rows(report.metrics, report.attacks, report.evaluated),
         per_class=report_tables.per_class_rows(tables["per_class"], list(report.counts.index), report.evaluated),
         conformal_rows=report_tables.conformal_rows(tables["conformal"], report.attacks, report.evaluated),
         conformal_sentences=summary.conformal_sentences(report.metrics),

@@ -72,6 +72,19 @@ def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def cost_rows(metrics: Mapping[str, Any], attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+    """(attack, gradient steps, cells): for each model the mean PSNR of the attack's adversarial examples."""
+    steps, costs = attacks.groupby("attack")["steps"].max(), [metrics[model]["mean_psnr"] for model in models]
+    return [
+        (
+            attack_label(attack),
+            int(steps.get(attack, 0)),
+            [f"{cost[attack]:.1f} dB" if attack in cost else NOT_AVAILABLE for cost in costs],
+        )
+        for attack in metrics[models[0]]["robust_accuracy"]
+    ]
+
+
 def conformal_rows(table: pd.DataFrame, attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:
     """(attack, cells): for each model and calibration the coverage with its interval, and the mean set size."""
     steps, rows = attacks.groupby("attack")["steps"].max(), []

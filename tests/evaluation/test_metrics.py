@@ -17,6 +17,7 @@ from stages.evaluation.metrics import (
     min_eps_metrics,
     model_metrics,
     paired_difference,
+    psnr_metrics,
     reliability,
 )
 from stages.evaluation.selection import select_predictions
@@ -92,6 +93,16 @@ def test_robust_accuracy_is_the_worst_case_per_image():
     assert result["attack_success_rate"] == {"uniform_noise": 0.0, "fgsm": pytest.approx(1 / 3), "pgd": 0.0}
     assert result["attack_success_rate_worst"] == pytest.approx(2 / 3)
     assert result["expected_robustness"] == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_psnr_is_that_of_the_perturbed_and_misclassified_images():
+    table = attacked_table([0, 0, 0, 0], one_hot([0, 0, 0, 1]), one_hot([1, 2, 0, 1]))
+    pixels = 3 * 56 * 56
+    table.loc[table["attack"] == "pgd", "l2"] = [EPS * pixels**0.5, 0.1 * pixels**0.5, 9.0, 0.0]  # all pixels by eps, by 0.1
+    expected = np.mean([-20 * np.log10(EPS), 20.0])
+    assert psnr_metrics(table, EPS, pixels) == {"mean_psnr": {"pgd": pytest.approx(expected)}}
+    unharmed = attacked_table([0, 0], one_hot([0, 0]), one_hot([0, 0]))
+    assert psnr_metrics(unharmed, EPS, pixels) == {"mean_psnr": {}}
 
 
 def test_difference_is_paired():

@@ -9,6 +9,7 @@ from stages.evaluation.report_tables import (
     check_groups,
     confusion_matrices,
     corruption_rows,
+    cost_rows,
     parameter_rows,
     per_class_rows,
 )
@@ -33,6 +34,16 @@ def test_attack_rows_have_accuracy_and_success_rate_of_each_model():
             assert accuracy.startswith(percent(metrics["robust_accuracy"][attack]))
             assert rate == percent(metrics["attack_success_rate"][attack])
         assert rows["Worst case"][number][1] == percent(metrics["attack_success_rate_worst"])
+
+
+def test_cost_rows_have_steps_and_psnr_or_say_that_there_is_no_adversarial_example():
+    report = make_report()
+    metrics = report.metrics | {"adv": report.metrics["adv"] | {"mean_psnr": {"pgd": 35.44}}}
+    rows = {attack: (steps, cells) for attack, steps, cells in cost_rows(metrics, report.attacks, ["clean", "adv"])}
+    psnr = f"{metrics['clean']['mean_psnr']['pgd']:.1f} dB"
+    assert rows["PGD"] == (10, [psnr, "35.4 dB"])
+    assert rows["FGSM"][1][1] == NOT_AVAILABLE
+    assert len(rows) == len(attack_rows_of(report)) - 2, "without clean images and the worst case"
 
 
 def test_attack_that_one_model_lacks_is_not_available():

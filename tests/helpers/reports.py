@@ -18,6 +18,7 @@ from stages.evaluation.metrics import (
     min_eps_metrics,
     model_metrics,
     paired_difference,
+    psnr_metrics,
 )
 from stages.evaluation.report import Report
 from stages.evaluation.selection import select_predictions
@@ -55,6 +56,7 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         calibration, minimum_eps, corruptions = make_calibration(table), make_minimum_eps(table), make_corruptions(table)
         plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
         metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
+        metrics[model] |= psnr_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
         metrics[model] |= conformal_metrics(plots["conformal"], calibration)
         by_model.append(plots)
     if len(tables) == 2:
