@@ -3,7 +3,7 @@
 Run: python -m stages.evaluate
 
 Reads data/processed, data/predictions, plots/training_*.csv, metrics/data.json and the figures of preprocess.  Writes
-metrics/evaluate.json, metrics/diagnostics.json, plots/ and data/report.html.
+metrics/evaluate.json, metrics/diagnostics.json, plots/, data/report.html and data/model_card.md.
 """
 
 import platform
@@ -43,7 +43,7 @@ from stages.core.predictions import (
     read_transfer,
 )
 from stages.core.processes import run_cli
-from stages.evaluation import figures, image_figures
+from stages.evaluation import figures, image_figures, model_card
 from stages.evaluation.conformal import conformal_metrics
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
 from stages.evaluation.formatting import attack_label, format_budget, format_eps
@@ -63,6 +63,7 @@ from stages.evaluation.summary import cluster_name, terminal_summary
 from stages.evaluation.tables import plot_tables
 from stages.tracking.stage_logging import log_stage
 
+MODEL_CARD = REPORT.with_name("model_card.md")
 SHEETS = ("rejected", "duplicates", "crops")  # figures of preprocess
 EXAMPLES_PER_CLASS = 6
 LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
@@ -131,6 +132,7 @@ def main() -> dict[str, Any]:
     for name, png in drawn.items():
         write_bytes(PLOTS / f"{name}.png", png)
     write_bytes(REPORT, render(report).encode())
+    write_bytes(MODEL_CARD, model_card.render(report).encode())
     print(terminal_summary(metrics, report.level, p.attack.norm))
     print(format_checks(checks))
     log_stage("evaluate", p)

@@ -82,7 +82,8 @@ def conformal_metrics(rows: pd.DataFrame, calibration: pd.DataFrame) -> dict[str
         rows: of one model in plots/conformal.csv.
         calibration: calibration.csv of this model.
     """
-    result: dict[str, float] = {"conformal_images": calibration["path"].nunique()}
+    images = calibration[["path", "group"]].nunique()
+    result: dict[str, float] = {"conformal_images": int(images["path"]), "conformal_groups": int(images["group"])}
     cases = {CLEAN: "clean", WORST: "worst"}
     for row in rows[rows["attack"].isin(cases)].to_dict("records"):
         prefix = "conformal" if row["calibration"] == CLEAN else f"conformal_{row['calibration']}"

@@ -108,6 +108,7 @@ def render(report: Report) -> str:
         conformal_rows=report_tables.conformal_rows(tables["conformal"], report.attacks, report.evaluated),
         conformal_sentences=summary.conformal_sentences(report.metrics),
         coverage=1 - ALPHA,
+        limitations=summary.limitations(report.norm, transformation_zone=is_transformation_zone(report.counts.index)),
         confusions=report_tables.confusion_matrices(tables["confusion"]),
         corruption_rows=report_tables.corruption_rows(tables["corruptions"], report.evaluated),
         check_groups=report_tables.check_groups(report.checks, GROUPS, report.evaluated),

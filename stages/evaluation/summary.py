@@ -12,6 +12,7 @@ from stages.core.predictions import LEAN_ENSEMBLE
 from stages.evaluation.conformal import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from stages.evaluation.formatting import (
     MODEL_LABELS,
+    NORM_SYMBOLS,
     class_label,
     format_budget,
     format_eps,
@@ -162,6 +163,21 @@ def caveats(
     return sentences
 
 
+def limitations(norm: str, *, transformation_zone: bool) -> list[str]:
+    """What limits all results of this pipeline."""
+    anatomy = "The classes are types of the transformation zone: normal anatomy, not grades of disease. "
+    return [
+        "Robust accuracy is an upper bound: a stronger attack can only lower it.",
+        f"One threat model: white-box, digital, {NORM_SYMBOLS[norm]}-bounded. Larger perturbations in one spot (patches), "
+        "physical attacks and data poisoning are out of scope.",
+        "One run per model: another seed or another processor trains another model. The intervals contain no variance of "
+        "training.",
+        "Test images come from the same source as training images; another clinic, camera or population may differ more than "
+        "any attack here.",
+        (anatomy if transformation_zone else "") + "Not a medical device.",
+    ]
+
+
 def _model_caveats(metrics: Mapping[str, Any], model: str, confusion: pd.DataFrame, classes: int) -> list[str]:
     values, label, majority = metrics[model], MODEL_LABELS[model], metrics["majority_rate"]
     sentences = []
@@ -237,9 +253,8 @@ def conformal_sentences(metrics: Mapping[str, Any]) -> list[str]:
                 f"({values[f'conformal_set_size_{case}']:.2f} classes on average)"
                 for case, where in (("clean", "without attack"), ("worst", "in the worst case"))
             ]
-            sentences.append(
-                f"{label}: calibrated on n = {n} clean validation images, the sets contain the label of {listed(cases)}."
-            )
+            images = f"n = {n} clean validation images in {values['conformal_groups']} groups"
+            sentences.append(f"{label}: calibrated on {images}, the sets contain the label of {listed(cases)}.")
         else:
             sentences.append(
                 f"{label}: inconclusive, n = {n} validation images; with fewer than {MIN_CALIBRATION_IMAGES} every set holds "

@@ -105,7 +105,7 @@ def test_metrics_are_those_of_the_table():
     calibration = make_calibration(table)
     cells = conformal_table("adv", table, calibration, evaluation_context(table))
     metrics = conformal_metrics(cells, calibration)
-    assert metrics["conformal_images"] == 60
+    assert metrics["conformal_images"] == metrics["conformal_groups"] == 60
     by_case = cells.set_index(["calibration", "attack"])
     for prefix, calibrated_on in (("conformal", "none"), ("conformal_pgd", "pgd")):
         for case, attack in (("clean", "none"), ("worst", WORST)):
@@ -122,7 +122,7 @@ def test_too_few_validation_images_are_said_to_be_inconclusive():
     cells = conformal_table("clean", table, few, evaluation_context(table))
     assert cells.empty
     metrics = conformal_metrics(cells, few)
-    assert metrics == {"conformal_images": MIN_IMAGES - 1}
+    assert metrics == {"conformal_images": MIN_IMAGES - 1, "conformal_groups": MIN_IMAGES - 1}
     (sentence,) = conformal_sentences({"clean": metrics})
     assert sentence == (
         "Standard training: inconclusive, n = 8 validation images; with fewer than 9 every set holds all classes."
@@ -131,7 +131,5 @@ def test_too_few_validation_images_are_said_to_be_inconclusive():
 
 def test_sentence_gives_coverage_with_interval_size_and_number_of_images():
     sentence = conformal_sentences(make_report(("adv",)).metrics)[0]
-    assert sentence.startswith(
-        "Adversarial fine-tuning: calibrated on n = 120 clean validation images, the sets contain the label"
-    )
+    assert sentence.startswith("Adversarial fine-tuning: calibrated on n = 120 clean validation images in 120 groups, the sets")
     assert sentence.count("classes on average") == sentence.count("[") == 2

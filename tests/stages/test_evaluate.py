@@ -28,9 +28,14 @@ from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, make_project
 from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT
 
+
+def paths_of(entries: list) -> list[str]:
+    """Entries of dvc.yaml are paths, or ``path: {options}``."""
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PLOTS = STAGES["evaluate"]["plots"]
-DECLARED = [Path(path) for plot in PLOTS for path in (plot if isinstance(plot, dict) else [plot])]  # what the stage writes
+DECLARED = [Path(path) for path in paths_of(STAGES["evaluate"]["plots"])]  # what the stage writes, by dvc.yaml
 PNGS = {path.stem for path in DECLARED if path.suffix == ".png"}
 CSVS = {path.stem for path in DECLARED if path.suffix == ".csv"}
 
@@ -52,6 +57,7 @@ def written_files(folder: Path) -> dict[str, bytes]:
         *folder.glob("metrics/[!d]*"),
         folder / "metrics/diagnostics.json",
         folder / "data/report.html",
+        folder / "data/model_card.md",
     ]
     return {file.name: file.read_bytes() for file in sorted(files)}
 
@@ -78,7 +84,7 @@ def test_stage_writes_the_declared_files_and_the_same_bytes_twice(tmp_path, monk
     assert parse_strictly(first["evaluate.json"].decode()) == result
     assert {"clean", "adv", "difference", "n", "groups", "eps", "majority_rate", "prior_log_loss"} == set(result)
     pngs, csvs = PNGS | set(evaluate.SHEETS), CSVS | {"training_clean", "training_adv"}
-    documents = {"evaluate.json", "diagnostics.json", "report.html"}
+    documents = {"evaluate.json", "diagnostics.json", "report.html", "model_card.md"}
     assert set(first) == {f"{name}.png" for name in pngs} | {f"{name}.csv" for name in csvs} | documents
     for name in PNGS:
         assert len(first[f"{name}.png"]) < MAX_PNG_BYTES <= 100_000
@@ -219,7 +225,8 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     call("git", "init", "-q")
     call(*dvc, "init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
-    plots = [plot for stage in STAGES.values() for plot in stage.get("plots", ())]
+    entries = [plot for stage in STAGES.values() for plot in stage.get("plots", ())]
+    plots = [{plot: {"cache": False}} if isinstance(plot, str) else plot for plot in entries]  # all of them in git
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": {"cmd": "unused", "plots": plots}}}))
     tables = {}
     for rev, n in (("first", 40), ("second", 80)):
