@@ -1,6 +1,7 @@
 """The stage attack_eval from files to files, in both norms, and what it says of files that don't fit."""
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -125,7 +126,14 @@ def test_two_processes_write_what_a_single_process_writes(project):
         done = run_stage("adv", devices)
         assert done.returncode == 0, done.stderr
         results.append(contents(Path("data/predictions/adv")))
-    assert results[0] == results[1]
+    single, double = results
+    assert single.keys() == double.keys()
+    for file, content in single.items():
+        if file.suffix == ".csv":  # a batch of another size rounds the last digit of a margin near 0 otherwise
+            tables = (pd.read_csv(io.BytesIO(text)) for text in (content, double[file]))
+            pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-6)
+        else:
+            assert content == double[file], file
     assert not list(Path(".ckpt").rglob("last.pt"))
 
 
