@@ -1,6 +1,7 @@
 # Every target is one command, printed before it runs; `make` alone lists them.
 EPS = 2/255,4/255,8/255
 SEEDS = 0,1,2
+ARCHS = resnet18,resnet50,convnext_tiny,efficientnet_b0
 JOBS = $(if $(GPUS),$(words $(subst $(comma), ,$(GPUS))),1)
 comma = ,
 MODEL = adv
@@ -23,7 +24,9 @@ sweep:   ## one experiment per eps, JOBS at a time or one on each GPU: make swee
 	dvc exp run --queue -S attack.eps=$(EPS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
 seeds:   ## one experiment per seed, likewise: make seeds SEEDS=0,1,2 JOBS=2; then make spread
 	dvc exp run --queue -S seed=$(SEEDS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
-wait:    ## wait until all experiments of sweep and seeds have run, or no worker is left
+archs:   ## one experiment per architecture, likewise: make archs ARCHS=resnet18,convnext_tiny; then make exps
+	dvc exp run --queue -S model.arch=$(ARCHS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+wait:    ## wait until all experiments of sweep, seeds and archs have run, or no worker is left
 	while dvc queue status | tee .dvc/tmp/queue | grep -Eq "Queued|Running" && ! grep -q "0 active, 0 idle" .dvc/tmp/queue; do sleep 10; done; cat .dvc/tmp/queue
 spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
@@ -39,4 +42,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep seeds wait spread exps bench faults serve clean
+.PHONY: help repro test ui report sweep seeds archs wait spread exps bench faults serve clean

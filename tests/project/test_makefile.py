@@ -16,6 +16,7 @@ TARGETS = {
     "report",
     "sweep",
     "seeds",
+    "archs",
     "wait",
     "spread",
     "exps",
