@@ -35,7 +35,7 @@ exps:    ## list experiments with changed parameters and main metrics: make exps
 bench:   ## run a benchmark: make bench WHAT=attacks, duplicates, gpu, methods, preprocess, scaling or training
 	python -m benchmarks.$(WHAT)
 faults:  ## inject faults into the pipeline, and damage every kind of file: hours (docs/reliability.md)
-	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 python -m pytest tests/fuzz
+	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 FUZZ_REQUESTS=10000 python -m pytest tests/fuzz tests/serving/test_server.py
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && python -m stages.serve
 clean:   ## remove caches; keeps results, MLflow runs and checkpoints
