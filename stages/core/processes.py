@@ -4,6 +4,7 @@ An error ends in one line and an exit status other than 0, so that DVC never rec
 """
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -48,6 +49,8 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
     """Run a command: the user's errors and Ctrl-C in one line, a bug with its traceback."""
     _exit_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # see stages/__init__.py
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ∞ or ε gets a question mark, not an error
     try:
         main(**arguments)
     except (InputError, OSError, FloatingPointError) as error:

@@ -43,6 +43,13 @@ def test_error_of_the_user_is_one_line(capfd, error, line):
     assert capfd.readouterr().err == line
 
 
+def test_terminal_without_unicode_costs_a_character_not_the_stage():
+    code = r"from stages.core.processes import run_cli; run_cli(lambda: print('L\u221e'))"
+    process = run_python(code, PYTHONIOENCODING="ascii")
+    assert process.communicate() == ("L?\n", "")
+    assert process.returncode == 0
+
+
 def test_bug_keeps_its_traceback():
     def main():
         raise KeyError("bug")
