@@ -46,7 +46,6 @@ class Injection:
     rng: np.random.Generator
     project: Path
     seconds: float  # that the stage takes undisturbed
-    output: str = ""
 
     def start(self, *command: str, limit: int | None = None, **env: str) -> subprocess.Popen:
         """A command in the project, in a process group of its own; ``limit``: the size in bytes that no file may exceed."""
@@ -269,8 +268,7 @@ def inject(injection: Injection, reference: bytes) -> list[str]:
             problems.append("stages.tracking failed")
     except AssertionError as error:
         problems.append(str(error))
-    injection.output = log.read_text(errors="replace")
-    if "Traceback" in injection.output:
+    if "Traceback" in log.read_text(errors="replace"):
         problems.append("traceback")
     if (injection.project / "dvc.lock").read_bytes() != reference:
         problems.append("other bytes")
@@ -358,7 +356,7 @@ def campaign(injections: int, seed: int, jobs: int, folder: Path) -> int:
             failed[fault] += bool(problems)
             print(f"{number:4d}  {stage:18s} {fault:34s} {'; '.join(problems) or 'ok'}", flush=True)
             if problems:
-                (folder / f"{number}.log").write_text(injection.output)
+                shutil.copy(projects[job] / ".dvc/tmp/log", folder / f"{number}.log")
                 copy_project(pristine, projects[job])
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -13,21 +13,11 @@ import numpy as np
 import pytest
 
 from stages.photographs.decoding import DecodedImage, ImageDecodeError, decode_image
+from tests.helpers.image_files import REASONS
 from tests.helpers.image_mutator import mutate, valid_images
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 
-REASONS = (
-    "empty",
-    "too costly",
-    "not an image",
-    "unreadable",
-    "too large",
-    "too small",
-    "too elongated",
-    "animated",
-    "truncated",
-)
 REFUSED = {"PNG animated": "animated", "WEBP animated": "animated", "GIF": "not an image", "TIFF": "not an image"}
 SECONDS = 5  # of the processor, for one file
 WALL_SECONDS = 60  # a machine may be busy

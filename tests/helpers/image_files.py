@@ -12,6 +12,19 @@ from stages.core.params import DataParams
 from stages.core.params_file import load_params
 from tests.helpers.repository import ROOT
 
+# What an ImageDecodeError may begin with.
+REASONS = (
+    "empty",
+    "too costly",
+    "not an image",
+    "unreadable",
+    "too large",
+    "too small",
+    "too elongated",
+    "animated",
+    "truncated",
+)
+
 
 def make_image(seed: int, width: int = 64, height: int = 64) -> Image.Image:
     """Smooth colors with finer texture; another seed gives an unrelated image."""

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from stages.photographs import decoding
 from stages.photographs.decoding import EXIF_TRANSPOSE, MAX_PIXELS, ImageDecodeError, decode_and_orient, decode_image
-from tests.helpers.image_files import encode, make_chunk, make_image, make_png
+from tests.helpers.image_files import REASONS, encode, make_chunk, make_image, make_png
 
 
 def pixels(content: bytes, size: int = 32, crop: str = "none") -> np.ndarray:
@@ -200,17 +200,6 @@ UNDAMAGED = [
     encode(make_image(6, 48, 40).quantize(16), "PNG", transparency=3),
     encode(make_image(7, 48, 40), "PNG", save_all=True, append_images=[make_image(8, 48, 40)]),
 ]
-REASONS = (
-    "empty",
-    "too costly",
-    "not an image",
-    "unreadable",
-    "too large",
-    "too small",
-    "too elongated",
-    "animated",
-    "truncated",
-)
 
 
 # A deadline far above the time of a decode (a millisecond) distinguishes a hang from a busy machine.

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from stages.core.params import Params
-from tests.helpers.repository import ROOT
+from tests.helpers.repository import ROOT, paths_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # These can't change an output: they log after the outputs stand, check values that are declared key by key, or tell where a
@@ -52,10 +52,6 @@ def imported_files(file: Path) -> set[str]:
             # What only an exempt file imports can't change an output either.
             pending += [] if relative in EXEMPT else imports(current)
     return seen
-
-
-def paths_of(entries: list) -> list[str]:
-    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
 def declared_code(stage: str) -> set[str]:

@@ -26,13 +26,7 @@ from stages.evaluation.selection import select_predictions
 from stages.evaluation.style import MAX_PNG_BYTES
 from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, make_project
 from tests.helpers.reports import evaluation_context
-from tests.helpers.repository import ROOT
-
-
-def paths_of(entries: list) -> list[str]:
-    """Entries of dvc.yaml are paths, or ``path: {options}``."""
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
-
+from tests.helpers.repository import ROOT, paths_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECLARED = [Path(path) for path in paths_of(STAGES["evaluate"]["plots"])]  # what the stage writes, by dvc.yaml
@@ -241,8 +235,7 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     html = (folder / "page/index.html").read_text()
     assert "<DVC_METRIC" not in html
     drawn = {spec["title"]["text"]: spec for spec in charts_of(html)}
-    items = [item for plot in plots if isinstance(plot, dict) for item in plot.items()]
-    tables_of = {options["title"]: path for path, options in items if path.endswith(".csv")}
+    tables_of = {options["title"]: path for plot in plots for path, options in plot.items() if path.endswith(".csv")}
     assert set(drawn) == set(tables_of)
     for title, spec in drawn.items():
         rows = pd.DataFrame(spec["data"]["values"])
@@ -251,9 +244,7 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
         assert len(rows[rows["rev"] == "second"]) == len(pd.read_csv(folder / tables_of[title]))
         assert "NaN" not in (svg := vl_convert.vegalite_to_svg(spec, vl_version="5.8"))
         assert len(re.findall(r"<path|<text", svg)) > 20, title
-    assert html.count("<img") == 2 * sum(
-        path.endswith(".png") for plot in plots for path in ([plot] if isinstance(plot, str) else plot)
-    )
+    assert html.count("<img") == 2 * sum(path.endswith(".png") for path in paths_of(plots))
     # Each cell is drawn from exactly one row, without aggregation.
     confusion = drawn["Confusion matrix"]
     assert not re.search("aggregate|impute|joinaggregate", json.dumps(confusion))
