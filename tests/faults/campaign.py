@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -90,12 +91,12 @@ def wait(process: subprocess.Popen) -> int:
 
 
 def processes_in(project: Path) -> dict[int, str]:
-    """Processes whose folder is the project: pid -> command line."""
+    """Processes whose folder is the project or lies in it, as those of queued experiments do: pid -> command line."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if (folder / "cwd").resolve() == project and command:
+            if (folder / "cwd").resolve().is_relative_to(project) and command:
                 found[int(folder.name)] = command
     return found
 
@@ -219,6 +220,70 @@ def failing_server(injection: Injection) -> None:
         server.shutdown()
 
 
+def killed_server(injection: Injection) -> None:
+    """MLflow's server is killed at a random moment of the stage."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    uri, folder = f"http://127.0.0.1:{port}", tempfile.mkdtemp()
+    store = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder)
+    server = injection.start("mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *store)
+    try:
+        wait_until(lambda: answers(f"{uri}/health"))
+        stage = injection.start(*injection.stage_command(), MLFLOW_TRACKING_URI=uri)
+        time.sleep(injection.some_time())
+        os.killpg(server.pid, signal.SIGKILL)
+        assert wait(stage) == 0, "expected the stage to succeed without MLflow"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        shutil.rmtree(folder)
+
+
+def killed_queue(injection: Injection) -> None:
+    """Two of DVC's queue workers, on a new queue, are killed with all that they started; then the experiments are queued anew.
+
+    They change a parameter of evaluate, whichever stage the injection is about. DVC may call the killed ones running for ever.
+    """
+    shutil.rmtree(injection.project / ".dvc/tmp/exps", ignore_errors=True)
+    samples = 1000 + 2 * injection.number
+    queue = ("dvc", "exp", "run", "--queue", "-S", f"evaluate.bootstrap={samples},{samples + 1}")
+    for kills in (True, False):
+        assert wait(injection.start(*queue)) == 0, "expected experiments to be queued"
+        assert wait(injection.start("dvc", "queue", "start", "-j", "2")) == 0, "expected queue workers to start"
+        if kills:
+            time.sleep(float(injection.rng.uniform(1, 12)))
+            for pid in processes_in(injection.project):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            wait(injection.start("dvc", "queue", "remove", "--all"))
+    wait_until(lambda: queue_status(injection.project).count("Success") == 2)
+
+
+def queue_status(project: Path) -> str:
+    """DVC's table of queued experiments."""
+    command = [sys.executable, "-m", "dvc", "queue", "status"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers 200."""
+    try:
+        with urlopen(url, timeout=1) as response:  # noqa: S310  # our own server
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll; an error where it never comes."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, f"expected it within {TIMEOUT} s"
+        time.sleep(0.3)
+
+
 def locked_database(injection: Injection) -> None:
     """The process that holds MLflow's database is killed in the middle."""
     process = injection.start(*injection.stage_command())
@@ -245,7 +310,9 @@ FAULTS: dict[str, Callable[[Injection], None]] = {
     "no MLflow server": no_server,
     "hanging MLflow server": hanging_server,
     "failing MLflow server": failing_server,
+    "MLflow server killed": killed_server,
     "killed while it writes to MLflow": locked_database,
+    "SIGKILL to queue workers": killed_queue,
 }
 MOUNTS = ("full .ckpt or .cache", "read-only folder")  # only who may mount can try these
 
