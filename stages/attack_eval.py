@@ -8,24 +8,37 @@ files predictions.py describes. Only here does a model see the test split. Resum
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from stages.attacks.corruptions import evaluate_corruptions
-from stages.attacks.examples import save_examples, select_examples
+from stages.attacks.examples import perturbation_picture, save_examples, save_png, select_examples
+from stages.attacks.gradients import gradient_shares
 from stages.attacks.minimum_eps import find_minimum_eps
-from stages.attacks.runner import ModelUnderAttack, run_attack_suite, run_calibration, run_transfer_attacks
+from stages.attacks.runner import ModelUnderAttack, pgd_on, run_attack_suite, run_calibration, run_transfer_attacks
 from stages.attacks.sanity_checks import run_sanity_checks
+from stages.attacks.suite import eps_sweep_attack
+from stages.attacks.universal import add_perturbation, cached_universal_perturbation
 from stages.core.checkpoints import Checkpoint, StepCache, run_fingerprint
-from stages.core.dataset import IMAGES, MANIFEST, load_dataset
+from stages.core.dataset import IMAGES, MANIFEST, ImageDataset, load_dataset
 from stages.core.devices import make_fabric
 from stages.core.files import write_json
-from stages.core.params import AttackEvalParams, StageParams, ThreatModel
+from stages.core.params import AttackEvalParams, AttackParams, StageParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import MODELS, PREDICTIONS, PROCESSED, weights_path
-from stages.core.predictions import write_predictions, write_table, write_transfer
+from stages.core.predictions import (
+    SURROGATE,
+    TRANSFER,
+    UNIVERSAL,
+    UNIVERSAL_TRANSFER,
+    write_predictions,
+    write_table,
+    write_transfer,
+)
 from stages.core.processes import run_cli
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
@@ -36,7 +49,7 @@ from stages.tracking.stage_logging import log_stage
 class Params(StageParams):
     """What this stage reads of params.yaml."""
 
-    attack: ThreatModel
+    attack: AttackParams
     attack_eval: AttackEvalParams
 
 
@@ -52,18 +65,24 @@ def main(model: str) -> pd.DataFrame:
     target = models[model]
     everything, subset = np.arange(len(test)), target.stratified_positions(p.attack_eval.subset)
 
+    steps, surrogate = p.attack_eval.curve_steps, load_surrogate(p, dataset, test, fabric)
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path(model), weights_path("clean")]
-    fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)
+    fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs + [Path(p.attack_eval.surrogate)] * bool(surrogate))
     with Checkpoint(f"attack_eval_{model}", fingerprint).lock(fabric) as checkpoint:
         cache = StepCache(checkpoint, fabric)
-        table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache)
-        validation = replace(target, split=DatasetSplit.from_dataset(dataset, "val"))
-        calibration = run_calibration(validation, dataset, p.attack, p.attack_eval, cache)
+        validation = {name: replace(m, split=DatasetSplit.from_dataset(dataset, "val")) for name, m in models.items()}
+        patterns = {name: cached_universal_perturbation(m, p.attack.eps, cache, name) for name, m in validation.items()}
+        prepared = {UNIVERSAL: (add_perturbation(patterns[model]), 0)}
+        prepared |= {SURROGATE: pgd_on(surrogate, steps)} if surrogate else {}
+        table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache, prepared)
+        calibration = run_calibration(validation[model], dataset, p.attack, p.attack_eval, cache)
         minimum_eps = find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache)
-        corruptions = evaluate_corruptions(target, dataset, everything, cache)
+        pgd, _ = eps_sweep_attack(p.attack_eval, norm=p.attack.norm)
+        corruptions = evaluate_corruptions(target, dataset, everything, pgd, p.attack.eps, cache)
+        gradients = gradient_shares(target, dataset, cache)
         checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, table, p))
-        steps = p.attack_eval.curve_steps
-        transfer = run_transfer_attacks(models, dataset, p.attack.eps, steps, cache) if len(models) > 1 else None
+        transfer = _transfer(models, patterns, dataset, p, cache) if len(models) > 1 else None
+        second = _second_norm(target, dataset, p, cache)
         if fabric.is_global_zero:
             folder = PREDICTIONS / model
             write_predictions(table, folder)
@@ -72,13 +91,42 @@ def main(model: str) -> pd.DataFrame:
             write_json(folder / "ensemble.json", ensemble)
             write_table("minimum_eps", minimum_eps, folder)
             write_table("corruptions", corruptions, folder)
+            write_table("gradients", gradients, folder)
             write_json(folder / "diagnostics.json", checks["results"])
             if transfer is not None:
                 write_transfer(transfer, folder)
+            if second is not None:
+                write_predictions(second, folder, "second_norm")
+            save_png(perturbation_picture(patterns[model]), folder / "universal.png")
             examples = select_examples(table, p.attack_eval.examples)
-            save_examples(target, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
+            save_examples(models, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
             log_stage(f"attack_eval@{model}", p)
     return table
+
+
+def load_surrogate(p: Params, dataset: ImageDataset, test: DatasetSplit, fabric: Fabric) -> ModelUnderAttack | None:
+    """The independently trained model whose adversarial examples are tried, if there is one."""
+    if p.attack_eval.surrogate == "none":
+        return None
+    network = classifier.load(Path(p.attack_eval.surrogate), dataset.classes, dataset.image_size)
+    return model_under_attack(network, test, p, fabric)
+
+
+def _transfer(
+    models: dict[str, ModelUnderAttack], patterns: dict[str, Tensor], dataset: ImageDataset, p: Params, cache: StepCache
+) -> pd.DataFrame:
+    """transfer.csv: each model under PGD on the other one, and under its universal perturbation."""
+    attacks = {
+        TRANSFER: {name: pgd_on(source, p.attack_eval.curve_steps) for name, source in models.items()},
+        UNIVERSAL_TRANSFER: {name: (add_perturbation(pattern), 0) for name, pattern in patterns.items()},
+    }
+    return run_transfer_attacks(models, dataset, p.attack.eps, attacks, cache)
+
+
+def _second_norm(target: ModelUnderAttack, dataset: ImageDataset, p: Params, cache: StepCache) -> pd.DataFrame | None:
+    """second_norm.csv: the same attacks in the other norm."""
+    threat = p.attack.second()
+    return run_attack_suite(replace(target, norm=threat.norm), dataset, threat, p.attack_eval, cache)[0] if threat else None
 
 
 def model_under_attack(network: Classifier, test: DatasetSplit, p: Params, fabric: Fabric) -> ModelUnderAttack:

@@ -20,11 +20,11 @@ from stages.core.errors import InputError
 from stages.core.files import read_csv, read_json, round_floats, write_bytes, write_csv, write_json
 from stages.core.params import (
     AttackEvalParams,
+    AttackParams,
     DataParams,
     EvaluateParams,
     ModelParams,
     Seeded,
-    ThreatModel,
     TrainAdvParams,
     TrainCleanParams,
 )
@@ -52,10 +52,12 @@ from stages.evaluation.metrics import (
     EvaluationContext,
     baselines,
     corruption_metrics,
+    distortion_metrics,
+    gradient_metrics,
     min_eps_metrics,
     model_metrics,
     paired_difference,
-    psnr_metrics,
+    second_norm_metrics,
 )
 from stages.evaluation.report import Report, render
 from stages.evaluation.selection import select_predictions
@@ -74,7 +76,7 @@ class Params(Seeded):
 
     data: DataParams
     model: ModelParams
-    attack: ThreatModel
+    attack: AttackParams
     train_clean: TrainCleanParams
     attack_eval: AttackEvalParams
     train_adv: TrainAdvParams
@@ -90,6 +92,8 @@ class ModelInputs:
         calibration: calibration.csv, of the validation images.
         minimum_eps: minimum_eps.csv.
         corruptions: corruptions.csv.
+        gradients: gradients.csv.
+        second_norm: second_norm.csv, where a second budget was set.
         training: the training curve, where there is one.
         checks: the sanity checks that need the model.
         ensemble: ensemble.json.
@@ -101,6 +105,8 @@ class ModelInputs:
     calibration: pd.DataFrame
     minimum_eps: pd.DataFrame
     corruptions: pd.DataFrame
+    gradients: pd.DataFrame
+    second_norm: pd.DataFrame | None
     training: pd.DataFrame | None
     checks: list[CheckResult]
     ensemble: Ensemble
@@ -156,6 +162,8 @@ def load_inputs() -> dict[str, ModelInputs]:
                 calibration=read_predictions(folder, "calibration"),
                 minimum_eps=read_table("minimum_eps", folder),
                 corruptions=read_table("corruptions", folder),
+                gradients=read_table("gradients", folder),
+                second_norm=read_predictions(folder, "second_norm") if (folder / "second_norm.csv").exists() else None,
                 training=read_csv(history, f"train_{model}", ()) if history.exists() else None,
                 checks=read_checks(folder),
                 ensemble=read_ensemble(folder),
@@ -176,7 +184,9 @@ def compute_metrics(
     for model, tables in inputs.items():
         metrics[model] = model_metrics(tables.predictions, context)
         metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
-        metrics[model] |= psnr_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
+        metrics[model] |= gradient_metrics(tables.gradients, context)
+        metrics[model] |= second_norm_metrics(tables.predictions, tables.second_norm, context)
+        metrics[model] |= distortion_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
         metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)
     if len(inputs) == 2:
         metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)
@@ -260,6 +270,12 @@ def draw_figures(
         drawn[f"examples_{model}"] = image_figures.adversarial_examples(
             tables_.examples, folder, p.attack_eval.pgd_steps, p.attack.norm, synthetic=synthetic
         )
+    last, models = next(reversed(inputs)), list(inputs)  # attack_eval of adv has both models
+    folder = PREDICTIONS / last / "examples"
+    drawn["gradients"] = image_figures.input_gradients(inputs[last].examples, folder, models, synthetic=synthetic)
+    patterns = {model: PREDICTIONS / model / "universal.png" for model in models}
+    budget = format_budget(p.attack.eps, p.attack.norm)
+    drawn["universal"] = image_figures.universal_perturbations(patterns, budget, synthetic=synthetic)
     return drawn
 
 

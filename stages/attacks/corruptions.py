@@ -1,28 +1,38 @@
-"""Common corruptions: what happens in a clinic without an attacker, each at three severities.
+"""Common corruptions: what happens in a clinic without an attacker, each at three severities; and with one, on top of them.
 
 No eps bounds them, so they don't count in the worst case. After Hendrycks and Dietterich (arXiv:1903.12261), chosen for
-colposcopy: the lamp, the lens, the compression, and the reflections of a wet surface.
+colposcopy: the lamp, the lens, the compression, and the reflections of a wet surface. PGD that starts from corrupted images
+asks how robust a model is on the photographs it will see (OODRobustBench, arXiv:2310.12793). The worst of a grid of small
+rotations and shifts (Engstrom et al., arXiv:1712.02779) is an attack that nobody has to compute.
 """
 
 import io
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from stages.attacks.perturbations import margin_loss
 from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.suite import NoiseSampler
+from stages.attacks.suite import Attack, NoiseSampler
 from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
+from stages.core.predictions import CLEAN
 from stages.models.inference import frozen_eval_mode, predict_logits
 
 SEVERITIES = (1, 2, 3)
+ATTACKED_SEVERITY = 2  # of the corrupted images that are attacked, too
+ANGLES = (-10.0, -5.0, 0.0, 5.0, 10.0)  # degrees
+SHIFTS = ((0.0, 0.0), (0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04))  # right and down, fractions of the side
+SPATIAL, GRID = "spatial", "grid"  # in place of corruption and attack: the worst of all ANGLES and SHIFTS
 Corruption = Callable[[Tensor, float, NoiseSampler], Tensor]
 
 
@@ -96,11 +106,15 @@ def corrupt(name: str, severity: int, x: Tensor, noise: NoiseSampler) -> Tensor:
     return function(x, amounts[severity - 1], noise).clamp(0, 1)
 
 
-def _corrupted_logits(target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int) -> dict[str, Tensor]:
-    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
-        return {"logits": _logits(target, corrupt(name, severity, x, noise))}
-
-    return target.map_batches(positions, compute)
+def rotate_and_shift(x: Tensor, angle: float, shift: tuple[float, float]) -> Tensor:
+    """Images (B, 3, H, W) turned by ``angle`` degrees and moved by fractions of its sides; what was outside is mirrored."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    height, width = x.shape[-2:]
+    # From places in the result to places in x, both in [-1, 1]; a turn in pixels, hence the ratio of the sides.
+    right, down = -2 * shift[0], -2 * shift[1]
+    matrix = torch.tensor([[cos, sin * height / width, right], [-sin * width / height, cos, down]]).to(x)
+    grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)  # (B, H, W, 2)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False).clamp(0, 1)
 
 
 def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:
@@ -114,16 +128,77 @@ def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:
     return logits
 
 
+def _corrupted_logits(target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int) -> dict[str, Tensor]:
+    """Logits (M, K) of the images under one corruption."""
+
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        return {"logits": _logits(target, corrupt(name, severity, x, noise))}
+
+    return target.map_batches(positions, compute)
+
+
+def _attacked_logits(
+    target: ModelUnderAttack, positions: np.ndarray, name: str, attack: Attack, eps: float
+) -> dict[str, Tensor]:
+    """Logits (M, K) of the corrupted images under attack; an image that the corruption alone changes is not attacked."""
+
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        x = corrupt(name, ATTACKED_SEVERITY, x, noise)
+        logits = _logits(target, x)
+        if len(remaining := (margin_loss(logits, y) <= 0).nonzero().squeeze(1)):
+            chosen = partial(_noise_at, noise, remaining)
+            x_adv = target.generate(attack, x[remaining], y[remaining], eps, chosen, f"PGD on {name}")
+            attacked = predict_logits(target.model, x_adv)
+            found = margin_loss(attacked, y[remaining]) > 0
+            logits[remaining[found]] = attacked[found]
+        return {"logits": logits}
+
+    return target.map_batches(positions, compute)
+
+
+def _noise_at(noise: NoiseSampler, positions: Tensor, distribution: str, sample: int) -> Tensor:
+    """The noise of some images of a batch."""
+    return noise(distribution, sample)[positions]
+
+
+def _spatial_logits(target: ModelUnderAttack, positions: np.ndarray) -> dict[str, Tensor]:
+    """Per image the logits (M, K) of the rotation and shift of the largest margin loss."""
+
+    def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+        worst = _logits(target, x)
+        for angle, shift in itertools.product(ANGLES, SHIFTS):
+            if angle or any(shift):
+                logits = _logits(target, rotate_and_shift(x, angle, shift))
+                worse = margin_loss(logits, y) > margin_loss(worst, y)
+                worst = torch.where(worse[:, None], logits, worst)
+        return {"logits": worst}
+
+    return target.map_batches(positions, compute)
+
+
 def evaluate_corruptions(
-    target: ModelUnderAttack, dataset: ImageDataset, positions: np.ndarray, cache: StepCache
+    target: ModelUnderAttack, dataset: ImageDataset, positions: np.ndarray, attack: Attack, eps: float, cache: StepCache
 ) -> pd.DataFrame:
-    """corruptions.csv for the images at these positions."""
+    """corruptions.csv for the images at these positions: corrupted, corrupted and attacked within eps, turned and moved."""
     images = dataset.manifest.iloc[target.split.rows[positions]][["path", "label"]].reset_index(drop=True)
+    cases = {
+        (name, severity, CLEAN): partial(_corrupted_logits, target, positions, name, severity)
+        for name, severity in itertools.product(CORRUPTIONS, SEVERITIES)
+    }
+    for name in CORRUPTIONS:
+        cases[name, ATTACKED_SEVERITY, "pgd"] = partial(_attacked_logits, target, positions, name, attack, eps)
+    cases[SPATIAL, 1, GRID] = partial(_spatial_logits, target, positions)
     tables = []
-    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
-        compute = partial(_corrupted_logits, target, positions, name, severity)
-        probability = cache.get_or_compute(f"{name} {severity}", compute)["logits"].softmax(1).numpy()  # (M, K)
-        predictions = np.array(dataset.classes)[probability.argmax(1)]
-        confidence = probability.max(1).astype(float)
-        tables.append(images.assign(corruption=name, severity=severity, prediction=predictions, confidence=confidence))
+    for (name, severity, attacked), compute in cases.items():
+        logits = cache.get_or_compute(f"{name} {severity} {attacked}", compute)["logits"]
+        probability = logits.softmax(1).numpy()  # (M, K)
+        tables.append(
+            images.assign(
+                corruption=name,
+                severity=severity,
+                attack=attacked,
+                prediction=np.array(dataset.classes)[probability.argmax(1)],
+                confidence=probability.max(1).astype(float),
+            )
+        )
     return pd.concat(tables, ignore_index=True)

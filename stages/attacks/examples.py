@@ -1,5 +1,6 @@
 """The few images that are shown with their perturbation: selected by a rule, saved without loss."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from stages.attacks import suite
+from stages.attacks.gradients import gradient_picture, input_gradient
 from stages.attacks.runner import ModelUnderAttack
 from stages.attacks.suite import quantize_8bit
 from stages.core.dataset import ImageDataset
 from stages.core.files import open_atomic
 from stages.core.params import AttackEvalParams
-from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, write_examples
+from stages.core.predictions import CLEAN, EXAMPLE_COLUMNS, gradient_file, write_examples
 from stages.models.inference import predict_logits
 
 
@@ -30,12 +32,19 @@ def select_examples(predictions: pd.DataFrame, count: int) -> list[str]:
 
 
 def save_examples(
-    target: ModelUnderAttack, dataset: ImageDataset, paths: list[str], eps: float, p: AttackEvalParams, folder: Path
+    models: Mapping[str, ModelUnderAttack],
+    dataset: ImageDataset,
+    paths: list[str],
+    eps: float,
+    p: AttackEvalParams,
+    folder: Path,
 ) -> None:
     """PGD at eps on these images: PNG files of 8 bits, and the model's predictions on exactly those, in ``examples.csv``.
 
-    Without early stop: an attack that ends at the decision boundary would hide how confident the wrong prediction can be.
+    Without early stop: an attack that ends at the decision boundary would hide how confident the wrong prediction can be. The
+    first of ``models`` is attacked; of all, the gradient at the originals is drawn.
     """
+    target = next(iter(models.values()))
     folder.mkdir(parents=True, exist_ok=True)
     position_of = {path: position for position, path in enumerate(dataset.manifest["path"].iloc[target.split.rows])}
     attack = partial(suite.pgd, steps=p.pgd_steps, restarts=1, norm=target.norm, early_stop_margin=None)
@@ -43,12 +52,14 @@ def save_examples(
     for _, x, y, noise in target.batches(np.array([position_of[path] for path in paths], dtype=int)):
         x_adv = quantize_8bit(x, target.generate(attack, x, y, eps, noise, "pgd"))  # what an image file can hold
         before, after = predict_logits(target.model, x).softmax(1), predict_logits(target.model, x_adv).softmax(1)
+        drawn = {name: input_gradient(model, x, y) for name, model in models.items()}
         for i in range(len(x)):
             number = len(records)
             files = {"original": f"{number}_original.png", "adversarial": f"{number}_adversarial.png"}
             for file, image in zip(files.values(), (x[i], x_adv[i]), strict=True):
-                with open_atomic(folder / file) as stream:
-                    Image.fromarray(to_uint8(image)).save(stream, "PNG")
+                save_png(to_uint8(image), folder / file)
+            for name, gradients in drawn.items():
+                save_png(gradient_picture(gradients[i]), folder / gradient_file(files["original"], name))
             records.append(
                 {
                     "path": paths[number],
@@ -63,6 +74,17 @@ def save_examples(
                 }
             )
     write_examples(pd.DataFrame(records, columns=list(EXAMPLE_COLUMNS)), folder)
+
+
+def save_png(pixels: np.ndarray, file: Path) -> None:
+    """Write (H, W, 3) or (H, W) uint8, without loss."""
+    with open_atomic(file) as stream:
+        Image.fromarray(pixels).save(stream, "PNG")
+
+
+def perturbation_picture(delta: Tensor) -> np.ndarray:
+    """A perturbation (3, H, W) on mid gray, its largest change black or white: (H, W, 3) uint8."""
+    return to_uint8(0.5 + 0.5 * delta / delta.abs().max().clamp_min(1e-12))
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

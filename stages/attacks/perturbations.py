@@ -84,6 +84,13 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     return logits.detach(), loss.detach(), gradient
 
 
+def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient (B, 3, H, W) of each image's margin loss at x (B, 3, H, W); y: (B,)."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        return torch.autograd.grad(margin_loss(model(x), y).sum(), x)[0]
+
+
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str) -> Tensor:
     """Fast gradient sign method: one step of size eps (Goodfellow et al., arXiv:1412.6572)."""
     with frozen_eval_mode(model):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from stages.attacks import perturbations
 from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks, ensemble_config, ensemble_name
 from stages.attacks.perturbations import margin_loss, pgd_step_size
+from stages.attacks.similarity import structural_similarity
 from stages.attacks.suite import (
     Attack,
     NoiseSampler,
@@ -29,7 +31,7 @@ from stages.core.checkpoints import StepCache
 from stages.core.dataset import ImageDataset
 from stages.core.distributed import gather
 from stages.core.params import AttackEvalParams, ThreatModel
-from stages.core.predictions import CLEAN, TRANSFER, Ensemble, probability_columns
+from stages.core.predictions import CLEAN, Ensemble, probability_columns
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import ModelError
 from stages.models.inference import predict_logits
@@ -109,11 +111,12 @@ class ModelUnderAttack:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """The model's logits (N, K) for N images under attack, the norms (N,) of the perturbations, and which attack found each."""
+    """The model's logits (N, K) for N images under attack, the size (N,) of the perturbations, and which attack found each."""
 
     logits: Tensor
     linf: Tensor
     l2: Tensor
+    ssim: Tensor
     found_by: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +134,7 @@ class AttackResult:
             torch.where(where[:, None], other.logits, self.logits),
             torch.where(where, other.linf, self.linf),
             torch.where(where, other.l2, self.l2),
+            torch.where(where, other.ssim, self.ssim),
             np.where(where.numpy(), other.found_by, self.found_by),
         )
 
@@ -149,9 +153,9 @@ def clean_result(target: ModelUnderAttack) -> AttackResult:
             raise ModelError(f"expected finite logits of the model, got {logits[images[0, 0]].tolist()}")
         return {"logits": logits}
 
-    zeros = torch.zeros(len(target.split))
+    zeros, ones = torch.zeros(len(target.split)), torch.ones(len(target.split))
     logits = target.map_batches(np.arange(len(target.split)), compute)["logits"]
-    return AttackResult(logits, zeros, zeros, np.full(len(target.split), CLEAN, dtype=object))
+    return AttackResult(logits, zeros, zeros, ones, np.full(len(target.split), CLEAN, dtype=object))
 
 
 def attack_remaining(
@@ -162,7 +166,12 @@ def attack_remaining(
     def compute(positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
         x_adv = target.generate(attack, x, y, eps, noise, name)
         delta = (x_adv - x).flatten(1)  # (B, 3 * H * W)
-        return {"logits": predict_logits(target.model, x_adv), "linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
+        return {
+            "logits": predict_logits(target.model, x_adv),
+            "linf": delta.abs().amax(1),
+            "l2": delta.norm(dim=1),
+            "ssim": structural_similarity(x, x_adv),
+        }
 
     labels = torch.from_numpy(target.split.labels[target.split.rows])
     remaining = np.intersect1d(positions, correct_positions(previous, labels))
@@ -182,8 +191,12 @@ def run_attack_suite(
     threat: ThreatModel,
     p: AttackEvalParams,
     cache: StepCache,
+    prepared: Mapping[str, tuple[Attack, int]] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, Ensemble]:
     """predictions.csv, one row per image, attack and eps, and ensemble.json.
+
+    ``prepared``: further attacks at ``threat.eps``, with their gradient steps on an image, which were computed without these
+    images.
 
     eps ascends along the robustness curve: an image misclassified within a smaller eps is so within the larger one, by the
     same x_adv. The attacks of the ensemble run one after the other, each on what none before it found, so that its rows hold
@@ -196,10 +209,11 @@ def run_attack_suite(
     worst = clean
     rows = [_to_rows(dataset, target, everything, CLEAN, 0.0, 0, clean)]
     schedule = _schedule(threat, p)
+    schedule += [(name, threat.eps, steps, attack) for name, (attack, steps) in prepared.items()]
     for name, eps, steps, attack in tqdm(schedule, "attacking", unit="attack", leave=False, disable=not sys.stderr.isatty()):
         previous = last_pgd if name == "pgd" else clean
         compute = partial(attack_remaining, target, previous, name, attack, eps, everything)
-        result = cached_result(cache, f"{name} {eps!r}", compute)
+        result = cached_result(cache, f"{threat.norm} {name} {eps!r}", compute)
         rows.append(_to_rows(dataset, target, everything, name, eps, steps, result))
         if name == "pgd":
             last_pgd = result
@@ -211,7 +225,8 @@ def run_attack_suite(
         positions = remaining = correct_positions(worst, labels)
         if name == SQUARE and p.ensemble == "lean":
             positions = remaining[target.subset(remaining).stratified_positions(SQUARE_IMAGES)]
-        worst = cached_result(cache, name, partial(attack_remaining, target, worst, name, attack, threat.eps, positions))
+        compute = partial(attack_remaining, target, worst, name, attack, threat.eps, positions)
+        worst = cached_result(cache, f"{threat.norm} {name}", compute)
     rows.append(_to_rows(dataset, target, everything, ensemble_name(p, classes), threat.eps, p.aa_steps, worst))
     attacked = {"images": len(correct_positions(initial, labels))}
     attacked |= {"square_images": len(positions), "square_remaining": len(remaining)}  # it came last
@@ -261,28 +276,41 @@ def run_transfer_attacks(
     models: Mapping[str, ModelUnderAttack],
     dataset: ImageDataset,
     eps: float,
-    steps: int,
+    attacks: Mapping[str, Mapping[str, tuple[Attack, int]]],
     cache: StepCache,
 ) -> pd.DataFrame:
-    """transfer.csv: each model under the adversarial examples that PGD computed on another one, with all its steps."""
+    """transfer.csv: each model under attacks that were made for another one.
+
+    Args:
+        models: by name.
+        dataset: of their images.
+        eps: in pixel units.
+        attacks: attack -> model that it was made for -> the attack, and its gradient steps on an image.
+        cache: of the stage.
+    """
     tables = []
-    for source_name, target_name in itertools.permutations(models, 2):
-        source, target = models[source_name], models[target_name]
-        compute = partial(_transfer, source, target, eps, steps)
-        result = cached_result(cache, f"transfer to {target_name}", compute)
-        rows = _to_rows(dataset, target, np.arange(len(target.split)), TRANSFER, eps, steps, result)
-        tables.append(rows.assign(target=target_name))
+    for (source, target), name in itertools.product(itertools.permutations(models, 2), attacks):
+        attack, steps = attacks[name][source]
+        compute = partial(_attack_all, models[target], name, attack, eps)
+        result = cached_result(cache, f"{name} to {target}", compute)
+        rows = _to_rows(dataset, models[target], np.arange(len(models[target].split)), name, eps, steps, result)
+        tables.append(rows.assign(target=target))
     return pd.concat(tables, ignore_index=True)
 
 
-def _transfer(source: ModelUnderAttack, target: ModelUnderAttack, eps: float, steps: int) -> AttackResult:
-    """All images of the target under adversarial examples of the source."""
+def _attack_all(target: ModelUnderAttack, name: str, attack: Attack, eps: float) -> AttackResult:
+    """All images that are classified correctly without attack."""
+    return attack_remaining(target, clean_result(target), name, attack, eps, np.arange(len(target.split)))
+
+
+def pgd_on(source: ModelUnderAttack, steps: int) -> tuple[Attack, int]:
+    """PGD on another model than the one that is attacked, with all its steps; and their number."""
 
     def attack(_: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler) -> Tensor:
         alpha, start = pgd_step_size(eps, steps), noise("uniform", 0)
         return perturbations.pgd(source.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=source.norm)
 
-    return attack_remaining(target, clean_result(target), TRANSFER, attack, eps, np.arange(len(target.split)))
+    return attack, steps
 
 
 def _to_rows(
@@ -312,6 +340,7 @@ def _to_rows(
             margin=-margin_loss(logits, labels).numpy(),
             linf=result.linf[positions].numpy(),
             l2=result.l2[positions].numpy(),
+            ssim=result.ssim[positions].numpy(),
             **dict(zip(probability_columns(dataset.classes), probability.T, strict=True)),
         )
     )

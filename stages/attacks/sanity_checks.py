@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from stages.attacks import perturbations, suite
 from stages.attacks.minimum_eps import max_eps
-from stages.attacks.perturbations import is_adversarial, loss_and_gradient, margin_loss, pgd_step_size, random_start
+from stages.attacks.perturbations import (
+    is_adversarial,
+    loss_and_gradient,
+    margin_gradient,
+    margin_loss,
+    pgd_step_size,
+    random_start,
+)
 from stages.attacks.runner import ModelUnderAttack
 from stages.attacks.suite import EARLY_STOP_MARGIN, NoiseSampler, normalize_noise, perturbation_norm, quantize_8bit
 from stages.core.checks import INCONCLUSIVE, CheckResult, grade
@@ -101,15 +108,9 @@ def check_zero_gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, noi
     fractions = []
     with frozen_eval_mode(model), torch.autocast(x.device.type, enabled=False):
         for point in (x, random_start(x, eps, noise("uniform", 0), norm=norm)):
-            gradients = (loss_and_gradient(model, point, y)[2], _margin_gradient(model, point, y))
+            gradients = (loss_and_gradient(model, point, y)[2], margin_gradient(model, point, y))
             fractions += [float((gradient.flatten(1).abs().sum(1) == 0).float().mean()) for gradient in gradients]
     return grade("D5", max(fractions), len(x), warn=0, fail=0.1)
-
-
-def _margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        return torch.autograd.grad(margin_loss(model(x), y).sum(), x)[0]
 
 
 def check_gradient(model: nn.Module, x: Tensor, y: Tensor) -> CheckResult:
@@ -120,7 +121,7 @@ def check_gradient(model: nn.Module, x: Tensor, y: Tensor) -> CheckResult:
     model = copy.deepcopy(model).cpu().double()
     x, y, h = x[:N_FINITE_DIFFERENCE].cpu().double(), y[:N_FINITE_DIFFERENCE].cpu(), 1e-6
     with frozen_eval_mode(model):
-        gradient = _margin_gradient(model, x, y)
+        gradient = margin_gradient(model, x, y)
         with torch.no_grad():
             ahead, behind = (margin_loss(model(x + side * h * gradient.sign()), y) for side in (1, -1))
     expected, measured = gradient.abs().flatten(1).sum(1), (ahead - behind) / (2 * h)

@@ -107,6 +107,31 @@ class ThreatModel(_Budget):  # no PerturbationBudget: pydantic would hand it on 
         return grid
 
 
+class AttackParams(ThreatModel):
+    """``attack``: the threat model, and a budget in the other norm that is reported beside it."""
+
+    second_eps: Number
+
+    @field_validator("second_eps")
+    @classmethod
+    def _check_second(cls, eps: float, info: ValidationInfo) -> float:
+        limit = MAX_EPS[other_norm(info.data.get("norm", "linf"))]
+        if not 0 <= eps <= limit:
+            raise ValueError(f"a number in (0, {limit:g}] {EPS_UNIT}, or 0 for none")
+        return eps
+
+    def second(self) -> ThreatModel | None:
+        """The threat model in the other norm, if there is a budget for it."""
+        if not self.second_eps:
+            return None
+        return ThreatModel(norm=other_norm(self.norm), eps=self.second_eps, eps_grid=(self.second_eps,))
+
+
+def other_norm(norm: str) -> Literal["linf", "l2"]:
+    """The norm that isn't this one."""
+    return "l2" if norm == "linf" else "linf"
+
+
 class AugmentParams(Section):
     """``augment``: random changes of the training images."""
 
@@ -175,6 +200,7 @@ class AttackEvalParams(Section):
     min_eps_rounds: Count
     strict: bool
     examples: int = Field(ge=1, le=16)
+    surrogate: Text
 
 
 class EvaluateParams(Section):
@@ -208,7 +234,7 @@ class Params(Seeded):
 
     data: DataParams
     model: ModelParams
-    attack: ThreatModel
+    attack: AttackParams
     train_clean: TrainCleanParams
     attack_eval: AttackEvalParams
     train_adv: TrainAdvParams

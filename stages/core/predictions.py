@@ -4,8 +4,10 @@
 and eps that was run.
 ``calibration.csv``: in the same form, every validation image clean and under PGD at ``attack.eps``.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) under adversarial examples of the other one.
+``second_norm.csv``: in the same form, under attacks in the other norm, where ``attack_eval.second_eps`` asks for them.
 ``minimum_eps.csv``, ``corruptions.csv``: minimum perturbation, on some of the images, and common corruptions.
 ``diagnostics.json``: a list of check results (checks.py). ``ensemble.json``: what the ensemble of attacks consisted of.
+``gradients.csv``: where the gradient of the model points. ``universal.png``: a picture of the universal perturbation.
 ``model.json``: what identifies the model. ``examples/examples.csv``: the examples that are shown, and their PNG files.
 """
 
@@ -20,6 +22,9 @@ from stages.core.checks import CheckResult
 from stages.core.files import FileFormatError, read_csv, read_json, write_csv
 
 TRANSFER = "transfer"  # adversarial examples of the other model
+UNIVERSAL = "universal"  # one perturbation for all images, of the model itself
+UNIVERSAL_TRANSFER = "universal_transfer"  # that of the other model
+SURROGATE = "surrogate"  # adversarial examples of a model that was trained independently
 CLEAN = "none"  # in place of an attack
 CALIBRATION_ATTACKS = (CLEAN, "pgd")  # of calibration.csv
 LEAN_ENSEMBLE = "apgd"  # APGD on several losses, then Square; AutoAttack's attacks for K classes are aa-k<K>
@@ -38,6 +43,7 @@ COLUMNS = (
     "margin",  # logit margin: logit of the label minus the largest other one; negative = misclassified
     "linf",  # L∞ norm of the perturbation
     "l2",  # L2 norm of the perturbation
+    "ssim",  # structural similarity to the original image; 1 = not perturbed
 )  # then one column p_<class> per class, in the order of the classes
 
 EXAMPLE_COLUMNS = (
@@ -53,11 +59,20 @@ EXAMPLE_COLUMNS = (
     "adversarial",
 )
 
+
+def gradient_file(original: str, model: str) -> str:
+    """The PNG of a model's gradient at an example, beside that of the original."""
+    return original.replace("original", f"gradient_{model}")
+
+
 TABLES = {
     # eps: smallest one at which the image was misclassified, 0 = clean; found: 0 = not even at eps, the largest tried
     "minimum_eps": ("path", "label", "eps", "found"),
-    # severity 1 to 3; confidence: probability of the predicted class
-    "corruptions": ("path", "label", "corruption", "severity", "prediction", "confidence"),
+    # severity 1 to 3; attack: none, pgd (on the corrupted image) or grid (of rotations and shifts); confidence: probability of
+    # the predicted class
+    "corruptions": ("path", "label", "corruption", "severity", "attack", "prediction", "confidence"),
+    # central_share: of the squared gradient of the margin, what lies in the central quarter of the area
+    "gradients": ("path", "label", "central_share"),
 }
 
 
@@ -186,7 +201,7 @@ def write_table(name: str, table: pd.DataFrame, folder: Path | str) -> Path:
 def read_table(name: str, folder: Path | str) -> pd.DataFrame:
     """The table in ``<folder>/<name>.csv``, one of TABLES."""
     file = Path(folder) / f"{name}.csv"
-    text = [column for column in TABLES[name] if column in ("path", "label", "corruption", "prediction")]
+    text = [column for column in TABLES[name] if column in ("path", "label", "corruption", "attack", "prediction")]
     return _check_table(name, read_csv(file, "attack_eval", text), str(file))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.checks import FAIL, INFO, PASS, WARN, CheckResult, grade
-from stages.core.predictions import is_ensemble
+from stages.core.predictions import TRANSFER, UNIVERSAL_TRANSFER, is_ensemble
 from stages.evaluation.metrics import expected_calibration_error
 from stages.evaluation.selection import (
     attacks_at,
@@ -84,7 +84,8 @@ def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensembl
         return grade("D9", math.nan, 0, warn=0, fail=0.03)
     rows, correct = select_predictions(table, names[0], eps), outcomes[names[0]]
     by_square = int((~correct & (rows["found_by"] == "square")).sum())
-    by_transfer = int((correct & ~outcomes["transfer"]).sum()) if "transfer" in outcomes else 0
+    others = [~outcomes[attack] for attack in (TRANSFER, UNIVERSAL_TRANSFER) if attack in outcomes]
+    by_transfer = int((correct & np.any(others, axis=0)).sum()) if others else 0
     remaining, attacked = ensemble["square_remaining"], ensemble["square_images"]
     share = attacked / remaining if remaining else 1.0
     value = (by_square / share + by_transfer) / initially.sum()
@@ -111,9 +112,9 @@ def _eps_monotonicity(table: pd.DataFrame) -> CheckResult:
 
 def _transfer_gain(outcomes: Outcomes) -> CheckResult:
     """D17: success rate of the transfer attack minus that of PGD."""
-    if "transfer" not in outcomes or "pgd" not in outcomes:
+    if TRANSFER not in outcomes or "pgd" not in outcomes:
         return grade("D17", math.nan, 0, fail=0)
-    gain = outcomes["pgd"].mean() - outcomes["transfer"].mean()
+    gain = outcomes["pgd"].mean() - outcomes[TRANSFER].mean()
     return grade("D17", gain, len(outcomes["pgd"]), fail=0)
 
 
@@ -126,7 +127,7 @@ def _accuracy_gain(table: pd.DataFrame, outcomes: Outcomes) -> CheckResult:
 
 def _attack_diversity(outcomes: Outcomes, n: int) -> CheckResult:
     """D19: training takes steps along the gradient's sign; the ensemble adds other losses and random search."""
-    others = len(_ensembles(outcomes)) + ("transfer" in outcomes)
+    others = len(_ensembles(outcomes)) + (TRANSFER in outcomes)
     return CheckResult("D19", PASS if others else WARN, float(others), "0 WARN", n)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from stages.core.predictions import CLEAN, TRANSFER
+from stages.core.predictions import CLEAN, SURROGATE, TRANSFER, UNIVERSAL, UNIVERSAL_TRANSFER
 from stages.evaluation.selection import WORST
 
 NOT_AVAILABLE = "n/a"
@@ -19,6 +19,9 @@ ATTACK_LABELS = {
     "bim": "BIM",
     "pgd": "PGD",
     TRANSFER: "Transfer (PGD)",
+    SURROGATE: "Surrogate (PGD)",
+    UNIVERSAL: "Universal",
+    UNIVERSAL_TRANSFER: "Universal (transfer)",
     WORST: "Worst case",
 }
 CORRUPTION_LABELS = {
@@ -30,6 +33,7 @@ CORRUPTION_LABELS = {
     "colour_cast": "color cast",
     "noise": "noise",
     "glare": "glare",
+    "spatial": "rotation and shift",
 }
 
 

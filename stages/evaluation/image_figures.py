@@ -1,6 +1,6 @@
 """The figures that show images: examples of the classes, and adversarial examples, as PNG bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
-from stages.evaluation.formatting import attack_label, class_label, format_budget
+from stages.core.predictions import gradient_file
+from stages.evaluation.formatting import MODEL_LABELS, attack_label, class_label, format_budget
 from stages.evaluation.style import COLORS, GRAY, MAX_PNG_BYTES, STYLE, WRONG, make_figure, render_png, truncate
 
 HEADS = ("Original", "Perturbation", "Adversarial example")
@@ -91,6 +92,43 @@ def _draw_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, 
     note = f"prediction (confidence); {attack_label(first['attack'], steps)}, {format_budget(first['eps'], norm)}"
     note += f"; {len(original)} × {len(original)} pixels" + ("; synthetic images" if synthetic else "")
     return render_png(figure, note)
+
+
+@mpl.rc_context(STYLE)
+def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *, synthetic: bool, at_most: int = 3) -> bytes:
+    """Original image, and for each model the magnitude of the gradient of its margin there: a row for each example.
+
+    Args:
+        table: examples.csv.
+        folder: where the PNG files lie.
+        models: whose gradients are among them.
+        synthetic: whether the images are.
+        at_most: rows.
+    """
+    rows = table.head(at_most)
+    figure, axes = make_figure(2.1 * (1 + len(models)) + 0.2, 2.0 * max(1, len(rows)) + 0.5, max(1, len(rows)), 1 + len(models))
+    for axis in axes.flat:
+        _imshow(axis, None)
+    for axis, (_, row) in zip(axes, rows.iterrows(), strict=False):
+        _imshow(axis[0], _open(folder / row["original"]))
+        axis[0].set_ylabel(f"Label: {truncate(class_label(row['label']))}")
+        for panel, model in zip(axis[1:], models, strict=True):
+            _imshow(panel, _open(folder / gradient_file(row["original"], model)))
+    for panel, head in zip(axes[0], ("Original", *(MODEL_LABELS[model] for model in models)), strict=True):
+        panel.set_title(head)
+    note = "magnitude of the margin's gradient, white from its 99th percentile on"
+    return render_png(figure, note + ("; synthetic images" if synthetic else ""))
+
+
+@mpl.rc_context(STYLE)
+def universal_perturbations(files: Mapping[str, Path], budget: str, *, synthetic: bool) -> bytes:
+    """The universal perturbation of each model, amplified. files: model -> universal.png."""
+    figure, axes = make_figure(2.6 * len(files) + 0.6, 2.9, 1, len(files))
+    for axis, (model, file) in zip(axes[0], files.items(), strict=True):
+        _imshow(axis, _open(file))
+        axis.set_title(MODEL_LABELS[model])
+    note = f"amplified, mid gray is no change; {budget}"
+    return render_png(figure, note + ("; synthetic images" if synthetic else ""))
 
 
 def _open(file: Path) -> np.ndarray:

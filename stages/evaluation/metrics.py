@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from stages.core.errors import InputError
-from stages.core.predictions import classes_of, probabilities
+from stages.core.predictions import CLEAN, classes_of, probabilities
 from stages.evaluation.intervals import ConfidenceIntervals, Interval, mcnemar
 from stages.evaluation.selection import (
     attacks_at,
@@ -104,24 +104,50 @@ def min_eps_metrics(curve: pd.DataFrame) -> dict[str, Any]:
 
 
 def corruption_metrics(corruptions: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy under each common corruption, mean over its severities."""
+    """Accuracy under each common corruption, mean over its severities; those under attack have a table of their own."""
+    corruptions = corruptions[corruptions["attack"] == CLEAN]
     accuracy = pd.Series(is_correct(corruptions)).groupby(corruptions["corruption"].to_numpy(), sort=False).mean()
     return {"corrupted_accuracy": accuracy.to_dict(), "corrupted_images": int(corruptions["path"].nunique())}
 
 
-def psnr_metrics(table: pd.DataFrame, eps: float, pixel_values: int) -> dict[str, Any]:
-    """Mean peak signal-to-noise ratio, in dB, of each attack's adversarial examples at eps: the higher, the less visible.
+def distortion_metrics(table: pd.DataFrame, eps: float, pixel_values: int) -> dict[str, Any]:
+    """Mean PSNR, in dB, and SSIM of each attack's adversarial examples at eps: the higher, the less visible.
 
-    10 log10(D / l2^2) of an image of D pixel values in [0, 1]. What isn't misclassified or not perturbed is none; an attack
-    without adversarial examples is left out.
+    PSNR is 10 log10(D / l2^2) of an image of D pixel values in [0, 1]. What isn't misclassified or not perturbed is none; an
+    attack without adversarial examples is left out.
     """
-    result = {}
+    psnr, ssim = {}, {}
     for attack in attacks_at(table, eps):
         rows = select_predictions(table, attack, eps)
-        l2 = rows.loc[~is_correct(rows) & (rows["l2"] > 0), "l2"].to_numpy(float)
-        if len(l2):
-            result[attack] = float((10 * np.log10(pixel_values / l2**2)).mean())
-    return {"mean_psnr": result}
+        rows = rows[~is_correct(rows) & (rows["l2"] > 0).to_numpy()]
+        if len(rows):
+            psnr[attack] = float((10 * np.log10(pixel_values / rows["l2"].to_numpy(float) ** 2)).mean())
+            ssim[attack] = float(rows["ssim"].mean())
+    return {"mean_psnr": psnr, "mean_ssim": ssim}
+
+
+def gradient_metrics(gradients: pd.DataFrame, context: EvaluationContext) -> dict[str, float]:
+    """Mean share of the squared input gradient in the central quarter of the image. gradients: gradients.csv."""
+    shares = gradients.sort_values("path")["central_share"].to_numpy(float)
+    return with_interval("central_gradient_share", shares.mean(), context.intervals.mean(shares))
+
+
+def second_norm_metrics(table: pd.DataFrame, second: pd.DataFrame | None, context: EvaluationContext) -> dict[str, float]:
+    """Robust accuracy in the other norm, and under both budgets at once: correct under every attack of either.
+
+    Args:
+        table: predictions.csv, with the rows of the transfer attacks.
+        second: second_norm.csv; None: no such attack was run.
+        context: eps of the first norm, and the intervals.
+    """
+    if second is None:
+        return {}
+    eps = max(eps_values(second))
+    robust = is_correct(worst_case_predictions(second, eps))
+    both = robust & is_correct(worst_case_predictions(table, context.eps))
+    result = {"second_eps": eps}
+    result |= with_interval("robust_accuracy_second_norm", robust.mean(), context.intervals.proportion(robust))
+    return result | with_interval("robust_accuracy_both_norms", both.mean(), context.intervals.proportion(both))
 
 
 def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:

@@ -73,16 +73,26 @@ def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def cost_rows(metrics: Mapping[str, Any], attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
-    """(attack, gradient steps, cells): for each model the mean PSNR of the attack's adversarial examples."""
-    steps, costs = attacks.groupby("attack")["steps"].max(), [metrics[model]["mean_psnr"] for model in models]
-    return [
-        (
-            attack_label(attack),
-            int(steps.get(attack, 0)),
-            [f"{cost[attack]:.1f} dB" if attack in cost else NOT_AVAILABLE for cost in costs],
-        )
-        for attack in metrics[models[0]]["robust_accuracy"]
-    ]
+    """(attack, gradient steps, cells): for each model mean PSNR and SSIM of the attack's adversarial examples."""
+    steps, rows = attacks.groupby("attack")["steps"].max(), []
+    for attack in metrics[models[0]]["robust_accuracy"]:
+        cells = []
+        for model in models:
+            psnr, ssim = (metrics[model][name].get(attack) for name in ("mean_psnr", "mean_ssim"))
+            cells += [NOT_AVAILABLE] * 2 if psnr is None else [f"{psnr:.1f} dB", f"{ssim:.3f}"]
+        rows.append((attack_label(attack), int(steps.get(attack, 0)), cells))
+    return rows
+
+
+def attacked_corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(corruption, cells): for each model the accuracy with its interval, without attack and under it."""
+    found = {(row["model"], row["corruption"], row["attack"]): proportion(row) for row in table.to_dict("records")}
+    rows = []
+    for name in dict.fromkeys(table["corruption"]):
+        attack = next(attack for _, other, attack in found if other == name and attack != CLEAN)
+        cells = [found.get((model, name, case), "") for model in models for case in (CLEAN, attack)]
+        rows.append((CORRUPTION_LABELS.get(name, name).capitalize(), cells))
+    return rows
 
 
 def conformal_rows(table: pd.DataFrame, attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -7,8 +7,9 @@ import pandas as pd
 
 from stages.core.checks import PASS
 from stages.core.dataset import is_transformation_zone
+from stages.core.params import other_norm
 from stages.core.paths import MODELS
-from stages.core.predictions import LEAN_ENSEMBLE
+from stages.core.predictions import LEAN_ENSEMBLE, UNIVERSAL, UNIVERSAL_TRANSFER
 from stages.evaluation.conformal import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from stages.evaluation.formatting import (
     MODEL_LABELS,
@@ -239,6 +240,43 @@ def min_eps_sentences(metrics: Mapping[str, Any], norm: str) -> list[str]:
         else:
             sentences.append(f"{label}: no image is classified correctly without attack.")
     return sentences
+
+
+def universal_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Per model how often the universal perturbations succeed, of itself and of the other model."""
+    cases = {UNIVERSAL: "its own pattern", UNIVERSAL_TRANSFER: "that of the other model"}
+    sentences = []
+    for model in evaluated_models(metrics):
+        rates = metrics[model].get("attack_success_rate", {})
+        parts = [f"{percent(rates[attack])} under {words}" for attack, words in cases.items() if attack in rates]
+        if parts:
+            n = metrics[model]["clean_correct"]
+            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {n}).")
+    return sentences
+
+
+def second_budget(params: Mapping[str, Any]) -> str:
+    """The second budget in words; empty without one."""
+    eps = params["attack.second_eps"]
+    return format_budget(eps, other_norm(params["attack.norm"])) if eps else ""
+
+
+def second_norm_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Per model the robust accuracy within the second budget, and within both."""
+    return [
+        f"{MODEL_LABELS[model]}: robust accuracy {metric(metrics[model], 'robust_accuracy_second_norm')}; correct under all "
+        f"attacks of both norms: {metric(metrics[model], 'robust_accuracy_both_norms')}."
+        for model in evaluated_models(metrics)
+        if "robust_accuracy_second_norm" in metrics[model]
+    ]
+
+
+def not_run(params: Mapping[str, Any]) -> list[str]:
+    """What is off by its parameter."""
+    return [
+        *([] if params["attack.second_eps"] else ["attacks in a second norm (attack.second_eps is 0)"]),
+        *(["transfer from a surrogate (attack_eval.surrogate is none)"] if params["attack_eval.surrogate"] == "none" else []),
+    ]
 
 
 def conformal_sentences(metrics: Mapping[str, Any]) -> list[str]:

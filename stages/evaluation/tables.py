@@ -85,6 +85,7 @@ def minimum_eps_table(model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame
 
 def corruptions_table(model: str, table: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
     """model,corruption,severity,accuracy,low,high,count: the same images clean (``none``, 0), then under each corruption."""
+    corruptions = corruptions[corruptions["attack"] == CLEAN]
     clean, keys = select_predictions(table), ["corruption", "severity"]
     evaluated = clean["path"].isin(corruptions["path"]).to_numpy()
     baseline = clean[evaluated].assign(corruption=CLEAN, severity=0)
@@ -94,6 +95,22 @@ def corruptions_table(model: str, table: pd.DataFrame, corruptions: pd.DataFrame
         low, high = context.intervals.proportion(correct, evaluated)
         cells.append((model, name, severity, correct[evaluated].mean(), low, high, len(rows)))
     return pd.DataFrame(cells, columns=["model", *keys, "accuracy", "low", "high", "count"])
+
+
+def attacked_corruptions_table(
+    model: str, table: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext
+) -> pd.DataFrame:
+    """model,corruption,attack,accuracy,low,high,count: corrupted images without attack (``none``), and under it."""
+    attacked = corruptions[corruptions["attack"] != CLEAN]
+    severity = corruptions["corruption"].map(attacked.groupby("corruption")["severity"].first())
+    without = corruptions[(corruptions["attack"] == CLEAN) & (corruptions["severity"] == severity)]
+    images, cells = select_predictions(table)["path"], []
+    for (name, attack), rows in pd.concat([without, attacked]).groupby(["corruption", "attack"], sort=False):
+        evaluated = images.isin(rows["path"]).to_numpy()
+        correct = images.isin(rows.loc[is_correct(rows), "path"]).to_numpy()
+        interval = context.intervals.proportion(correct, evaluated)
+        cells.append((model, name, attack, correct[evaluated].mean(), *interval, len(rows)))
+    return pd.DataFrame(cells, columns=["model", "corruption", "attack", "accuracy", "low", "high", "count"])
 
 
 def plot_tables(
@@ -113,4 +130,5 @@ def plot_tables(
         "conformal": conformal_table(model, table, calibration, context),
         "minimum_eps": minimum_eps_table(model, table, minimum_eps, context),
         "corruptions": corruptions_table(model, table, corruptions, context),
+        "attacked_corruptions": attacked_corruptions_table(model, table, corruptions, context),
     }

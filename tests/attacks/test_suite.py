@@ -35,6 +35,7 @@ PARAMS = AttackEvalParams(
     min_eps_rounds=3,
     strict=False,
     examples=2,
+    surrogate="none",
 )
 
 
@@ -187,7 +188,10 @@ def test_transfer_stays_within_eps_and_is_weaker_than_white_box(trained, fabric)
     source = dataclasses.replace(under_attack(fabric, SmallNet().eval(), dataset, batch_size=7), fused_model=SmallNet().eval())
     target = dataclasses.replace(source, model=model, fused_model=model)
     pairs = {"target": target, "source": target}, {"target": target, "source": source}
-    tables = (runner.run_transfer_attacks(pair, dataset, 0.1, 10, StepCache()) for pair in pairs)
+    attacks = [{"transfer": {name: runner.pgd_on(model, 10) for name, model in pair.items()}} for pair in pairs]
+    tables = (
+        runner.run_transfer_attacks(pair, dataset, 0.1, made, StepCache()) for pair, made in zip(pairs, attacks, strict=True)
+    )
     white_box, transfer = (table.query("target == 'target'") for table in tables)
     paths = list(dataset.manifest["path"].iloc[target.split.rows])
     for table in (white_box, transfer):
@@ -245,3 +249,29 @@ def test_pgd_agrees_with_foolbox(steps, trained):
         success = margin_loss(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps, norm="linf")), y) > 0
         assert (expected <= success).all()
         assert abs(int(expected.sum()) - int(success.sum())) <= 1
+
+
+def test_prepared_attacks_count_in_the_worst_case_and_the_ensemble_attacks_what_they_left(trained, fabric):
+    dataset, model = trained
+    target = under_attack(fabric, model, dataset, batch_size=7)
+    threat = ThreatModel(norm="linf", eps=0.15, eps_grid=(0.15,))
+    weak = PARAMS.model_copy(update={"noise_draws": 1, "bim_steps": 1, "pgd_steps": 1, "pgd_restarts": 1})
+    strong = runner.pgd_on(target, 50)
+    table, ensemble = runner.run_attack_suite(target, dataset, threat, weak, StepCache(), {"surrogate": strong})
+    without, more = runner.run_attack_suite(target, dataset, threat, weak, StepCache())
+    rows = table[table["attack"] == "surrogate"]
+    assert set(rows["steps"]) == {50}
+    found = set(rows.loc[rows["prediction"] != rows["label"], "path"])
+    assert found
+    last = table[table["attack"] == "apgd"].set_index("path")
+    assert (last.loc[sorted(found), "prediction"] != last.loc[sorted(found), "label"]).all()
+    assert ensemble["images"] <= more["images"]
+    others = table[table["attack"] != "surrogate"].drop(columns=["found_by"])
+    assert len(others) == len(without)
+
+
+def test_ssim_column_says_how_much_an_image_changed(trained, fabric):
+    dataset, model = trained
+    table = attack_predictions(fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 4, EPS)), PARAMS)
+    assert (table.loc[table["l2"] == 0, "ssim"] == 1).all()
+    assert table.loc[table["l2"] > 0, "ssim"].between(0, 1, inclusive="neither").all()

@@ -22,7 +22,16 @@ def small_table(classes=("1", "NA", "3")) -> pd.DataFrame:
     rows = []
     for path, label in (("a/1.jpg", classes[0]), ('b/"ä, 2".jpg', classes[1])):
         for attack, eps, steps in (("none", 0.0, 0), ("fgsm", 8 / 255, 1)):
-            numbers = {"eps": eps, "seed": 0, "steps": steps, "confidence": 0.6, "margin": -1.23456789, "linf": eps, "l2": eps}
+            numbers = {
+                "eps": eps,
+                "seed": 0,
+                "steps": steps,
+                "confidence": 0.6,
+                "margin": -1.23456789,
+                "linf": eps,
+                "l2": eps,
+                "ssim": 1,
+            }
             text = {"path": path, "group": path, "label": label, "attack": attack, "found_by": attack, "prediction": classes[2]}
             rows.append(text | numbers | dict(zip([f"p_{c}" for c in classes], (0.1, 0.3, 0.6), strict=True)))
     return pd.DataFrame(rows)[[*COLUMNS, *(f"p_{c}" for c in classes)]]

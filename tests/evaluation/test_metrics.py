@@ -13,15 +13,17 @@ from stages.evaluation.metrics import (
     EvaluationContext,
     baselines,
     corruption_metrics,
+    distortion_metrics,
     expected_calibration_error,
+    gradient_metrics,
     min_eps_metrics,
     model_metrics,
     paired_difference,
-    psnr_metrics,
     reliability,
+    second_norm_metrics,
 )
 from stages.evaluation.selection import select_predictions
-from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_corruptions, make_table, rows
+from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_corruptions, make_gradients, make_table, rows
 from tests.helpers.reports import evaluation_context
 
 
@@ -95,14 +97,36 @@ def test_robust_accuracy_is_the_worst_case_per_image():
     assert result["expected_robustness"] == pytest.approx((0.5 + 0.25) / 2)
 
 
-def test_psnr_is_that_of_the_perturbed_and_misclassified_images():
+def test_psnr_and_ssim_are_those_of_the_perturbed_and_misclassified_images():
     table = attacked_table([0, 0, 0, 0], one_hot([0, 0, 0, 1]), one_hot([1, 2, 0, 1]))
     pixels = 3 * 56 * 56
-    table.loc[table["attack"] == "pgd", "l2"] = [EPS * pixels**0.5, 0.1 * pixels**0.5, 9.0, 0.0]  # all pixels by eps, by 0.1
-    expected = np.mean([-20 * np.log10(EPS), 20.0])
-    assert psnr_metrics(table, EPS, pixels) == {"mean_psnr": {"pgd": pytest.approx(expected)}}
+    attacked = table["attack"] == "pgd"
+    table.loc[attacked, "l2"] = [EPS * pixels**0.5, 0.1 * pixels**0.5, 9.0, 0.0]  # all pixels by eps, by 0.1
+    table.loc[attacked, "ssim"] = [0.9, 0.7, 0.1, 1.0]
+    psnr = np.mean([-20 * np.log10(EPS), 20.0])
+    expected = {"mean_psnr": {"pgd": pytest.approx(psnr)}, "mean_ssim": {"pgd": pytest.approx(0.8)}}
+    assert distortion_metrics(table, EPS, pixels) == expected
     unharmed = attacked_table([0, 0], one_hot([0, 0]), one_hot([0, 0]))
-    assert psnr_metrics(unharmed, EPS, pixels) == {"mean_psnr": {}}
+    assert distortion_metrics(unharmed, EPS, pixels) == {"mean_psnr": {}, "mean_ssim": {}}
+
+
+def test_gradient_share_is_the_mean_within_its_interval():
+    table = make_table("clean")
+    found = gradient_metrics(make_gradients(table), evaluation_context(table))
+    assert found["central_gradient_share"] == pytest.approx(0.3)
+    assert 0.2 < found["central_gradient_share_low"] < 0.3 < found["central_gradient_share_high"] < 0.4
+
+
+def test_second_norm_counts_alone_and_together_with_the_first():
+    """Four images: correct under both, under the first budget only, under the second only, under none."""
+    first = attacked_table([0, 0, 0, 0], one_hot([0, 0, 0, 0]), one_hot([0, 0, 1, 1]))
+    second = attacked_table([0, 0, 0, 0], one_hot([0, 0, 0, 0]), one_hot([0, 1, 0, 1]))
+    second.loc[second["attack"] != "none", "eps"] = 2.0
+    context = EvaluationContext(EPS, (EPS,), evaluation_context(first).intervals)
+    found = second_norm_metrics(first, second, context)
+    assert (found["second_eps"], found["robust_accuracy_second_norm"], found["robust_accuracy_both_norms"]) == (2.0, 0.5, 0.25)
+    assert found["robust_accuracy_both_norms_low"] <= 0.25 <= found["robust_accuracy_both_norms_high"]
+    assert second_norm_metrics(first, None, context) == {}
 
 
 def test_difference_is_paired():

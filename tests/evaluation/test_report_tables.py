@@ -6,6 +6,7 @@ from stages.core.checks import GROUPS
 from stages.evaluation.formatting import NOT_AVAILABLE, percent
 from stages.evaluation.report_tables import (
     attack_rows,
+    attacked_corruption_rows,
     check_groups,
     confusion_matrices,
     corruption_rows,
@@ -36,14 +37,28 @@ def test_attack_rows_have_accuracy_and_success_rate_of_each_model():
         assert rows["Worst case"][number][1] == percent(metrics["attack_success_rate_worst"])
 
 
-def test_cost_rows_have_steps_and_psnr_or_say_that_there_is_no_adversarial_example():
+def test_cost_rows_have_steps_psnr_and_ssim_or_say_that_there_is_no_adversarial_example():
     report = make_report()
-    metrics = report.metrics | {"adv": report.metrics["adv"] | {"mean_psnr": {"pgd": 35.44}}}
-    rows = {attack: (steps, cells) for attack, steps, cells in cost_rows(metrics, report.attacks, ["clean", "adv"])}
-    psnr = f"{metrics['clean']['mean_psnr']['pgd']:.1f} dB"
-    assert rows["PGD"] == (10, [psnr, "35.4 dB"])
-    assert rows["FGSM"][1][1] == NOT_AVAILABLE
+    adv = report.metrics["adv"] | {"mean_psnr": {"pgd": 35.44}, "mean_ssim": {"pgd": 0.9871}}
+    rows = {
+        attack: (steps, cells)
+        for attack, steps, cells in cost_rows(report.metrics | {"adv": adv}, report.attacks, ["clean", "adv"])
+    }
+    clean = [f"{report.metrics['clean']['mean_psnr']['pgd']:.1f} dB", f"{report.metrics['clean']['mean_ssim']['pgd']:.3f}"]
+    assert rows["PGD"] == (10, [*clean, "35.4 dB", "0.987"])
+    assert rows["FGSM"][1][2:] == [NOT_AVAILABLE] * 2
     assert len(rows) == len(attack_rows_of(report)) - 2, "without clean images and the worst case"
+
+
+def test_attacked_corruption_rows_show_accuracy_without_and_under_attack():
+    report = make_report()
+    rows = dict(attacked_corruption_rows(report.tables["attacked_corruptions"], ["clean", "adv"]))
+    assert list(rows) == ["Blur", "Glare", "Rotation and shift"]
+    clean, adv = (report.metrics[model] for model in ("clean", "adv"))
+    cells = [cell.partition("%")[0] for cell in rows["Blur"]]
+    expected = [clean["clean_accuracy"], clean["robust_accuracy"]["pgd"], adv["clean_accuracy"], adv["robust_accuracy"]["pgd"]]
+    assert cells == [percent(value)[:-1] for value in expected]
+    assert [bool(cell) for cell in rows["Rotation and shift"]] == [False, True] * 2, "its case without attack: clean images"
 
 
 def test_attack_that_one_model_lacks_is_not_available():

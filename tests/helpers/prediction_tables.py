@@ -16,6 +16,7 @@ from stages.core.predictions import (
     COLUMNS,
     EXAMPLE_COLUMNS,
     TABLES,
+    gradient_file,
     write_examples,
     write_predictions,
     write_table,
@@ -70,7 +71,7 @@ def rows(labels, logits, *, attack="none", eps=0.0, classes=CLASSES, groups=None
     )
     table["prediction"] = [classes[i] for i in logits.argmax(axis=1)]
     table["confidence"], table["margin"] = p.max(axis=1), logits[np.arange(n), labels] - others.max(axis=1)
-    table["linf"], table["l2"] = eps, eps * 60.0
+    table["linf"], table["l2"], table["ssim"] = eps, eps * 60.0, 1 - eps
     return pd.concat([table[list(COLUMNS)], pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1)
 
 
@@ -127,15 +128,24 @@ def make_calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
-    """corruptions.csv; no prediction differs from the clean one."""
-    clean = table[table["attack"] == "none"]
+    """corruptions.csv; no prediction without attack differs from the clean one, those under attack are those under PGD."""
+    clean, attacked = table[table["attack"] == "none"], table[(table["attack"] == "pgd") & (table["eps"] == EPS)]
     cases = [clean.assign(corruption=name, severity=k) for name in ("blur", "glare") for k in (1, 2, 3)]
+    cases += [attacked.assign(corruption=name, severity=2) for name in ("blur", "glare")]
+    cases.append(clean.assign(corruption="spatial", severity=1, attack="grid"))
     return pd.concat(cases, ignore_index=True)[list(TABLES["corruptions"])]
 
 
+def make_gradients(table: pd.DataFrame) -> pd.DataFrame:
+    """gradients.csv: shares from 0.2 to 0.4."""
+    clean = table[table["attack"] == "none"]
+    return clean[["path", "label"]].assign(central_share=np.linspace(0.2, 0.4, len(clean)))
+
+
 def make_transfer(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the transfer attack: those of PGD."""
-    return table[(table["attack"] == "pgd") & (table["eps"] == EPS)].assign(attack="transfer")
+    """The rows of the transfer attacks: those of PGD."""
+    rows = table[(table["attack"] == "pgd") & (table["eps"] == EPS)]
+    return pd.concat([rows.assign(attack=attack) for attack in ("transfer", "universal_transfer")])
 
 
 def make_extras(folder: Path, table: pd.DataFrame) -> None:
@@ -143,6 +153,8 @@ def make_extras(folder: Path, table: pd.DataFrame) -> None:
     write_predictions(make_calibration(table), folder, "calibration")
     write_table("minimum_eps", make_minimum_eps(table), folder)
     write_table("corruptions", make_corruptions(table), folder)
+    write_table("gradients", make_gradients(table), folder)
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(folder / "universal.png")
     (folder / "ensemble.json").write_text(json.dumps(ENSEMBLE))
     (folder / "model.json").write_text(json.dumps(DESCRIPTION))
     checks = [grade("D2", 0.0, 16, fail=0), grade("D5", 0.05, 16, warn=0.01, fail=0.1), grade("D12", math.nan, 0, fail=0.05)]
@@ -173,6 +185,8 @@ def make_examples(folder: Path, classes=CLASSES, size=64, count=3, seed=0) -> No
         names = f"{i}_original.png", f"{i}_adversarial.png"
         Image.fromarray(original).save(folder / names[0])
         Image.fromarray(np.clip(original.astype(int) + perturbation, 0, 255).astype(np.uint8)).save(folder / names[1])
+        for model in MODELS:
+            Image.fromarray(rng.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / gradient_file(names[0], model))
         label, wrong = classes[i % len(classes)], classes[(i + 1) % len(classes)]
         table.append((f"{label}/{i:04d}.jpg", "pgd", EPS, label, label, 0.83, wrong, 0.97, *names))
     write_examples(pd.DataFrame(table, columns=list(EXAMPLE_COLUMNS)), folder)

@@ -15,10 +15,11 @@ from stages.evaluation.metrics import (
     EvaluationContext,
     baselines,
     corruption_metrics,
+    distortion_metrics,
+    gradient_metrics,
     min_eps_metrics,
     model_metrics,
     paired_difference,
-    psnr_metrics,
 )
 from stages.evaluation.report import Report
 from stages.evaluation.selection import select_predictions
@@ -31,6 +32,7 @@ from tests.helpers.prediction_tables import (
     GRID,
     make_calibration,
     make_corruptions,
+    make_gradients,
     make_minimum_eps,
     make_table,
     make_training,
@@ -56,7 +58,8 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         calibration, minimum_eps, corruptions = make_calibration(table), make_minimum_eps(table), make_corruptions(table)
         plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
         metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
-        metrics[model] |= psnr_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
+        metrics[model] |= distortion_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
+        metrics[model] |= gradient_metrics(make_gradients(table), context)
         metrics[model] |= conformal_metrics(plots["conformal"], calibration)
         by_model.append(plots)
     if len(tables) == 2:

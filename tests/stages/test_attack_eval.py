@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from stages import attack_eval
 from stages.attacks import corruptions, minimum_eps, runner
@@ -86,14 +87,20 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     distance = table[threat["norm"]]
     assert (distance <= table["eps"] * (1 + 1e-4) + 1e-6).all()
     assert distance.max() > 0
-    assert {"none", "fgsm", "pgd", "apgd"} <= set(table["attack"])
+    assert {"none", "fgsm", "pgd", "apgd", "universal"} <= set(table["attack"])
+    assert set(read_transfer(folder, "clean")["attack"]) == {"transfer", "universal_transfer"}
     calibration = read_predictions(folder, "calibration")  # of the validation split, under the same threat model
     assert not set(calibration["path"]) & set(table["path"])
     assert calibration.groupby("attack")["path"].nunique().to_dict() == {"none": 12, "pgd": 12}
     assert (calibration[threat["norm"]] <= calibration["eps"] * (1 + 1e-4) + 1e-6).all()
-    assert len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 12
+    assert len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 2 * 12
     assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
+    assert len(read_table("gradients", folder)) == 12
     assert len(read_examples(folder / "examples")) == 2
+    gradients = {f"{number}_gradient_{model}.png" for number in (0, 1) for model in ("clean", "adv")}
+    assert gradients <= {file.name for file in (folder / "examples").iterdir()}
+    assert Image.open(folder / "universal.png").size == (SIZE, SIZE)
+    assert not (folder / "second_norm.csv").exists()
     config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
     assert (config["name"], config["target_classes"], config["iterations"]) == ("apgd", 2, 2)
     others = table[~table["attack"].isin(["apgd", "transfer"])]
@@ -104,6 +111,40 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     before = contents(folder)
     attack_eval.main("adv")
     assert contents(folder) == before
+
+
+def test_second_norm_and_surrogate_are_attacked_within_their_budgets(project):
+    write_model("surrogate", arch="squeezenet1_1", seed=2)
+    set_params(attack={"second_eps": 0.5}, attack_eval={"surrogate": "data/models/surrogate.safetensors"})
+    attack_eval.main("clean")
+    folder = Path("data/predictions/clean")
+    second, table = read_predictions(folder, "second_norm"), read_predictions(folder)
+    assert {"fgsm", "pgd", "apgd"} <= set(second["attack"])
+    assert set(second["eps"]) == {0.0, 0.5}
+    assert 0.03 < second["l2"].max() <= 0.5 * (1 + 1e-4)
+    assert (table["linf"] <= 0.03 * (1 + 1e-4)).all()
+    clean = [t[t["attack"] == "none"].reset_index(drop=True) for t in (table, second)]
+    pd.testing.assert_frame_equal(*clean)
+    assert (table["attack"] == "surrogate").sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"surrogate": "missing.safetensors"}, r"missing\.safetensors: expected a model that this pipeline saved"),
+        ({"surrogate": "data/models/other.safetensors"}, r"other\.safetensors: expected a model for 32 pixels, got 64"),
+        (
+            {"surrogate": "data/models/names.safetensors"},
+            r"names\.safetensors: expected a model of the classes a, b, c, got x",
+        ),
+    ],
+)
+def test_surrogate_that_does_not_fit_is_refused_by_name(change, message, project):
+    write_model("other", size=64)
+    write_model("names", classes=("x", "y"))
+    set_params(attack_eval=change)
+    with pytest.raises(ModelError, match=message):
+        attack_eval.main("clean")
 
 
 def run_stage(model: str, devices: int, **environment: str) -> subprocess.CompletedProcess:

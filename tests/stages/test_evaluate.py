@@ -140,7 +140,7 @@ def test_attack_configurations_are_distinct_and_count_their_images(tmp_path, mon
     assert rows.loc["Ensemble (apgd)", "n"] == rows.loc["Transfer (PGD)", "n"] == 30
     assert (rows["models"] == "clean, adv").all()
     table = read_predictions(folder / "data/predictions/clean")
-    assert set(rows["attack"]) == {*table["attack"], "transfer"} - {"none"}
+    assert set(rows["attack"]) == {*table["attack"], "transfer", "universal_transfer"} - {"none"}
 
 
 @pytest.mark.parametrize(
