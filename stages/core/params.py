@@ -108,7 +108,7 @@ class ThreatModel(_Budget):  # no PerturbationBudget: pydantic would hand it on 
 
 
 class AttackParams(ThreatModel):
-    """``attack``: the threat model, and a budget in the other norm that is reported beside it."""
+    """``attack``: the threat model, and a budget in the other norm that is reported in addition."""
 
     second_eps: Number
 

@@ -61,7 +61,7 @@ EXAMPLE_COLUMNS = (
 
 
 def gradient_file(original: str, model: str) -> str:
-    """The PNG of a model's gradient at an example, beside that of the original."""
+    """The PNG of a model's gradient at an example, next to that of the original."""
     return original.replace("original", f"gradient_{model}")
 
 

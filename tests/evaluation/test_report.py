@@ -14,7 +14,10 @@ from stages.evaluation.style import COLORS, GRAY, WRONG
 from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, ENSEMBLE, make_table
 from tests.helpers.reports import PARAMS, make_report
 
-FIGURES = ("robustness", "minimum_eps", "examples_clean", "examples_adv", "reliability", "corruptions")
+FIGURES = (
+    *("robustness", "minimum_eps", "universal", "examples_clean", "examples_adv"),
+    *("gradients", "reliability", "corruptions"),
+)
 FIGURES += ("classes", "overview", "crops", "duplicates", "rejected", "training")
 PNGS = dict.fromkeys(FIGURES, b"png")
 VOID = {"meta", "img", "br", "link", "input"}

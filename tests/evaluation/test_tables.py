@@ -1,5 +1,6 @@
 """The tables in plots/: what a row holds, and its interval."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
@@ -8,6 +9,7 @@ from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.metrics import expected_calibration_error, recalls
 from stages.evaluation.selection import WORST, select_predictions, worst_case_predictions
 from stages.evaluation.tables import (
+    attacked_corruptions_table,
     confusion_table,
     corruptions_table,
     minimum_eps_table,
@@ -75,7 +77,7 @@ def test_minimum_eps_curve_is_of_correct_images_and_ends_at_the_largest_eps():
 def test_corruptions_are_compared_with_the_same_clean_images():
     logits = pd.get_dummies([0, 1, 1, 1, 2]).to_numpy() * 4.0
     table = rows([0, 0, 1, 1, 2], logits)
-    corrupted = table.iloc[:4][["path", "label"]].assign(corruption="blur", severity=1, confidence=0.9)
+    corrupted = table.iloc[:4][["path", "label"]].assign(corruption="blur", severity=1, attack="none", confidence=0.9)
     corrupted["prediction"] = [CLASSES[k] for k in (0, 1, 2, 2)]
     result = corruptions_table("clean", table, corrupted, evaluation_context(table))
     cells = result[["corruption", "severity", "accuracy", "count"]]
@@ -90,3 +92,19 @@ def test_plot_tables_name_their_model_and_miss_no_value():
     for name, rows_ in named.items():
         assert (rows_["model"] == "adv").all(), name
         assert not rows_.isna().any(axis=None), name
+
+
+def test_attacked_corruptions_are_compared_with_the_same_corruption_without_attack():
+    table = rows([0, 0, 1, 1], np.eye(3)[[0, 0, 1, 1]] * 4.0)
+    cases = {("blur", 1, "none"): (0, 0, 1, 1), ("blur", 2, "none"): (0, 0, 1, 0), ("blur", 2, "pgd"): (0, 1, 0, 0)}
+    cases["spatial", 1, "grid"] = (1, 1, 1, 1)
+    corrupted = pd.concat(
+        table[["path", "label"]].assign(
+            corruption=name, severity=severity, attack=attack, prediction=[("Type_1", "Type_2")[k] for k in classes]
+        )
+        for (name, severity, attack), classes in cases.items()
+    )
+    result = attacked_corruptions_table("clean", table, corrupted, evaluation_context(table))
+    cells = result[["corruption", "attack", "accuracy", "count"]].to_dict("split")["data"]
+    assert cells == [["blur", "none", 0.75, 4], ["blur", "pgd", 0.25, 4], ["spatial", "grid", 0.5, 4]]
+    assert (result["low"].iloc[1], result["high"].iloc[1]) == wilson_interval(0.25, 4, 0.95)

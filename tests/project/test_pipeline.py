@@ -127,7 +127,8 @@ def test_standard_training_depends_on_no_evaluation_attack_or_eps():
     assert not any(key.startswith("attack") for key in STAGES["train_clean"]["params"])
 
 
-PHOTOGRAPHS = {f"plots/{name}.png" for name in ("rejected", "duplicates", "crops", "classes", "examples_clean", "examples_adv")}
+SHOW_PHOTOGRAPHS = ("rejected", "duplicates", "crops", "classes", "examples_clean", "examples_adv", "gradients", "universal")
+PHOTOGRAPHS = {f"plots/{name}.png" for name in SHOW_PHOTOGRAPHS}
 
 
 def test_only_metrics_and_charts_are_uncached():
