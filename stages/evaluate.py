@@ -58,6 +58,7 @@ from stages.evaluation.metrics import (
     model_metrics,
     paired_difference,
     second_norm_metrics,
+    universal_metrics,
 )
 from stages.evaluation.report import Report, render
 from stages.evaluation.selection import select_predictions
@@ -185,6 +186,7 @@ def compute_metrics(
         metrics[model] = model_metrics(tables.predictions, context)
         metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
         metrics[model] |= gradient_metrics(tables.gradients, context)
+        metrics[model] |= universal_metrics(tables.predictions, context)
         metrics[model] |= second_norm_metrics(tables.predictions, tables.second_norm, context)
         metrics[model] |= distortion_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
         metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)

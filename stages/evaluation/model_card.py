@@ -23,7 +23,11 @@ EVIDENCE = (
         ("clean_accuracy", "balanced_accuracy", "ece", "conformal_coverage_clean"),
     ),
     ("NIST AI RMF, MEASURE 2.6", "safety", (CORRUPTED, "ece_worst", "conformal_coverage_worst")),
-    ("NIST AI RMF, MEASURE 2.7", "security and resilience", ("robust_accuracy_worst", "attack_success_rate_worst")),
+    (
+        "NIST AI RMF, MEASURE 2.7",
+        "security and resilience",
+        ("robust_accuracy_worst", "attack_success_rate_worst", "universal_success_rate"),
+    ),
     ("EU AI Act, Article 15(1) and (3)", "accuracy", ("clean_accuracy", "balanced_accuracy", "log_loss")),
     ("EU AI Act, Article 15(4)", "robustness against errors and faults", (CORRUPTED,)),
     ("EU AI Act, Article 15(5)", "cybersecurity: adversarial examples", ("robust_accuracy_worst", "attack_success_rate_worst")),
@@ -38,6 +42,7 @@ LABELS = {
     "conformal_coverage_worst": f"coverage of {1 - ALPHA:.0%} prediction sets, worst case",
     "robust_accuracy_worst": "robust accuracy",
     "attack_success_rate_worst": "attack success rate",
+    "universal_success_rate": "success rate of a universal perturbation",
     CORRUPTED: "accuracy under common corruptions, mean",
 }
 

@@ -247,11 +247,11 @@ def universal_sentences(metrics: Mapping[str, Any]) -> list[str]:
     cases = {UNIVERSAL: "its own pattern", UNIVERSAL_TRANSFER: "that of the other model"}
     sentences = []
     for model in evaluated_models(metrics):
-        rates = metrics[model].get("attack_success_rate", {})
-        parts = [f"{percent(rates[attack])} under {words}" for attack, words in cases.items() if attack in rates]
+        values = metrics[model]
+        keys = {f"{attack}_success_rate": words for attack, words in cases.items()}
+        parts = [f"{metric(values, key)} under {words}" for key, words in keys.items() if key in values]
         if parts:
-            n = metrics[model]["clean_correct"]
-            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {n}).")
+            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {values['clean_correct']}).")
     return sentences
 
 

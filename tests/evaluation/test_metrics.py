@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from stages.core.errors import InputError
 from stages.core.predictions import validate_predictions
 from stages.evaluation import tables
-from stages.evaluation.intervals import ConfidenceIntervals
+from stages.evaluation.intervals import ConfidenceIntervals, wilson_interval
 from stages.evaluation.metrics import (
     EvaluationContext,
     baselines,
@@ -21,6 +21,7 @@ from stages.evaluation.metrics import (
     paired_difference,
     reliability,
     second_norm_metrics,
+    universal_metrics,
 )
 from stages.evaluation.selection import select_predictions
 from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_corruptions, make_gradients, make_table, rows
@@ -108,6 +109,21 @@ def test_psnr_and_ssim_are_those_of_the_perturbed_and_misclassified_images():
     assert distortion_metrics(table, EPS, pixels) == expected
     unharmed = attacked_table([0, 0], one_hot([0, 0]), one_hot([0, 0]))
     assert distortion_metrics(unharmed, EPS, pixels) == {"mean_psnr": {}, "mean_ssim": {}}
+
+
+def test_universal_success_rate_is_of_the_images_that_are_classified_correctly():
+    table = attacked_table([0, 0, 0, 0], one_hot([0, 0, 0, 1]), one_hot([1, 0, 0, 1]))
+    context = evaluation_context(table)
+    assert universal_metrics(table, context) == {}
+    found = universal_metrics(table.replace({"attack": {"pgd": "universal_transfer"}}), context)
+    low, high = wilson_interval(1 / 3, 3, 0.95)
+    assert found == pytest.approx(
+        {
+            "universal_transfer_success_rate": 1 / 3,
+            "universal_transfer_success_rate_low": low,
+            "universal_transfer_success_rate_high": high,
+        }
+    )
 
 
 def test_gradient_share_is_the_mean_within_its_interval():

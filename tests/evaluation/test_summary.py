@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from stages.evaluation import summary
 from stages.evaluation.formatting import NBSP, metric, percent
 from stages.evaluation.summary import (
     caveats,
@@ -180,3 +181,20 @@ def test_main_metrics_are_those_of_evaluate_json():
     assert rows["Clean accuracy"][2] == metric(metrics["difference"], "clean_accuracy", signed=True)
     assert rows["Log loss, clean"][2] == ""
     assert metrics["eps"] == EPS
+
+
+def test_universal_second_norm_and_what_was_not_run_in_words():
+    values = {"clean_correct": 90, "universal_success_rate": 0.25, "robust_accuracy_second_norm": 0.5}
+    metrics = {"clean": values | {"robust_accuracy_both_norms": 0.4}, "adv": {"clean_correct": 80}}
+    assert summary.universal_sentences(metrics) == ["Standard training: success rate 25.0% under its own pattern (n = 90)."]
+    (sentence,) = summary.second_norm_sentences(metrics)
+    assert sentence == "Standard training: robust accuracy 50.0%; correct under all attacks of both norms: 40.0%."
+    params = {"attack.norm": "linf", "attack.second_eps": 0, "attack_eval.surrogate": "none"}
+    assert summary.second_budget(params) == ""
+    assert [text.partition(" (")[2] for text in summary.not_run(params)] == [
+        "attack.second_eps is 0)",
+        "attack_eval.surrogate is none)",
+    ]
+    params |= {"attack.second_eps": 0.5, "attack_eval.surrogate": "a.safetensors"}
+    assert summary.second_budget(params) == "L2, ε = 0.5"
+    assert not summary.not_run(params)
