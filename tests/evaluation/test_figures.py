@@ -98,7 +98,7 @@ def test_every_attack_is_shown_with_its_interval(rendered):
     axis = rendered[0].axes[1]
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels == [
-        "Clean", "Uniform noise", "Gaussian noise", "FGSM", "BIM-5", "PGD-10", "Ensemble (apgd)", "Worst case",
+        "Clean", "Uniform noise", "Gaussian noise", "FGSM", "BIM-5", "PGD-10", "Universal", "Ensemble (apgd)", "Worst case",
     ]  # fmt: skip
     here = table[np.isclose(table["eps"], EPS, rtol=1e-4) | (table["attack"] == "none")]
     texts = [text.get_text() for text in axis.texts]

@@ -26,7 +26,7 @@ from stages.core.predictions import (
 CLASSES = ("Type_1", "Type_2", "Type_3")
 EPS = 8 / 255
 GRID = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))
-STRENGTH = {"uniform_noise": 0.05, "gaussian_noise": 0.06, "fgsm": 0.75, "bim": 0.95, "pgd": 1.0}
+STRENGTH = {"uniform_noise": 0.05, "gaussian_noise": 0.06, "fgsm": 0.75, "bim": 0.95, "pgd": 1.0, "universal": 0.2}
 ENSEMBLE = {
     "name": "apgd",
     "attacks": ["apgd", "square"],
