@@ -1,9 +1,8 @@
-"""How a command runs: as the only one, with the process that started it, and to a clear end.
+"""How a command runs: as the only one, and to a clear end.
 
 An error ends in one line and an exit status other than 0, so that DVC never records a failure as a result.
 """
 
-import ctypes
 import io
 import os
 import signal
@@ -47,7 +46,6 @@ def only_process(lock_file: Path) -> Iterator[None]:
 
 def run_cli(main: Callable[..., object], **arguments: Any) -> None:
     """Run a command: the user's errors and Ctrl-C in one line, a bug with its traceback."""
-    _exit_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # see stages/__init__.py
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ∞ or ε gets a question mark, not an error
@@ -61,10 +59,3 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, which all are interrupted, one says so
             print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-def _exit_with_parent() -> None:
-    """On Linux, end a stage that DVC started when DVC ends: a killed ``dvc`` leaves no training behind."""
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:  # what a shell started may outlive it, as nohup promises
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -79,12 +79,12 @@ def test_ctrl_c_while_a_stage_imports_leaves_no_traceback():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 @pytest.mark.parametrize("stage", ["evaluate", ""])
-def test_stage_ends_with_dvc_but_not_with_a_shell(stage):
-    child_code = (
-        "import os, time; from stages.core.processes import run_cli\n"
-        "run_cli(lambda: print(os.getpid(), flush=True) or time.sleep(300))"
-    )
-    parent_code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
+def test_stage_ends_with_dvc_but_not_with_a_shell_also_while_it_imports(stage, tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/__init__.py").write_bytes((ROOT / "stages/__init__.py").read_bytes())
+    (tmp_path / "stages/slow.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n")
+    command = [sys.executable, "-m", "stages.slow"]
+    parent_code = f"import subprocess; subprocess.run({command!r}, cwd={str(tmp_path)!r})"
     parent = run_python(parent_code, **({"DVC_STAGE": stage} if stage else {}))
     child = int(parent.stdout.readline())
     parent.kill()

@@ -25,7 +25,17 @@ def attack_rows_of(report):
 def test_attack_rows_have_accuracy_and_success_rate_of_each_model():
     report = make_report()
     rows = attack_rows_of(report)
-    attacks = ["Clean", "Uniform noise", "Gaussian noise", "FGSM", "BIM", "PGD-10", "Universal", "Ensemble (apgd)", "Worst case"]
+    attacks = [
+        "Clean",
+        "Uniform noise",
+        "Gaussian noise",
+        "FGSM",
+        "BIM",
+        "PGD-10",
+        "Universal",
+        "Ensemble (apgd)",
+        "Worst case",
+    ]
     assert list(rows) == attacks
     for number, model in enumerate(("clean", "adv")):
         metrics = report.metrics[model]

@@ -83,7 +83,7 @@ def test_packages_re_export_nothing():
     for file in (ROOT / "stages").rglob("__init__.py"):
         docstring, *rest = ast.parse(file.read_text()).body
         assert isinstance(docstring, ast.Expr), file
-        assert not rest or file.parent.name == "stages", file  # which says what Ctrl-C does while it imports
+        assert not rest or file.parent.name == "stages", file  # which says what signals do while a stage imports
         assert not imports(file)
 
 
