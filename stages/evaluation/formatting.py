@@ -90,6 +90,11 @@ def class_label(name: str) -> str:
     return name.replace("_", " ")
 
 
+def capitalized(text: str) -> str:
+    """``low contrast`` -> ``Low contrast``; ``JPEG`` stays."""
+    return text[:1].upper() + text[1:]
+
+
 def listed(names: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -12,6 +12,7 @@ from stages.evaluation.formatting import (
     MODEL_LABELS,
     NOT_AVAILABLE,
     attack_label,
+    capitalized,
     format_eps,
     percent,
     proportion,
@@ -91,7 +92,7 @@ def attacked_corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list
     for name in dict.fromkeys(table["corruption"]):
         attack = next(attack for _, other, attack in found if other == name and attack != CLEAN)
         cells = [found.get((model, name, case), "") for model in models for case in (CLEAN, attack)]
-        rows.append((CORRUPTION_LABELS.get(name, name).capitalize(), cells))
+        rows.append((capitalized(CORRUPTION_LABELS.get(name, name)), cells))
     return rows
 
 
@@ -115,7 +116,7 @@ def corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[dict[str
     for (name, severity), at in table.groupby(["corruption", "severity"], sort=False):
         cells = [proportion(at[at["model"] == model].iloc[0]) for model in models]
         label = CORRUPTION_LABELS.get(name, name)
-        rows.append({"corruption": label.capitalize() if severity else "Clean", "severity": severity or "", "cells": cells})
+        rows.append({"corruption": capitalized(label) if severity else "Clean", "severity": severity or "", "cells": cells})
     corrupted = table[table["severity"] > 0]
     means = [percent(corrupted.loc[corrupted["model"] == model, "accuracy"].mean()) for model in models]
     rows.append({"corruption": "Mean of all corruptions", "severity": "", "cells": means})

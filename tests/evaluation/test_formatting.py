@@ -14,6 +14,7 @@ from stages.evaluation.formatting import (
     NBSP,
     NOT_AVAILABLE,
     attack_label,
+    capitalized,
     class_label,
     format_budget,
     format_eps,
@@ -79,3 +80,7 @@ def test_every_attack_corruption_and_method_has_a_label():
 def test_names_in_sentences():
     assert class_label("Type_1") == "Type 1"
     assert [listed(list("abc"[:k])) for k in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_capitalized_changes_the_first_letter_only():
+    assert [capitalized(text) for text in ("low contrast", "JPEG", "")] == ["Low contrast", "JPEG", ""]
