@@ -1,4 +1,4 @@
-"""The whole pipeline in unusual surroundings: it must give the same bytes, or be refused by name.
+"""The whole pipeline in unusual environments: it must give the same bytes, or be refused by name.
 
 Run: make faults, or python -m tests.faults.environments
 """
