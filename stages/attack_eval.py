@@ -59,26 +59,29 @@ def main(model: str) -> pd.DataFrame:
     dataset = load_dataset(PROCESSED)
     names = {"clean": ["clean"], "adv": ["adv", "clean"]}[model]  # the clean model is attacked before the other one exists
     # Before any further process is started: what is wrong with the files is said once.
-    networks = {name: classifier.load(weights_path(name), dataset.classes, dataset.image_size) for name in names}
+    files = {name: weights_path(name) for name in names}
+    if p.attack_eval.surrogate != "none":
+        files[SURROGATE] = Path(p.attack_eval.surrogate)
+    networks = {name: classifier.load(file, dataset.classes, dataset.image_size) for name, file in files.items()}
     test, fabric = DatasetSplit.from_dataset(dataset, "test"), make_fabric(p.runtime)
     models = {name: model_under_attack(network, test, p, fabric) for name, network in networks.items()}
+    surrogate = models.pop(SURROGATE, None)
     target = models[model]
-    everything, subset = np.arange(len(test)), target.stratified_positions(p.attack_eval.subset)
+    subset = target.stratified_positions(p.attack_eval.subset)
 
-    steps, surrogate = p.attack_eval.curve_steps, load_surrogate(p, dataset, test, fabric)
-    inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path(model), weights_path("clean")]
-    fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs + [Path(p.attack_eval.surrogate)] * bool(surrogate))
+    inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, *files.values()]
+    fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)
     with Checkpoint(f"attack_eval_{model}", fingerprint).lock(fabric) as checkpoint:
         cache = StepCache(checkpoint, fabric)
         validation = {name: replace(m, split=DatasetSplit.from_dataset(dataset, "val")) for name, m in models.items()}
         patterns = {name: cached_universal_perturbation(m, p.attack.eps, cache, name) for name, m in validation.items()}
         prepared = {UNIVERSAL: (add_perturbation(patterns[model]), 0)}
-        prepared |= {SURROGATE: pgd_on(surrogate, steps)} if surrogate else {}
+        prepared |= {SURROGATE: pgd_on(surrogate, p.attack_eval.curve_steps)} if surrogate else {}
         table, ensemble = run_attack_suite(target, dataset, p.attack, p.attack_eval, cache, prepared)
         calibration = run_calibration(validation[model], dataset, p.attack, p.attack_eval, cache)
         minimum_eps = find_minimum_eps(target, dataset, subset, table, p.attack_eval, cache)
         pgd, _ = eps_sweep_attack(p.attack_eval, norm=p.attack.norm)
-        corruptions = evaluate_corruptions(target, dataset, everything, pgd, p.attack.eps, cache)
+        corruptions = evaluate_corruptions(target, dataset, pgd, p.attack.eps, cache)
         gradients = gradient_shares(target, dataset, cache)
         checks = cache.get_or_compute("diagnostics", lambda: _sanity_checks(target, subset, table, p))
         transfer = _transfer(models, patterns, dataset, p, cache) if len(models) > 1 else None
@@ -102,14 +105,6 @@ def main(model: str) -> pd.DataFrame:
             save_examples(models, dataset, examples, p.attack.eps, p.attack_eval, folder / "examples")
             log_stage(f"attack_eval@{model}", p)
     return table
-
-
-def load_surrogate(p: Params, dataset: ImageDataset, test: DatasetSplit, fabric: Fabric) -> ModelUnderAttack | None:
-    """The independently trained model whose adversarial examples are tried, if there is one."""
-    if p.attack_eval.surrogate == "none":
-        return None
-    network = classifier.load(Path(p.attack_eval.surrogate), dataset.classes, dataset.image_size)
-    return model_under_attack(network, test, p, fabric)
 
 
 def _transfer(
@@ -138,7 +133,8 @@ def model_under_attack(network: Classifier, test: DatasetSplit, p: Params, fabri
 
 def _sanity_checks(target: ModelUnderAttack, subset: np.ndarray, table: pd.DataFrame, p: Params) -> dict[str, list[dict]]:
     """As a StepCache keeps them."""
-    robust = (table["label"] == table["prediction"]).groupby(table["path"], sort=False).all()  # in the order of the split
+    within = table[table["eps"] <= p.attack.eps]
+    robust = (within["label"] == within["prediction"]).groupby(within["path"], sort=False).all()  # in the order of the split
     results = run_sanity_checks(target, subset, robust.to_numpy(), p.attack.eps, p.attack_eval)
     return {"results": [asdict(result) for result in results]}
 

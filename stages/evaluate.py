@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.core.budgets import format_budget, format_eps
 from stages.core.checks import CheckResult
 from stages.core.dataset import ImageDataset, is_transformation_zone, load_dataset
 from stages.core.errors import InputError
@@ -41,12 +42,13 @@ from stages.core.predictions import (
     read_predictions,
     read_table,
     read_transfer,
+    validate_predictions,
 )
 from stages.core.processes import run_cli
 from stages.evaluation import figures, image_figures, model_card
 from stages.evaluation.conformal import conformal_metrics
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
-from stages.evaluation.formatting import attack_label, format_budget, format_eps
+from stages.evaluation.formatting import attack_label
 from stages.evaluation.intervals import ConfidenceIntervals
 from stages.evaluation.metrics import (
     EvaluationContext,
@@ -58,10 +60,9 @@ from stages.evaluation.metrics import (
     model_metrics,
     paired_difference,
     second_norm_metrics,
-    universal_metrics,
 )
 from stages.evaluation.report import Report, render
-from stages.evaluation.selection import select_predictions
+from stages.evaluation.selection import EPS_TOLERANCE, select_predictions
 from stages.evaluation.summary import cluster_name, terminal_summary
 from stages.evaluation.tables import plot_tables
 from stages.tracking.stage_logging import log_stage
@@ -127,10 +128,9 @@ def main() -> dict[str, Any]:
     tables = compute_tables(inputs, context)
     metrics = compute_metrics(inputs, images, tables, context)
     checks = compute_checks(inputs, tables, p.attack.eps, metrics["majority_rate"])
-    attacks = attack_configurations(inputs, p.attack.norm)
-    drawn = draw_figures(inputs, dataset, tables, attacks, chart_context(metrics, data, p), p)
+    drawn = draw_figures(inputs, dataset, tables, chart_context(metrics, data, p), p)
     charts = draw_report_charts(tables, chart_context(metrics, data, p))
-    report = make_report(inputs, dataset, tables, attacks, metrics, checks, data, drawn | charts, p)
+    report = make_report(inputs, dataset, tables, metrics, checks, data, drawn | charts, p)
 
     write_json(METRICS / "evaluate.json", metrics)
     write_json(METRICS / "diagnostics.json", checks)
@@ -144,8 +144,8 @@ def main() -> dict[str, Any]:
     print(format_checks(checks))
     log_stage("evaluate", p)
     # Last, so that everything is written and the expensive stages stay in the cache; DVC then records no result.
-    if p.attack_eval.strict and (failed := failed_checks(checks)):
-        raise InputError(f"attack_eval.strict: expected no diagnostic that says FAIL, got {', '.join(failed)}")
+    if p.evaluate.strict and (failed := failed_checks(checks)):
+        raise InputError(f"evaluate.strict: expected no diagnostic that says FAIL, got {', '.join(failed)}")
     return metrics
 
 
@@ -159,7 +159,7 @@ def load_inputs() -> dict[str, ModelInputs]:
             tables = [read_predictions(folder), read_transfer(PREDICTIONS / "adv", model)]
             history = history_path(model)
             inputs[model] = ModelInputs(
-                predictions=pd.concat(tables, ignore_index=True),
+                predictions=validate_predictions(pd.concat(tables, ignore_index=True), str(folder)),
                 calibration=read_predictions(folder, "calibration"),
                 minimum_eps=read_table("minimum_eps", folder),
                 corruptions=read_table("corruptions", folder),
@@ -186,7 +186,6 @@ def compute_metrics(
         metrics[model] = model_metrics(tables.predictions, context)
         metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
         metrics[model] |= gradient_metrics(tables.gradients, context)
-        metrics[model] |= universal_metrics(tables.predictions, context)
         metrics[model] |= second_norm_metrics(tables.predictions, tables.second_norm, context)
         metrics[model] |= distortion_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
         metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)
@@ -241,6 +240,13 @@ def attack_configurations(inputs: dict[str, ModelInputs], norm: str) -> pd.DataF
     return rows.assign(label=[attack_label(attack) for attack in rows["attack"]])
 
 
+def gradient_steps(inputs: dict[str, ModelInputs], eps: float) -> dict[str, int]:
+    """Attack -> the steps of one run of it at this eps."""
+    table = pd.concat([tables.predictions for tables in inputs.values()])
+    here = table[(table["eps"] - eps).abs() <= EPS_TOLERANCE * eps]
+    return {attack: int(steps) for attack, steps in here.groupby("attack")["steps"].max().items()}
+
+
 def chart_context(metrics: dict[str, Any], data: dict[str, Any], p: Params) -> figures.Context:
     """What all charts have in common."""
     synthetic = data.get("synthetic", False)
@@ -253,20 +259,18 @@ def draw_figures(
     inputs: dict[str, ModelInputs],
     dataset: ImageDataset,
     tables: dict[str, pd.DataFrame],
-    attacks: pd.DataFrame,
     context: figures.Context,
     p: Params,
 ) -> dict[str, bytes]:
     """Name -> plots/<name>.png."""
-    steps = {attack: int(number) for attack, number in attacks.groupby("attack")["steps"].max().items()}
     synthetic, stains = context.synthetic, is_transformation_zone(dataset.classes)
     drawn = {
         "classes": image_figures.class_examples(class_examples(dataset), synthetic=synthetic),
         "overview": figures.overview(dataset.manifest, dataset.classes, stains=stains, synthetic=synthetic),
-        "robustness": figures.robustness(tables["robustness"], steps, context),
+        "robustness": figures.robustness(tables["robustness"], gradient_steps(inputs, context.eps), context),
     }
     if curves := {model: tables.training for model, tables in inputs.items() if tables.training is not None}:
-        drawn["training"] = figures.training(curves, validation_attacks(p), context)
+        drawn["training"] = figures.training(curves, validation_attacks(p, len(dataset.split_rows("val"))), context)
     for model, tables_ in inputs.items():
         folder = PREDICTIONS / model / "examples"
         drawn[f"examples_{model}"] = image_figures.adversarial_examples(
@@ -281,12 +285,12 @@ def draw_figures(
     return drawn
 
 
-def validation_attacks(p: Params) -> dict[str, str]:
-    """Model -> the attack of the validation after each epoch, in words."""
-    clean, adv = p.train_clean, p.train_adv
+def validation_attacks(p: Params, images: int) -> dict[str, str]:
+    """Model -> the attack of the validation after each epoch, in words. images: of the validation split."""
+    budgets = {"clean": format_budget(p.train_clean.val_eps, "linf"), "adv": format_budget(p.attack.eps, p.attack.norm)}
     return {
-        "clean": f"under attack: PGD-{clean.val_steps}, {format_budget(clean.val_eps, 'linf')}, n = {clean.val_images}",
-        "adv": f"under attack: PGD-{adv.val_steps}, {format_budget(p.attack.eps, p.attack.norm)}, n = {adv.val_images}",
+        model: f"under attack: PGD-{training.val_steps}, {budgets[model]}, n = {min(training.val_images, images)}"
+        for model, training in (("clean", p.train_clean), ("adv", p.train_adv))
     }
 
 
@@ -314,7 +318,6 @@ def make_report(
     inputs: dict[str, ModelInputs],
     dataset: ImageDataset,
     tables: dict[str, pd.DataFrame],
-    attacks: pd.DataFrame,
     metrics: dict[str, Any],
     checks: dict[str, Any],
     data: dict[str, Any],
@@ -331,7 +334,8 @@ def make_report(
         rejected=read_csv(PROCESSED / "rejected.csv", "preprocess", ("path", "reason")),
         tables=tables,
         training={model: tables.training for model, tables in inputs.items() if tables.training is not None},
-        attacks=attacks,
+        attacks=attack_configurations(inputs, p.attack.norm),
+        steps=gradient_steps(inputs, p.attack.eps),
         models={model: tables.description for model, tables in inputs.items()},
         ensembles={model: tables.ensemble for model, tables in inputs.items()},
         figures=drawn | {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS},

@@ -26,7 +26,7 @@ def main(model: str, paths: list[Path]) -> dict[Path, dict[str, float]]:
     for file in [file for path in paths for file in image_files(path)]:
         try:
             pixels[file] = predictor.preprocess(file.read_bytes())
-        except ImageDecodeError as error:
+        except (ImageDecodeError, OSError) as error:
             refused[file] = str(error)
     predictions = {}
     for file, row in zip(pixels, predictor.predict_proba(list(pixels.values())), strict=True):

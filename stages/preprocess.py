@@ -59,6 +59,8 @@ def main() -> dict[str, Any]:
         pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, scratch)
         groups = assign_groups([record.path for record in records], [record.patient for record in records], pairs)
         dropped = rows_to_drop(records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop")
+        rejected |= {records[row].path: reason for row, reason in dropped.items()}
+        write_rejected(PROCESSED, rejected)  # what is raised below refers to it
         kept = [row for row in range(len(records)) if row not in dropped]
         check_no_class_lost(records, [records[row] for row in kept])
         assigned = assign_splits(
@@ -70,9 +72,8 @@ def main() -> dict[str, Any]:
             p.seed,
         )
         splits = {row: split for row, split in zip(kept, assigned, strict=True) if split != EXCLUDED_LEAK}
-        leaks = [row for row in kept if row not in splits]
-        dropped |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
-        rejected |= {records[row].path: reason for row, reason in dropped.items()}
+        leaks = [records[row].path for row in kept if row not in splits]
+        rejected |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
 
         leakage = leakage_check(decoded.thumbnails, splits, p.seed, map_, scratch)
         metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)

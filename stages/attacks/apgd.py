@@ -39,8 +39,8 @@ class Runs:
         point: where the run is.
         previous: where it was a step before.
         gradient: of the loss at ``point``.
-        loss: at ``point``.
-        margin: margin loss at ``point``.
+        loss: at the point of the last step.
+        margin: margin loss there.
         step_size: in pixel units.
         best_point: the visited point of the largest loss.
         best_gradient: there.

@@ -1,13 +1,13 @@
 """The attacks of AutoAttack (Croce and Hein, arXiv:2003.01690) for any number of classes, by way of the library pyautoattack.
 
-Its own ``standard`` list needs ten classes: targeted DLR divides by the fourth logit, FAB-T asks for nine target classes; with
+Its own ``standard`` list needs more classes: targeted DLR's denominator has the fourth logit, FAB-T asks for nine targets; with
 three classes it stops with an IndexError. Below four classes the list here is another one, so its name tells the number of
 classes: ``aa-k3``. It must not be called AutoAttack.
 
 The library draws random numbers for a whole batch from the global generators. Here APGD starts from the noise that belongs to
 an image, Square tries the same squares on every image and FAB-T draws nothing, so that no result depends on the batch; the
-global generators are put back. The ensemble runs in float32: FAB-T and Square end so close to the decision boundary that lower
-precision would lose their results.
+global generators are put back. All run in float32: FAB-T and Square end so close to the decision boundary that lower precision
+would lose their results.
 """
 
 import logging
@@ -60,20 +60,16 @@ def ensemble_attacks(classes: int, *, steps: int, queries: int, norm: str, seed:
     return attacks
 
 
-def square_attack(*, queries: int, norm: str, seed: int, float32: bool = True) -> Attack:
-    """Square (Andriushchenko et al., arXiv:1912.00049), a random search without gradients.
-
-    float32: regardless of autocast; otherwise in the precision of the caller.
-    """
-    return partial(_square, queries=queries, norm=norm, seed=seed, float32=float32)
+def square_attack(*, queries: int, norm: str, seed: int) -> Attack:
+    """Square (Andriushchenko et al., arXiv:1912.00049), a random search without gradients."""
+    return partial(_square, queries=queries, norm=norm, seed=seed)
 
 
 @contextmanager
-def _frozen_eval(model: nn.Module, x: Tensor, *, float32: bool = True) -> Iterator[None]:
-    """Frozen model in eval mode, global generators put back afterwards."""
+def _frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Frozen model in eval mode and float32, global generators put back afterwards."""
     kind = x.device.type
-    enabled = torch.is_autocast_enabled(kind) and not float32
-    with frozen_eval_mode(model), torch.autocast(kind, enabled=enabled), torch.random.fork_rng([x.device] * (kind == "cuda")):
+    with frozen_eval_mode(model), torch.autocast(kind, enabled=False), torch.random.fork_rng([x.device] * (kind == "cuda")):
         yield
 
 
@@ -147,10 +143,9 @@ def _square(
     queries: int,
     norm: str,
     seed: int,
-    float32: bool,
 ) -> Tensor:
     attack = _BatchInvariantSquare(
         model, norm=NORMS[norm], n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=False, device=x.device
     )
-    with _frozen_eval(model, x, float32=float32), torch.no_grad():
+    with _frozen_eval(model, x), torch.no_grad():
         return attack.perturb(x.contiguous(), y).detach()

@@ -146,19 +146,17 @@ def _attacked_logits(
         x = corrupt(name, ATTACKED_SEVERITY, x, noise)
         logits = _logits(target, x)
         if len(remaining := (margin_loss(logits, y) <= 0).nonzero().squeeze(1)):
-            chosen = partial(_noise_at, noise, remaining)
-            x_adv = target.generate(attack, x[remaining], y[remaining], eps, chosen, f"PGD on {name}")
+
+            def their_noise(distribution: str, sample: int) -> Tensor:
+                return noise(distribution, sample)[remaining]
+
+            x_adv = target.generate(attack, x[remaining], y[remaining], eps, their_noise, f"PGD on {name}")
             attacked = predict_logits(target.model, x_adv)
             found = margin_loss(attacked, y[remaining]) > 0
             logits[remaining[found]] = attacked[found]
         return {"logits": logits}
 
     return target.map_batches(positions, compute)
-
-
-def _noise_at(noise: NoiseSampler, positions: Tensor, distribution: str, sample: int) -> Tensor:
-    """The noise of some images of a batch."""
-    return noise(distribution, sample)[positions]
 
 
 def _spatial_logits(target: ModelUnderAttack, positions: np.ndarray) -> dict[str, Tensor]:
@@ -177,10 +175,11 @@ def _spatial_logits(target: ModelUnderAttack, positions: np.ndarray) -> dict[str
 
 
 def evaluate_corruptions(
-    target: ModelUnderAttack, dataset: ImageDataset, positions: np.ndarray, attack: Attack, eps: float, cache: StepCache
+    target: ModelUnderAttack, dataset: ImageDataset, attack: Attack, eps: float, cache: StepCache
 ) -> pd.DataFrame:
-    """corruptions.csv for the images at these positions: corrupted, corrupted and attacked within eps, turned and moved."""
-    images = dataset.manifest.iloc[target.split.rows[positions]][["path", "label"]].reset_index(drop=True)
+    """corruptions.csv: all images corrupted, corrupted and attacked within eps, rotated and shifted."""
+    positions = np.arange(len(target.split))
+    images = dataset.manifest.iloc[target.split.rows][["path", "label"]].reset_index(drop=True)
     cases = {
         (name, severity, CLEAN): partial(_corrupted_logits, target, positions, name, severity)
         for name, severity in itertools.product(CORRUPTIONS, SEVERITIES)

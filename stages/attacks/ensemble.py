@@ -29,7 +29,7 @@ def ensemble_attacks(p: AttackEvalParams, classes: int, *, norm: str, seed: int)
         return autoattack.ensemble_attacks(classes, steps=p.aa_steps, queries=p.aa_queries, norm=norm, seed=seed)
     return {
         LEAN_ENSEMBLE: partial(apgd_ensemble, steps=p.aa_steps, targets=p.targets, norm=norm),
-        SQUARE: autoattack.square_attack(queries=p.aa_queries, norm=norm, seed=seed, float32=False),
+        SQUARE: autoattack.square_attack(queries=p.aa_queries, norm=norm, seed=seed),
     }
 
 

@@ -26,13 +26,13 @@ def bisect_eps(
     target: ModelUnderAttack,
     x: Tensor,
     y: Tensor,
-    noise: NoiseSampler,
+    start: Tensor,
     low: Tensor,
     high: Tensor,
     *,
     rounds: int,
     steps: int,
-) -> dict[str, Tensor]:
+) -> Tensor:
     """Bisection for the smallest eps at which PGD succeeds.
 
     PGD starts from the last success, scaled into the budget, so that few steps suffice. It runs in the fast precision; whether
@@ -42,18 +42,17 @@ def bisect_eps(
         target: the model; its images are not used.
         x: (B, 3, H, W).
         y: (B,).
-        noise: of these images.
+        start: (B, 3, H, W) noise that the first round starts from.
         low: (B,) eps at which no attack succeeded.
-        high: (B,) eps at which one did, or inf if none did.
+        high: (B,) eps > 0 at which one did, or inf if none did.
         rounds: bisection steps.
         steps: of PGD.
 
     Returns:
-        ``eps``: (B,) the smallest one found; inf where none was.
+        (B,) the smallest eps found; inf where none was.
     """
     norm, best, low = target.norm, high.clone(), low.clone()
     limit = torch.full_like(high, max_eps(x, norm=norm))
-    start = noise("uniform", 0)
     for _ in range(rounds):
         middle = (low + torch.minimum(best, limit)) / 2  # (B,)
         eps = middle[:, None, None, None]
@@ -64,7 +63,7 @@ def bisect_eps(
         best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
         low = torch.where(success, low, middle)
         start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
-    return {"eps": best}
+    return best
 
 
 def initial_bracket(rows: pd.DataFrame, *, norm: str) -> tuple[float, float]:
@@ -91,8 +90,12 @@ def find_minimum_eps(
 
     def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
         brackets = [initial_bracket(rows_of[path], norm=target.norm) for path in paths[batch]]
-        low, high = torch.tensor(brackets).to(x).unbind(1)
-        return bisect_eps(target, x, y, noise, low, high, rounds=p.min_eps_rounds, steps=p.curve_steps)
+        low, high = torch.tensor(brackets).to(x).T
+        eps, searched = high.clone(), high > 0  # 0: misclassified without a perturbation
+        if searched.any():
+            parts = (values[searched] for values in (x, y, noise("uniform", 0), low, high))
+            eps[searched] = bisect_eps(target, *parts, rounds=p.min_eps_rounds, steps=p.curve_steps)
+        return {"eps": eps}
 
     eps = cache.get_or_compute("minimum eps", lambda: target.map_batches(positions, compute))["eps"].numpy()
     found = np.isfinite(eps)

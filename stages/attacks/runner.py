@@ -15,9 +15,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.attacks import perturbations
+from stages.attacks import suite
 from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks, ensemble_config, ensemble_name
-from stages.attacks.perturbations import margin_loss, pgd_step_size
+from stages.attacks.perturbations import margin_loss
 from stages.attacks.similarity import structural_similarity
 from stages.attacks.suite import (
     Attack,
@@ -128,16 +128,6 @@ class AttackResult:
         """What `to_dict` gave."""
         return cls(**(state | {"found_by": np.array(state["found_by"], dtype=object)}))
 
-    def merge(self, where: Tensor, other: "AttackResult") -> "AttackResult":
-        """``other`` at ``where`` (N,) bool, else itself."""
-        return AttackResult(
-            torch.where(where[:, None], other.logits, self.logits),
-            torch.where(where, other.linf, self.linf),
-            torch.where(where, other.l2, self.l2),
-            torch.where(where, other.ssim, self.ssim),
-            np.where(where.numpy(), other.found_by, self.found_by),
-        )
-
 
 def cached_result(cache: StepCache, step: str, compute: Callable[[], AttackResult]) -> AttackResult:
     """What ``compute`` returns, or returned before an interruption."""
@@ -207,14 +197,14 @@ def run_attack_suite(
 
     clean = last_pgd = cached_result(cache, CLEAN, partial(clean_result, target))
     worst = clean
-    rows = [_to_rows(dataset, target, everything, CLEAN, 0.0, 0, clean)]
+    rows = [_to_rows(dataset, target, CLEAN, 0.0, 0, clean)]
     schedule = _schedule(threat, p)
     schedule += [(name, threat.eps, steps, attack) for name, (attack, steps) in prepared.items()]
     for name, eps, steps, attack in tqdm(schedule, "attacking", unit="attack", leave=False, disable=not sys.stderr.isatty()):
         previous = last_pgd if name == "pgd" else clean
         compute = partial(attack_remaining, target, previous, name, attack, eps, everything)
         result = cached_result(cache, f"{threat.norm} {name} {eps!r}", compute)
-        rows.append(_to_rows(dataset, target, everything, name, eps, steps, result))
+        rows.append(_to_rows(dataset, target, name, eps, steps, result))
         if name == "pgd":
             last_pgd = result
         if eps <= threat.eps:
@@ -227,7 +217,7 @@ def run_attack_suite(
             positions = remaining[target.subset(remaining).stratified_positions(SQUARE_IMAGES)]
         compute = partial(attack_remaining, target, worst, name, attack, threat.eps, positions)
         worst = cached_result(cache, f"{threat.norm} {name}", compute)
-    rows.append(_to_rows(dataset, target, everything, ensemble_name(p, classes), threat.eps, p.aa_steps, worst))
+    rows.append(_to_rows(dataset, target, ensemble_name(p, classes), threat.eps, p.aa_steps, worst))
     attacked = {"images": len(correct_positions(initial, labels))}
     attacked |= {"square_images": len(positions), "square_remaining": len(remaining)}  # it came last
     return pd.concat(rows, ignore_index=True), ensemble_config(p, classes, seed=target.seed, **attacked)
@@ -243,13 +233,13 @@ def run_calibration(
     """
     everything = np.arange(len(target.split))
     clean = pgd = cached_result(cache, f"calibration {CLEAN}", partial(clean_result, target))
-    rows = [_to_rows(dataset, target, everything, CLEAN, 0.0, 0, clean)]
+    rows = [_to_rows(dataset, target, CLEAN, 0.0, 0, clean)]
     for name, eps, steps, attack in _schedule(threat, p):
         if name == "pgd" and eps <= threat.eps:
             compute = partial(attack_remaining, target, pgd, name, attack, eps, everything)
             pgd = cached_result(cache, f"calibration {name} {eps!r}", compute)
             if eps == threat.eps:
-                rows.append(_to_rows(dataset, target, everything, name, eps, steps, pgd))
+                rows.append(_to_rows(dataset, target, name, eps, steps, pgd))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -269,7 +259,14 @@ def _schedule(threat: ThreatModel, p: AttackEvalParams) -> list[tuple[str, float
 
 def worst_case_result(first: AttackResult, second: AttackResult, labels: Tensor) -> AttackResult:
     """Per image the result of the larger margin loss, the first at a tie."""
-    return first.merge(margin_loss(second.logits, labels) > margin_loss(first.logits, labels), second)
+    worse = margin_loss(second.logits, labels) > margin_loss(first.logits, labels)  # (N,)
+    return AttackResult(
+        torch.where(worse[:, None], second.logits, first.logits),
+        torch.where(worse, second.linf, first.linf),
+        torch.where(worse, second.l2, first.l2),
+        torch.where(worse, second.ssim, first.ssim),
+        np.where(worse.numpy(), second.found_by, first.found_by),
+    )
 
 
 def run_transfer_attacks(
@@ -293,7 +290,7 @@ def run_transfer_attacks(
         attack, steps = attacks[name][source]
         compute = partial(_attack_all, models[target], name, attack, eps)
         result = cached_result(cache, f"{name} to {target}", compute)
-        rows = _to_rows(dataset, models[target], np.arange(len(models[target].split)), name, eps, steps, result)
+        rows = _to_rows(dataset, models[target], name, eps, steps, result)
         tables.append(rows.assign(target=target))
     return pd.concat(tables, ignore_index=True)
 
@@ -307,8 +304,8 @@ def pgd_on(source: ModelUnderAttack, steps: int) -> tuple[Attack, int]:
     """PGD on another model than the one that is attacked, with all its steps; and their number."""
 
     def attack(_: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler) -> Tensor:
-        alpha, start = pgd_step_size(eps, steps), noise("uniform", 0)
-        return perturbations.pgd(source.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=source.norm)
+        pgd = partial(suite.pgd, steps=steps, restarts=1, norm=source.norm, early_stop_margin=None)
+        return pgd(source.fused_model, x, y, eps, noise)
 
     return attack, steps
 
@@ -316,31 +313,29 @@ def pgd_on(source: ModelUnderAttack, steps: int) -> tuple[Attack, int]:
 def _to_rows(
     dataset: ImageDataset,
     target: ModelUnderAttack,
-    positions: np.ndarray,
     name: str,
     eps: float,
     steps: int,
     result: AttackResult,
 ) -> pd.DataFrame:
-    rows = target.split.rows[positions]
+    rows = target.split.rows
     labels = torch.from_numpy(target.split.labels[rows])
-    logits = result.logits[positions]
-    probability = logits.softmax(1).numpy()  # (M, K)
+    probability = result.logits.softmax(1).numpy()  # (N, K)
     return (
         dataset.manifest.iloc[rows][["path", "group", "label"]]
         .reset_index(drop=True)
         .assign(
             attack=name,
-            found_by=result.found_by[positions],
+            found_by=result.found_by,
             eps=eps,
             seed=target.seed,
             steps=steps,
             prediction=np.array(dataset.classes)[probability.argmax(1)],
             confidence=probability.max(1),
-            margin=-margin_loss(logits, labels).numpy(),
-            linf=result.linf[positions].numpy(),
-            l2=result.l2[positions].numpy(),
-            ssim=result.ssim[positions].numpy(),
+            margin=-margin_loss(result.logits, labels).numpy(),
+            linf=result.linf.numpy(),
+            l2=result.l2.numpy(),
+            ssim=result.ssim.numpy(),
             **dict(zip(probability_columns(dataset.classes), probability.T, strict=True)),
         )
     )

@@ -213,7 +213,8 @@ def check_attack_strength(
         return {"missed": ~is_adversarial(target.model, x_adv, y)}
 
     found = target.map_batches(positions, compute)
-    missed = target.map_batches(positions[:UNBOUNDED_IMAGES], compute_unbounded)["missed"]
+    some = positions[target.subset(positions).stratified_positions(UNBOUNDED_IMAGES)]
+    missed = target.map_batches(some, compute_unbounded)["missed"]
     lost = (found["margins"].amax(1) > EARLY_STOP_MARGIN) & ~found["success"]
     return [
         grade("D1", max(float(found["moved"].max()) - eps, 0.0), n, fail=1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps),

@@ -23,8 +23,8 @@ TITLES = {
     "D14": "Attacks that have not converged",
     "D15": "Adversarial iterates that were not returned",
     "D16": "Extra successes of two more PGD restarts",
-    "D17": "Success rate of the transfer attack minus that of PGD",
-    "D18": "Accuracy increase caused by an attack",
+    "D17": "Accuracy under PGD minus accuracy under the transfer attack",
+    "D18": "Images whose margin loss PGD does not increase",
     "D19": "Attack types unlike the training attack",
     "D20": "FGSM minus PGD accuracy in validation (catastrophic overfitting)",
     "D21": "Best minus last robust accuracy in validation (robust overfitting)",
@@ -38,7 +38,7 @@ TITLES = {
 }
 # Checks whose value is a fraction of images: a rate of up to 3 / n may show in none of n images (the rule of three, 95 %), so
 # that fewer than 3 / limit images can't PASS.
-RATES = ("D5", "D8", "D9", "D10", "D12", "D13", "D14", "D16", "D22", "D23", "D24")
+RATES = ("D5", "D8", "D9", "D10", "D12", "D13", "D14", "D16", "D18", "D22", "D23", "D24")
 GROUPS = {  # title of a part of the report's table -> its checks
     "Model and implementation": ("D1", "D2", "D3", "D4", "D6", "D23", "D24"),
     "Gradient masking": ("D5", "D7", "D9", "D10", "D17", "D22"),

@@ -1,5 +1,6 @@
 """Where and how precisely the networks run: one Lightning Fabric object carries device, precision and processes."""
 
+import logging
 import os
 from datetime import timedelta
 
@@ -14,6 +15,9 @@ from stages.core.sweeps import take_devices
 
 # How long a process waits for the others before it gives up. One that ended is noticed at once.
 TIMEOUT = timedelta(hours=12)
+
+# Fabric advises everyone with a recent GPU to compute float32 less precisely; scores are in full float32 on purpose.
+logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(lambda record: "Tensor Cores" not in record.getMessage())
 
 
 def bf16_is_faster(device: str) -> bool:

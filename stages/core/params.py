@@ -32,7 +32,7 @@ def _parse_list(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_parse_number), AllowInfNan(False)]
 Text = Annotated[str, Field(pattern=r"\S")]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Section(BaseModel):
@@ -159,7 +159,7 @@ class TrainingParams(Section):
     balance: Literal["none", "loss", "sampler"]
     clip_norm: Number = Field(ge=0)
     ema: Number = Field(ge=0, le=0.9999)
-    patience: CountOrNone
+    patience: NonNegativeInt
     val_images: Count
     val_steps: Count
     augment: AugmentParams
@@ -182,6 +182,13 @@ class TrainAdvParams(TrainingParams):
     eps_ramp: Number = Field(ge=0, le=1)
     clean_share: Number = Field(ge=0, le=0.9)
 
+    @field_validator("steps")
+    @classmethod
+    def _replay_at_least_once(cls, steps: int, info: ValidationInfo) -> int:
+        if info.data.get("method") == "free" and steps < 2:
+            raise ValueError("at least 2 replays for the method free: the first one only adds noise")
+        return steps
+
 
 class AttackEvalParams(Section):
     """``attack_eval``: how strongly both models are attacked."""
@@ -198,7 +205,6 @@ class AttackEvalParams(Section):
     aa_steps: int = Field(ge=2, le=2**31 - 1)
     aa_queries: Count
     min_eps_rounds: Count
-    strict: bool
     examples: int = Field(ge=1, le=16)
     surrogate: Text
 
@@ -209,6 +215,7 @@ class EvaluateParams(Section):
     confidence: Number = Field(ge=0.5, le=0.999)
     bootstrap: int = Field(ge=100, le=2**31 - 1)
     suspicious_accuracy: Number = Field(ge=0, le=1)
+    strict: bool
 
 
 class RuntimeParams(Section):
@@ -218,7 +225,7 @@ class RuntimeParams(Section):
     devices: Count
     nodes: Count
     precision: Literal["auto", "fp32", "bf16"]
-    workers: CountOrNone
+    workers: NonNegativeInt
     cluster: str = Field(pattern=r"^(none|(tcp|tls)://.+:\d+)$")
     tracking: bool
 
@@ -226,7 +233,7 @@ class RuntimeParams(Section):
 class Seeded(Section):
     """The seed, which every stage reads."""
 
-    seed: CountOrNone
+    seed: NonNegativeInt
 
 
 class Params(Seeded):
@@ -243,6 +250,9 @@ class Params(Seeded):
 
 
 class StageParams(Seeded):
-    """What a stage reads: its own class adds sections. ``runtime`` changes no result and isn't declared to DVC."""
+    """What a stage reads: its own class adds sections.
+
+    ``runtime`` isn't declared to DVC; device and precision change results by rounding.
+    """
 
     runtime: RuntimeParams

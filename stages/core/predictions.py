@@ -4,7 +4,7 @@
 and eps that was run.
 ``calibration.csv``: in the same form, every validation image clean and under PGD at ``attack.eps``.
 ``transfer.csv`` (of adv): in the same form, both models (``target``) under adversarial examples of the other one.
-``second_norm.csv``: in the same form, under attacks in the other norm, where ``attack_eval.second_eps`` asks for them.
+``second_norm.csv``: in the same form, under attacks in the other norm, where ``attack.second_eps`` asks for them.
 ``minimum_eps.csv``, ``corruptions.csv``: minimum perturbation, on some of the images, and common corruptions.
 ``diagnostics.json``: a list of check results (checks.py). ``ensemble.json``: what the ensemble of attacks consisted of.
 ``gradients.csv``: where the gradient of the model points. ``universal.png``: a picture of the universal perturbation.

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from stages.core.checks import FAIL, INFO, PASS, WARN, CheckResult, grade
-from stages.core.predictions import TRANSFER, UNIVERSAL_TRANSFER, is_ensemble
+from stages.core.predictions import CLEAN, SURROGATE, TRANSFER, UNIVERSAL_TRANSFER, is_ensemble
 from stages.evaluation.metrics import expected_calibration_error
 from stages.evaluation.selection import (
+    EPS_TOLERANCE,
     attacks_at,
     correct_under,
     eps_values,
@@ -54,7 +55,7 @@ def run_table_checks(
         _noise_only(outcomes),
         _eps_monotonicity(table),
         _transfer_gain(outcomes),
-        _accuracy_gain(table, outcomes),
+        _idle_attack(table, eps),
         _attack_diversity(outcomes, int(table["path"].nunique())),
         *_training_checks(model, training),
         *_prediction_checks(model, table, eps, majority_rate),
@@ -74,7 +75,7 @@ def _attack_order(outcomes: Outcomes) -> CheckResult:
 
 
 def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensemble: Mapping[str, Any]) -> CheckResult:
-    """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer counts likewise.
+    """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer attacks count likewise.
 
     The fraction of correctly classified images. Where Square was run on some of the remaining images only, its successes stand
     for all of them, and n is that much smaller.
@@ -88,7 +89,10 @@ def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensembl
     by_transfer = int((correct & np.any(others, axis=0)).sum()) if others else 0
     remaining, attacked = ensemble["square_remaining"], ensemble["square_images"]
     share = attacked / remaining if remaining else 1.0
-    value = (by_square / share + by_transfer) / initially.sum()
+    # The surrogate came before the ensemble, which leaves out what it found: all other gradient attacks are compared with.
+    white_box = np.all([outcomes[attack] for attack in ("fgsm", "bim", "pgd") if attack in outcomes], axis=0)
+    by_surrogate = int((white_box & ~outcomes[SURROGATE]).sum()) if SURROGATE in outcomes else 0
+    value = (by_square / share + by_transfer + by_surrogate) / initially.sum()
     return grade("D9", value, int(initially.sum() * share), warn=0, fail=0.03)
 
 
@@ -111,18 +115,20 @@ def _eps_monotonicity(table: pd.DataFrame) -> CheckResult:
 
 
 def _transfer_gain(outcomes: Outcomes) -> CheckResult:
-    """D17: success rate of the transfer attack minus that of PGD."""
-    if TRANSFER not in outcomes or "pgd" not in outcomes:
+    """D17: accuracy under PGD minus accuracy under PGD on another model, the lowest where there are several."""
+    transferred = [outcomes[attack].mean() for attack in (TRANSFER, SURROGATE) if attack in outcomes]
+    if not transferred or "pgd" not in outcomes:
         return grade("D17", math.nan, 0, fail=0)
-    gain = outcomes["pgd"].mean() - outcomes[TRANSFER].mean()
-    return grade("D17", gain, len(outcomes["pgd"]), fail=0)
+    return grade("D17", outcomes["pgd"].mean() - min(transferred), len(outcomes["pgd"]), fail=0)
 
 
-def _accuracy_gain(table: pd.DataFrame, outcomes: Outcomes) -> CheckResult:
-    """D18: the largest increase of accuracy that a gradient attack causes."""
-    clean = is_correct(select_predictions(table))
-    gains = [outcomes[attack].mean() - clean.mean() for attack in ("fgsm", "bim", "pgd") if attack in outcomes]
-    return grade("D18", max(gains, default=math.nan), len(clean), fail=0)
+def _idle_attack(table: pd.DataFrame, eps: float) -> CheckResult:
+    """D18: of the correctly classified images, the fraction on which PGD does not increase the margin loss."""
+    correct = is_correct(select_predictions(table))
+    if "pgd" not in attacks_at(table, eps) or not correct.any():
+        return grade("D18", math.nan, 0, warn=0, fail=0.02)
+    idle = (select_predictions(table, "pgd", eps)["found_by"] == CLEAN).to_numpy()[correct]
+    return grade("D18", idle.mean(), len(idle), warn=0, fail=0.02)
 
 
 def _attack_diversity(outcomes: Outcomes, n: int) -> CheckResult:
@@ -165,7 +171,7 @@ def _minimum_eps_agreement(table: pd.DataFrame, curve: pd.DataFrame) -> CheckRes
         return grade("D28", math.nan, 0, warn=0.1)
     differences = []
     for eps in eps_values(table):
-        within = curve.loc[curve["eps"] <= eps, "changed"].max()
+        within = curve.loc[curve["eps"] <= eps * (1 + EPS_TOLERANCE), "changed"].max()
         differences.append(abs(within - (~is_correct(worst_case_predictions(table, eps)))[initially].mean()))
     return grade("D28", max(differences), int(curve["count"].max()), warn=0.1)
 

@@ -11,16 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from stages.core.budgets import format_budget
 from stages.core.dataset import SPLITS, STAINS
 from stages.core.predictions import CLEAN
-from stages.evaluation.formatting import (
-    CORRUPTION_LABELS,
-    MODEL_LABELS,
-    attack_label,
-    class_label,
-    format_budget,
-    percent,
-)
+from stages.evaluation.formatting import CORRUPTION_LABELS, MODEL_LABELS, attack_label, class_label, percent
 from stages.evaluation.selection import EPS_TOLERANCE, WORST
 from stages.evaluation.style import (
     COLORS,
@@ -169,11 +163,12 @@ def _stacked_bars(axis: Axes, counts: pd.DataFrame, colors: Mapping[str, str], t
     left = np.zeros(len(counts))
     names = [truncate(f"{class_label(name)} ({total})", 24) for name, total in counts.sum(axis=1).items()]
     for column in counts:
-        bars = axis.barh(names, counts[column], left=left, color=colors[column], label=column)
+        bars = axis.barh(range(len(names)), counts[column], left=left, color=colors[column], label=column)
         texts = [str(n) if n > 0.08 * counts.sum(axis=1).max() else "" for n in counts[column]]
         dark = np.dot(mpl.colors.to_rgb(colors[column]), (0.299, 0.587, 0.114)) < 0.4
         axis.bar_label(bars, texts, label_type="center", color="white" if dark else "black", fontsize=8)
         left += counts[column].to_numpy()
+    axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.set(title=title, xlabel="Images")

@@ -1,7 +1,6 @@
 """Numbers and identifiers as texts, in one style for figures, report and terminal."""
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from stages.core.predictions import CLEAN, SURROGATE, TRANSFER, UNIVERSAL, UNIVERSAL_TRANSFER
@@ -10,7 +9,6 @@ from stages.evaluation.selection import WORST
 NOT_AVAILABLE = "n/a"
 NBSP = "\N{NO-BREAK SPACE}"
 MODEL_LABELS = {"clean": "Standard training", "adv": "Adversarial fine-tuning"}
-NORM_SYMBOLS = {"linf": "L∞", "l2": "L2"}
 ATTACK_LABELS = {
     CLEAN: "Clean",
     "uniform_noise": "Uniform noise",
@@ -64,19 +62,6 @@ def proportion(row: Mapping[str, Any], name: str = "accuracy") -> str:
 def p_value(p: float) -> str:
     """``p = 0.012``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def format_eps(eps: float, norm: str) -> str:
-    """linf: 0.0313725 -> ``8/255``, other values in pixel units, ``0.01``; l2, a norm of the whole perturbation: ``0.5``."""
-    levels = Fraction(eps * 255).limit_denominator(8)
-    if norm != "linf" or abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
-        return f"{eps:.4g}"
-    return f"{float(levels):g}/255"
-
-
-def format_budget(eps: float, norm: str) -> str:
-    """``L∞, ε = 8/255``."""
-    return f"{NORM_SYMBOLS[norm]}, ε = {format_eps(eps, norm)}"
 
 
 def attack_label(attack: str, steps: int | None = None) -> str:

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
+from stages.core.budgets import format_budget
 from stages.core.predictions import gradient_file
-from stages.evaluation.formatting import MODEL_LABELS, attack_label, class_label, format_budget
+from stages.evaluation.formatting import MODEL_LABELS, attack_label, class_label
 from stages.evaluation.style import COLORS, GRAY, MAX_PNG_BYTES, STYLE, WRONG, make_figure, render_png, truncate
 
 HEADS = ("Original", "Perturbation", "Adversarial example")
@@ -39,9 +40,7 @@ def _imshow(axis: Axes, image: np.ndarray | None) -> None:
 
 
 @mpl.rc_context(STYLE)
-def adversarial_examples(
-    table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool, at_most: int = 3
-) -> bytes:
+def adversarial_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool) -> bytes:
     """Original, amplified perturbation, adversarial example: one row each, fewer where they would pass MAX_PNG_BYTES.
 
     Args:
@@ -50,9 +49,8 @@ def adversarial_examples(
         steps: of the attack.
         norm: of its budget.
         synthetic: whether the images are.
-        at_most: rows.
     """
-    for count in range(min(at_most, len(table)), 0, -1):
+    for count in range(len(table), 0, -1):
         drawn = _draw_examples(table.head(count), folder, steps, norm, synthetic=synthetic)
         if len(drawn) < MAX_PNG_BYTES or count == 1:
             return drawn
@@ -95,7 +93,7 @@ def _draw_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, 
 
 
 @mpl.rc_context(STYLE)
-def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *, synthetic: bool, at_most: int = 3) -> bytes:
+def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *, synthetic: bool) -> bytes:
     """Original image, and for each model the magnitude of the gradient of its margin there: a row for each example.
 
     Args:
@@ -103,13 +101,12 @@ def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *,
         folder: where the PNG files lie.
         models: whose gradients are among them.
         synthetic: whether the images are.
-        at_most: rows.
     """
-    rows = table.head(at_most)
-    figure, axes = make_figure(2.1 * (1 + len(models)) + 0.2, 2.0 * max(1, len(rows)) + 0.5, max(1, len(rows)), 1 + len(models))
+    count = max(1, len(table))
+    figure, axes = make_figure(2.1 * (1 + len(models)) + 0.2, 2.0 * count + 0.5, count, 1 + len(models))
     for axis in axes.flat:
         _imshow(axis, None)
-    for axis, (_, row) in zip(axes, rows.iterrows(), strict=False):
+    for axis, (_, row) in zip(axes, table.iterrows(), strict=False):
         _imshow(axis[0], _open(folder / row["original"]))
         axis[0].set_ylabel(f"Label: {truncate(class_label(row['label']))}")
         for panel, model in zip(axis[1:], models, strict=True):

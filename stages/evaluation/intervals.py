@@ -78,6 +78,7 @@ class ConfidenceIntervals:
             permutation_type="samples",
             vectorized=True,
             n_resamples=self.resamples,
+            batch=BLOCK,
             rng=np.random.default_rng(self.seed),
         )
         return float(test.pvalue)

@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from stages.core.errors import InputError
-from stages.core.predictions import CLEAN, UNIVERSAL, UNIVERSAL_TRANSFER, classes_of, probabilities
+from stages.core.predictions import CLEAN, classes_of, probabilities
 from stages.evaluation.intervals import ConfidenceIntervals, Interval, mcnemar
 from stages.evaluation.selection import (
     attacks_at,
@@ -132,18 +132,6 @@ def gradient_metrics(gradients: pd.DataFrame, context: EvaluationContext) -> dic
     return with_interval("central_gradient_share", shares.mean(), context.intervals.mean(shares))
 
 
-def universal_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, float]:
-    """Attack success rate of the model's own universal perturbation, and of the other model's; none without such rows."""
-    initially = is_correct(select_predictions(table))
-    result: dict[str, float] = {}
-    for attack in (UNIVERSAL, UNIVERSAL_TRANSFER):
-        if attack in attacks_at(table, context.eps) and initially.any():
-            success = ~correct_under(table, attack, context.eps)
-            interval = context.intervals.proportion(success, initially)
-            result |= with_interval(f"{attack}_success_rate", success[initially].mean(), interval)
-    return result
-
-
 def second_norm_metrics(table: pd.DataFrame, second: pd.DataFrame | None, context: EvaluationContext) -> dict[str, float]:
     """Robust accuracy in the other norm, and under both budgets at once: correct under every attack of either.
 
@@ -178,7 +166,10 @@ def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, 
     result["robust_accuracy"] = {attack: float(correct.mean()) for attack, correct in outcomes.items()}
     result["attacked_images"] = {attack: len(correct) for attack, correct in outcomes.items()}
     if (initially := is_correct(clean)).any():
-        rates = {attack: float((~correct)[initially].mean()) for attack, correct in outcomes.items()}
+        rates: dict[str, float] = {}
+        for attack, correct in outcomes.items():
+            interval = context.intervals.proportion(~correct, initially)
+            rates |= with_interval(attack, (~correct)[initially].mean(), interval)
         result["attack_success_rate"] = rates
     if all(attacks_at(table, eps) for eps in context.eps_grid):
         robust = [is_correct(worst_case_predictions(table, eps)) for eps in context.eps_grid]

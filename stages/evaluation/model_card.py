@@ -1,19 +1,23 @@
 """The model card of both models (Mitchell et al., arXiv:1810.03993), as the Hugging Face Hub reads it: YAML, then Markdown."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.core.budgets import format_budget
 from stages.core.dataset import is_transformation_zone
+from stages.core.predictions import UNIVERSAL
 from stages.evaluation import report_tables, summary
 from stages.evaluation.conformal import ALPHA
-from stages.evaluation.formatting import MODEL_LABELS, class_label, format_budget, metric, percent
+from stages.evaluation.formatting import MODEL_LABELS, class_label, metric, percent
 from stages.evaluation.report import Report
 
 CORRUPTED = "corrupted_accuracy"  # the mean over all corruptions
+UNIVERSAL_RATE = f"attack_success_rate.{UNIVERSAL}"
 # (item, what it is about, keys of metrics/evaluate.json): which number is evidence for which item. NIST AI 100-1, the Measure
 # function; Regulation (EU) 2024/1689, Article 15.
 EVIDENCE = (
@@ -26,7 +30,7 @@ EVIDENCE = (
     (
         "NIST AI RMF, MEASURE 2.7",
         "security and resilience",
-        ("robust_accuracy_worst", "attack_success_rate_worst", "universal_success_rate"),
+        ("robust_accuracy_worst", "attack_success_rate_worst", UNIVERSAL_RATE),
     ),
     ("EU AI Act, Article 15(1) and (3)", "accuracy", ("clean_accuracy", "balanced_accuracy", "log_loss")),
     ("EU AI Act, Article 15(4)", "robustness against errors and faults", (CORRUPTED,)),
@@ -42,7 +46,7 @@ LABELS = {
     "conformal_coverage_worst": f"coverage of {1 - ALPHA:.0%} prediction sets, worst case",
     "robust_accuracy_worst": "robust accuracy",
     "attack_success_rate_worst": "attack success rate",
-    "universal_success_rate": "success rate of a universal perturbation",
+    UNIVERSAL_RATE: "success rate of a universal perturbation",
     CORRUPTED: "accuracy under common corruptions, mean",
 }
 
@@ -89,12 +93,15 @@ def evidence_rows(report: Report) -> list[tuple[str, str, str, list[str]]]:
     rows = []
     for item, about, keys in EVIDENCE:
         for key in keys:
-            unit = "" if key == "log_loss" else "%"
-            cells = (
-                corrupted if key == CORRUPTED else [metric(report.metrics[model], key, unit=unit) for model in report.evaluated]
-            )
+            cells = corrupted if key == CORRUPTED else [_number(report.metrics[model], key) for model in report.evaluated]
             rows.append((item, about, LABELS[key], cells))
     return rows
+
+
+def _number(values: Mapping[str, Any], key: str) -> str:
+    """One metric with its interval; a dotted key is one attack's."""
+    section, _, name = key.rpartition(".")
+    return metric(values.get(section, {}) if section else values, name, unit="" if name == "log_loss" else "%")
 
 
 def render(report: Report) -> str:
@@ -120,7 +127,7 @@ def render(report: Report) -> str:
         method=summary.method_name(report.params),
         clusters=summary.cluster_name(report.data),
         main_metrics=summary.main_metrics_table(report.metrics),
-        attack_rows=report_tables.attack_rows(report.metrics, report.tables["robustness"], report.attacks),
+        attack_rows=report_tables.attack_rows(report.metrics, report.tables["robustness"], report.steps),
         per_class=report_tables.per_class_rows(report.tables["per_class"], list(report.counts.index), report.evaluated),
         min_eps_sentences=summary.min_eps_sentences(report.metrics, report.norm),
         conformal_sentences=summary.conformal_sentences(report.metrics),

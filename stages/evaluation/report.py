@@ -9,20 +9,12 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.core.budgets import NORM_SYMBOLS, format_budget, format_eps
 from stages.core.checks import GROUPS
 from stages.core.dataset import is_transformation_zone
 from stages.evaluation import report_tables, summary
 from stages.evaluation.conformal import ALPHA
-from stages.evaluation.formatting import (
-    MODEL_LABELS,
-    NORM_SYMBOLS,
-    class_label,
-    format_budget,
-    format_eps,
-    listed,
-    metric,
-    percent,
-)
+from stages.evaluation.formatting import MODEL_LABELS, class_label, listed, metric, percent
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,7 @@ class Report:
         tables: the tables in plots/, by name.
         training: model -> training curve.
         attacks: the distinct attack, eps, steps and n that were run, with the models.
+        steps: attack -> gradient steps of one run of it at the main eps.
         models: model -> model.json of attack_eval.
         ensembles: model -> ensemble.json of attack_eval.
         figures: name -> PNG.
@@ -54,6 +47,7 @@ class Report:
     tables: Mapping[str, pd.DataFrame]
     training: Mapping[str, pd.DataFrame]
     attacks: pd.DataFrame
+    steps: Mapping[str, int]
     models: Mapping[str, Mapping[str, Any]]
     ensembles: Mapping[str, Mapping[str, Any]]
     figures: Mapping[str, bytes]
@@ -102,15 +96,15 @@ def render(report: Report) -> str:
         sentences=summary.summary_sentences(report.metrics),
         caveats=summary.caveats(report.metrics, tables, report.counts, report.data, report.params),
         main_metrics=summary.main_metrics_table(report.metrics),
-        attack_rows=report_tables.attack_rows(report.metrics, tables["robustness"], report.attacks),
-        cost_rows=report_tables.cost_rows(report.metrics, report.attacks, report.evaluated),
+        attack_rows=report_tables.attack_rows(report.metrics, tables["robustness"], report.steps),
+        cost_rows=report_tables.cost_rows(report.metrics, report.steps, report.evaluated),
         universal_sentences=summary.universal_sentences(report.metrics),
         second_sentences=summary.second_norm_sentences(report.metrics),
         second_budget=summary.second_budget(report.params),
         not_run=summary.not_run(report.params),
         attacked_rows=report_tables.attacked_corruption_rows(tables["attacked_corruptions"], report.evaluated),
         per_class=report_tables.per_class_rows(tables["per_class"], list(report.counts.index), report.evaluated),
-        conformal_rows=report_tables.conformal_rows(tables["conformal"], report.attacks, report.evaluated),
+        conformal_rows=report_tables.conformal_rows(tables["conformal"], report.steps, report.evaluated),
         conformal_sentences=summary.conformal_sentences(report.metrics),
         coverage=1 - ALPHA,
         limitations=summary.limitations(report.norm, transformation_zone=is_transformation_zone(report.counts.index)),

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from stages.core.budgets import format_eps
+from stages.core.params import other_norm
 from stages.core.predictions import CALIBRATION_ATTACKS, CLEAN
 from stages.evaluation.formatting import (
     CORRUPTION_LABELS,
@@ -13,25 +15,24 @@ from stages.evaluation.formatting import (
     NOT_AVAILABLE,
     attack_label,
     capitalized,
-    format_eps,
+    metric,
     percent,
     proportion,
 )
 from stages.evaluation.selection import EPS_TOLERANCE, WORST
 
-EPS_PARAMS = ("attack.eps", "attack.eps_grid", "train_clean.val_eps")
+EPS_PARAMS = ("attack.eps", "attack.eps_grid", "attack.second_eps", "train_clean.val_eps")
 
 
 def attack_rows(
-    metrics: Mapping[str, Any], robustness: pd.DataFrame, attacks: pd.DataFrame
+    metrics: Mapping[str, Any], robustness: pd.DataFrame, steps: Mapping[str, int]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     """(attack, cells) at the main eps: for each model accuracy with interval, and success rate; the worst case last."""
     eps, models = metrics["eps"], [model for model in MODEL_LABELS if model in metrics]
     here = robustness[((robustness["eps"] - eps).abs() <= EPS_TOLERANCE * eps) | (robustness["attack"] == CLEAN)]
-    steps = attacks.groupby("attack")["steps"].max()
     order = [*(attack for attack in dict.fromkeys(here["attack"]) if attack != WORST), WORST]
     return [
-        (attack_label(attack, int(steps.get(attack, 0))), [_attack_cell(here, metrics[m], m, attack) for m in models])
+        (attack_label(attack, steps.get(attack, 0)), [_attack_cell(here, metrics[m], m, attack) for m in models])
         for attack in order
     ]
 
@@ -39,8 +40,9 @@ def attack_rows(
 def _attack_cell(table: pd.DataFrame, metrics: Mapping[str, Any], model: str, attack: str) -> tuple[str, str]:
     if attack == CLEAN:
         return _accuracy_cell(table, model, attack), ""
-    rate = metrics.get("attack_success_rate_worst") if attack == WORST else metrics.get("attack_success_rate", {}).get(attack)
-    return _accuracy_cell(table, model, attack), percent(rate)
+    if attack == WORST:
+        return _accuracy_cell(table, model, attack), metric(metrics, "attack_success_rate_worst")
+    return _accuracy_cell(table, model, attack), metric(metrics.get("attack_success_rate", {}), attack)
 
 
 def _accuracy_cell(table: pd.DataFrame, model: str, attack: str) -> str:
@@ -73,15 +75,15 @@ def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def cost_rows(metrics: Mapping[str, Any], attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+def cost_rows(metrics: Mapping[str, Any], steps: Mapping[str, int], models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
     """(attack, gradient steps, cells): for each model mean PSNR and SSIM of the attack's adversarial examples."""
-    steps, rows = attacks.groupby("attack")["steps"].max(), []
+    rows = []
     for attack in metrics[models[0]]["robust_accuracy"]:
         cells = []
         for model in models:
             psnr, ssim = (metrics[model][name].get(attack) for name in ("mean_psnr", "mean_ssim"))
             cells += [NOT_AVAILABLE] * 2 if psnr is None else [f"{psnr:.1f} dB", f"{ssim:.3f}"]
-        rows.append((attack_label(attack), int(steps.get(attack, 0)), cells))
+        rows.append((attack_label(attack), steps.get(attack, 0), cells))
     return rows
 
 
@@ -96,9 +98,9 @@ def attacked_corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list
     return rows
 
 
-def conformal_rows(table: pd.DataFrame, attacks: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:
+def conformal_rows(table: pd.DataFrame, steps: Mapping[str, int], models: Sequence[str]) -> list[tuple[str, list[str]]]:
     """(attack, cells): for each model and calibration the coverage with its interval, and the mean set size."""
-    steps, rows = attacks.groupby("attack")["steps"].max(), []
+    rows = []
     order = [*(attack for attack in dict.fromkeys(table["attack"]) if attack != WORST), WORST] if len(table) else []
     found = {(row["model"], row["calibration"], row["attack"]): row for row in table.to_dict("records")}
     for attack in order:
@@ -106,7 +108,7 @@ def conformal_rows(table: pd.DataFrame, attacks: pd.DataFrame, models: Sequence[
         for key in itertools.product(models, CALIBRATION_ATTACKS, [attack]):
             row = found.get(key)
             cells += [proportion(row, "coverage"), f"{row['set_size']:.2f}"] if row else [NOT_AVAILABLE] * 2
-        rows.append((attack_label(attack, int(steps.get(attack, 0))), cells))
+        rows.append((attack_label(attack, steps.get(attack, 0)), cells))
     return rows
 
 
@@ -147,7 +149,8 @@ def parameter_rows(params: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _parameter_text(key: str, value: Any, norm: str) -> str:
     if key in EPS_PARAMS:
         values = value if isinstance(value, list) else [value]
-        return ", ".join(format_eps(eps, "linf" if key == "train_clean.val_eps" else norm) for eps in values)
+        norm = {"train_clean.val_eps": "linf", "attack.second_eps": other_norm(norm)}.get(key, norm)
+        return ", ".join(format_eps(eps, norm) for eps in values)
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

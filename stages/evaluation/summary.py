@@ -5,23 +5,14 @@ from typing import Any
 
 import pandas as pd
 
+from stages.core.budgets import NORM_SYMBOLS, format_budget, format_eps
 from stages.core.checks import PASS
 from stages.core.dataset import is_transformation_zone
 from stages.core.params import other_norm
 from stages.core.paths import MODELS
 from stages.core.predictions import LEAN_ENSEMBLE, UNIVERSAL, UNIVERSAL_TRANSFER
 from stages.evaluation.conformal import MIN_IMAGES as MIN_CALIBRATION_IMAGES
-from stages.evaluation.formatting import (
-    MODEL_LABELS,
-    NORM_SYMBOLS,
-    class_label,
-    format_budget,
-    format_eps,
-    listed,
-    metric,
-    p_value,
-    percent,
-)
+from stages.evaluation.formatting import MODEL_LABELS, class_label, listed, metric, p_value, percent
 from stages.evaluation.selection import WORST
 
 MIN_IMAGES_PER_CLASS = 10  # in the test split, below which a class's metrics are called unreliable
@@ -154,10 +145,10 @@ def caveats(
             f"Only {metrics['groups']} {cluster_name(data)} in the test split: interpret the intervals, not the point "
             "estimates."
         )
-    if metrics["groups"] == metrics["n"] or data.get("groups", {}).get("images_with_known_patient") == 0:
+    if cluster_name(data) != "patients":
         sentences.append(
-            "It is unknown which images show the same patient: the intervals are too narrow, and the results too good, as far "
-            "as patients are divided between training and test."
+            "The patient is not known for all images: the intervals are too narrow, and the results too good, as far as "
+            "patients are divided between training and test."
         )
     if missing := [label for model, label in MODEL_LABELS.items() if model not in metrics]:
         sentences.append(f"No predictions of: {listed(missing)}.")
@@ -247,11 +238,10 @@ def universal_sentences(metrics: Mapping[str, Any]) -> list[str]:
     cases = {UNIVERSAL: "its own pattern", UNIVERSAL_TRANSFER: "that of the other model"}
     sentences = []
     for model in evaluated_models(metrics):
-        values = metrics[model]
-        keys = {f"{attack}_success_rate": words for attack, words in cases.items()}
-        parts = [f"{metric(values, key)} under {words}" for key, words in keys.items() if key in values]
+        rates = metrics[model].get("attack_success_rate", {})
+        parts = [f"{metric(rates, attack)} under {words}" for attack, words in cases.items() if attack in rates]
         if parts:
-            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {values['clean_correct']}).")
+            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {metrics[model]['clean_correct']}).")
     return sentences
 
 

@@ -20,7 +20,7 @@ CODE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file_
 
 @contextmanager
 def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    """An executor whose tasks run on the workers, which repeat what a lost worker had begun; and their number of threads.
+    """An executor whose tasks run on the workers, which repeat what a lost worker had begun; and how many there are.
 
     Raises:
         InputError: when there is no scheduler, no worker, or one of them has other code or files.
@@ -44,8 +44,14 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
         except ImportError as error:
             answers[address] = error
         _check_processes(answers)
+        threads = client.nthreads()
+        if crowded := [worker for worker, count in threads.items() if count > 1]:
+            raise InputError(
+                f"runtime.cluster: expected workers of one thread, got {threads[crowded[0]]} threads in {crowded[0]}: "
+                "start them with --nthreads 1 (Pillow's switch for truncated files counts for a whole process)"
+            )
         # pure=False: equal tasks are not looked for, which would hash all their arguments
-        yield client.get_executor(pure=False), sum(client.nthreads().values())
+        yield client.get_executor(pure=False), len(threads)
 
 
 def describe_process(folder: str) -> dict[str, str]:

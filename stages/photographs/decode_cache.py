@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import os
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def load_entry(entry: Path, size: int) -> DecodedImage | None:
             image = DecodedImage(stored["pixels"], stored["thumbnail"], crop_box=crop_box, **metadata)
         with contextlib.suppress(OSError):  # a cache that may only be read is one, too
             os.utime(entry)  # used now: the last to be evicted
-    except (ValueError, KeyError, EOFError, TypeError, OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile and numpy raise many kinds for damaged files, and all mean the same: decode again
         return None
     return image if image.pixels.shape == (size, size, 3) else None
 

@@ -92,7 +92,7 @@ def summarize(
         "label_fixes": listing.label_fixes,
         "official_test": {
             "found": listing.official_test,
-            "used": sum(decoded.records[row].split == TEST for row in rows),
+            "used": sum(decoded.records[row].split == TEST for row in rows) if listing.official_test else 0,
         },
         "duplicates": {
             "copies": sum(pair.kind == COPY for pair in pairs),

@@ -1,7 +1,8 @@
 """Which images there are, what their labels are, and which files are none: the source, walked or read from a table.
 
 Nothing here opens an image. Every file under the source, or every one that the table names, ends up in exactly one of
-`ImageIndex.images`, `ImageIndex.rejected` or the count `ImageIndex.other_files`.
+`ImageIndex.images`, `ImageIndex.rejected` or the count `ImageIndex.other_files`; the official test, if not used,
+in the count `ImageIndex.official_test`.
 """
 
 import csv

@@ -25,12 +25,13 @@ def assign_splits(
 ) -> list[str]:
     """One of train, val, test or leak for each row; groups never straddle two splits.
 
-    Fractions are of all rows, met to the nearest one of up to ten folds.
+    Fractions are of all rows, or where the test split is given of the others; met to the nearest one of up to ten folds.
 
     Args:
         labels: (N,).
         groups: (N,).
-        given: (N,) a split, or "" where it is to be drawn; when any is given, test must be among them and isn't drawn.
+        given: (N,) a split or "". When any is given, test must be among them and isn't drawn; without val that is drawn from
+            all others, also those given as train.
         val_fraction: of validation images.
         test_fraction: of test images.
         seed: of the random split.
@@ -78,7 +79,7 @@ def _assign_held_out(split: np.ndarray, name: str, fraction: float, labels: np.n
     rows = np.flatnonzero(split == TRAIN)
     classes, codes = np.unique(labels[rows].astype(str), return_inverse=True)
     wanted = Fraction(fraction).limit_denominator(MAX_FOLDS).denominator
-    folds = min(max(wanted, 2), len(set(groups[rows])), np.bincount(codes).max())
+    folds = min(max(wanted, 2), len(set(groups[rows])), np.bincount(codes, minlength=1).max())
     if folds < 2:
         raise SplitError(f"split: expected at least two groups to draw {name} from, got {folds}")
     # The folds are made for cross-validation, each as representative as it can be; of their unions the best is taken, and

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from stages.core.budgets import format_budget
 from stages.core.errors import InputError
 from stages.core.files import md5
 from stages.core.paths import METRICS, PREDICTIONS, PROCESSED, weights_path
@@ -51,11 +52,11 @@ class ModelCard:
 
     def disclaimer(self) -> str:
         """What must accompany every prediction of the model."""
-        clean, robust = self.clean_accuracy, self.robust_accuracy_worst
-        eps = f"L∞, ε = {255 * self.eps:.3g}/255" if self.norm == "linf" else f"L2, ε = {self.eps:.3g}"
+        clean, robust, budget = self.clean_accuracy, self.robust_accuracy_worst, format_budget(self.eps, self.norm)
         text = (
-            f"Clean accuracy {_percent(clean)}, robust accuracy {_percent(robust)} under white-box attacks ({eps}), on "
-            f"{self.images} test images ({self.confidence:.0%} confidence intervals). Not a medical device."
+            f"Clean accuracy {_percent(clean)}, robust accuracy {_percent(robust)} under white-box attacks "
+            f"({budget}), on {self.images} test images ({self.confidence:.0%} confidence intervals). "
+            "Not a medical device."
         )
         return text + (" Trained on synthetic images: the predictions have no clinical meaning." if self.synthetic else "")
 

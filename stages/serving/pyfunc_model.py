@@ -23,7 +23,7 @@ from stages.photographs.decoding import ImageDecodeError
 from stages.serving.card import ModelCard
 from stages.serving.predictor import BATCH, ImagePredictor
 
-MAX_BYTES = 32 * 2**20  # of one image
+MAX_BYTES = 32 * 2**20  # of one image, as it is sent
 MAX_IMAGES = BATCH  # of one request: bounds its time, and its memory, which in pixels may be many times that of the files
 
 logger = logging.getLogger(__name__)

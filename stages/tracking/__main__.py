@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from stages.core.params_file import flatten, load_params
+from stages.core.processes import run_cli
 from stages.tracking import stage_outputs
 from stages.tracking.stage_logging import current_session
 
@@ -43,4 +44,4 @@ def _outdated_stages() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_cli(lambda: sys.exit(main()))

@@ -47,15 +47,13 @@ def open_session() -> MlflowSession:
     root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
     uri = tracking_uri(root)
     mlflow.set_tracking_uri(uri)
-    # A server has a artifact_root of its own for artifacts; ours must not be the temporary folder of an experiment.
+    # A server has a place of its own for artifacts; ours must not be the temporary folder of an experiment.
     artifact_root = (
         (root / "mlartifacts").resolve().as_uri() if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES else None
     )
     # Stages that start at once must create nothing twice: MLflow's own creation of a database fails in all of them but one.
     with (lock := FileLock(root / ".mlflow.lock", timeout=300)):
-        if (
-            artifact_root
-        ):  # whoever creates the database also places MLflow's own experiment "Default": left alone, where it stands
+        if artifact_root:  # whoever creates the database also places MLflow's own experiment "Default", which is left alone
             SqlAlchemyStore(uri, artifact_root)
         client = mlflow.MlflowClient(uri)
         known = client.get_experiment_by_name(EXPERIMENT)

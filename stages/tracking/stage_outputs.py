@@ -84,7 +84,8 @@ def _table_metrics(rows: list[dict[str, str]]) -> Metrics:
     hits: dict[str, list[bool]] = defaultdict(list)
     if rows and {"attack", "eps", "label", "prediction"} <= rows[0].keys():
         for row in rows:
-            name = f"robust_accuracy/{row['attack']}.eps_{float(row['eps']) * 255:.4g}_255"
+            attack = f"{row['attack']}_to_{row['target']}" if "target" in row else row["attack"]  # transfer.csv: both models
+            name = f"robust_accuracy/{attack}.eps_{float(row['eps']) * 255:.4g}_255"
             hits[name if float(row["eps"]) else "clean_accuracy"].append(row["prediction"] == row["label"])
     return {(name, 0): sum(hit) / len(hit) for name, hit in hits.items()}
 

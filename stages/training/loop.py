@@ -26,6 +26,7 @@ from stages.training.augmentation import augment
 from stages.training.optimization import Learner
 from stages.training.validation import EpochMetrics, Validation, validate
 
+REMEDY = "lower lr or set clip_norm; the checkpoint of the epoch before is kept"
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), y (B,)) -> losses (B,)
 
 
@@ -157,7 +158,8 @@ def train_epoch(
         return (losses * class_weight[batch.y]).sum() * (fabric.world_size / batch.size), logits
 
     def loss_of(model: nn.Module) -> Tensor:
-        return mean_loss(model, batch, x_adv)[0]
+        with fabric.autocast():
+            return mean_loss(model, batch, x_adv)[0]
 
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(epoch_seed)  # for dropout layers, which know no other generator
@@ -186,19 +188,19 @@ def train_epoch(
             learner.step()
             if perturbed.grad is not None:  # it is replayed
                 batch.noise[attacked] = method.update_noise(batch.noise[attacked], perturbed.grad)
-            # Nothing is read back before the epoch's end, so that a GPU never waits for this process.
+            # Nothing is read back before the epoch's end, but for the progress bar: a GPU need not wait for this process.
             step_losses[step] = loss.detach()
             correct += (logits.argmax(1) == batch.y).sum()
             seen += batch.size
-            if show:
+            if show and step % 20 == 0:
                 bar.set_postfix({"loss": f"{step_losses[: step + 1].mean():.3f}", **_accuracies(previous)}, refresh=False)
-                bar.update(batch.size)
+            bar.update(batch.size)
     step_losses = reduced(fabric, step_losses, "mean")
     correct = reduced(fabric, correct, "sum")
     if len(invalid := (~step_losses.isfinite()).nonzero()):
         raise FloatingPointError(
             f"epoch {epoch + 1}, step {invalid[0].item() + 1}: expected a finite loss, got {step_losses[invalid[0]].item()}; "
-            "lower lr or set clip_norm; the checkpoint of the epoch before is kept"
+            + REMEDY
         )
     return {"train_loss": step_losses.mean().item(), "train_accuracy": correct.item() / seen}
 
@@ -236,7 +238,7 @@ def fit(
     A run that was interrupted resumes from its last epoch and is bit-identical to an uninterrupted one.
 
     Raises:
-        FloatingPointError: when the loss is not finite; the message names epoch and step.
+        FloatingPointError: when a loss is not finite; the message names the epoch, and the step in training.
     """
     steps = steps_per_epoch(train, p)
     learner = Learner(fabric, model, p, p.epochs * steps)
@@ -247,7 +249,7 @@ def fit(
         if fabric.is_global_zero:  # fabric.print would speak once on every node
             print(text, flush=True)
 
-    if (saved := checkpoint.load()) is not None:
+    if (saved := fabric.broadcast(checkpoint.load() if fabric.is_global_zero else None)) is not None:
         learner.load_state_dict(saved["learner"])
         history, best = saved["history"], Best(tuple(saved["best"]["score"]), saved["best"]["epoch"], saved["best"]["state"])
         say(f"resuming after epoch {len(history)}/{p.epochs}")
@@ -261,8 +263,12 @@ def fit(
             **train_epoch(fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}),
         }
         # All processes have the same weights: one validates and broadcasts the metrics.
-        fused = fuse_batchnorm(learner.eval_model)
-        row |= fabric.broadcast(validate(fabric, fused, validation, seed, p.batch_size * 2) if fabric.is_global_zero else {})
+        metrics: EpochMetrics = {}
+        if fabric.is_global_zero:
+            metrics = validate(fabric, fuse_batchnorm(learner.eval_model), validation, seed, p.batch_size * 2)
+        row |= fabric.broadcast(metrics)
+        if not math.isfinite(loss := row["val_loss"] + row["val_robust_loss"]):
+            raise FloatingPointError(f"epoch {epoch + 1}: expected a finite validation loss, got {loss}; {REMEDY}")
         history.append(row | validation.history_metrics([*history, row]))
         if (score := validation.score(row)) > best.score:
             best = Best(score, epoch + 1, copy.deepcopy(learner.eval_model.state_dict()))
@@ -275,7 +281,8 @@ def fit(
         )
     if reason := _stop_reason(history, best.epoch, p, validation):
         say(f"stopped after epoch {len(history)}/{p.epochs}, keeping epoch {best.epoch}: {reason}")
-    return TrainingResult(best.state or {}, best.epoch, history)
+    assert best.state is not None  # every epoch has a finite score
+    return TrainingResult(best.state, best.epoch, history)
 
 
 def _stop_reason(history: Sequence[EpochMetrics], best_epoch: int, p: TrainingParams, validation: Validation) -> str:

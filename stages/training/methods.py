@@ -43,6 +43,8 @@ class AdversarialTraining(TrainingMethod):
 class FGSM(AdversarialTraining):
     """One step of size eps (Goodfellow et al., arXiv:1412.6572)."""
 
+    needs_noise = False
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
         """x_adv (B, 3, H, W)."""
         return perturbations.fgsm(model, x, y, eps, norm=self.norm)

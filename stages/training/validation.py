@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import pgd
+from stages.attacks.perturbations import pgd, pgd_step_size
 from stages.models.batches import DatasetSplit
 from stages.models.inference import frozen_eval_mode
 
@@ -23,10 +23,10 @@ class Validation:
 
     Attributes:
         split: the validation images; all of them are evaluated clean.
-        norm: of the attack, PGD with steps of eps / 4.
+        norm: of the attack, PGD.
         eps: of the attack.
         steps: of the attack.
-        images: how many are attacked, the first ones.
+        images: how many are attacked at most, each class in its proportion.
     """
 
     split: DatasetSplit
@@ -56,9 +56,11 @@ def validate(fabric: Fabric, model: nn.Module, validation: Validation, seed: int
     """Losses and accuracies on the validation images, attacked within the same eps and from the same noise every time."""
     labels: list[Tensor] = []
     clean: list[Tensor] = []
+    labels_adv: list[Tensor] = []
     attacked: list[Tensor] = []
     extra: list[dict[str, Tensor]] = []
     generator = torch.Generator().manual_seed(seed)
+    chosen = validation.split.stratified_positions(validation.images, seed)
     with frozen_eval_mode(model), fabric.autocast():
         for start in range(0, len(validation.split), batch_size):
             positions = np.arange(start, min(start + batch_size, len(validation.split)))
@@ -66,17 +68,17 @@ def validate(fabric: Fabric, model: nn.Module, validation: Validation, seed: int
             labels.append(y)
             with torch.no_grad():
                 clean.append(model(x))
-            if (left := validation.images - start) > 0:
-                x, y = x[:left], y[:left]
+            if len(rows := np.flatnonzero(np.isin(positions, chosen))):
+                x, y = x[rows], y[rows]
                 noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
                 # No early stop: a loss at the decision boundary would flatter the weaker epoch.
-                alpha, steps = validation.eps / 4, validation.steps
+                alpha, steps = pgd_step_size(validation.eps, validation.steps), validation.steps
                 x_adv = pgd(model, x, y, validation.eps, noise, alpha=alpha, steps=steps, norm=validation.norm)
                 with torch.no_grad():
                     attacked.append(model(x_adv))
+                labels_adv.append(y)
                 extra.append(validation.image_metrics(model, x, y, noise))
-    y, logits, logits_adv = torch.cat(labels), torch.cat(clean), torch.cat(attacked)
-    y_adv = y[: len(logits_adv)]
+    y, logits, y_adv, logits_adv = (torch.cat(batches) for batches in (labels, clean, labels_adv, attacked))
     return {
         "val_loss": F.cross_entropy(logits, y).item(),
         "val_clean_accuracy": (logits.argmax(1) == y).float().mean().item(),

@@ -62,7 +62,7 @@ def test_predictions_in_lower_precision_are_those_of_float32(trained):
     for precision in ("fp32", "bf16"):
         runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu", "precision": precision})
         target = under_attack(make_fabric(runtime), model, dataset, batch_size=7)
-        tables.append(evaluate_corruptions(target, dataset, np.arange(24), partial(suite.fgsm, norm="linf"), 0.02, StepCache()))
+        tables.append(evaluate_corruptions(target, dataset, partial(suite.fgsm, norm="linf"), 0.02, StepCache()))
     single, lower = (table[table["attack"] == "none"] for table in tables)
     assert (single["prediction"] == lower["prediction"]).all()
     assert (single["confidence"] != lower["confidence"]).any()
@@ -79,7 +79,7 @@ def outcomes(table, **case) -> np.ndarray:
 def test_attack_on_corrupted_images_is_worse_than_the_corruption_and_stronger_with_eps(batch_size, trained, fabric):
     dataset, model = trained
     target = under_attack(fabric, model, dataset, batch_size=batch_size)
-    tables = [evaluate_corruptions(target, dataset, np.arange(24), PGD, eps, StepCache()) for eps in (0.01, 0.1)]
+    tables = [evaluate_corruptions(target, dataset, PGD, eps, StepCache()) for eps in (0.01, 0.1)]
     falls = 0
     for name in CORRUPTIONS:
         without = outcomes(tables[0], corruption=name, severity=2, attack="none")
@@ -93,7 +93,7 @@ def test_attack_on_corrupted_images_is_worse_than_the_corruption_and_stronger_wi
 def test_spatial_case_is_the_worst_of_all_rotations_and_shifts(trained, fabric):
     dataset, model = trained
     target = under_attack(fabric, model, dataset, batch_size=7)
-    table = evaluate_corruptions(target, dataset, np.arange(24), PGD, 0.01, StepCache())
+    table = evaluate_corruptions(target, dataset, PGD, 0.01, StepCache())
     x, y, _ = target.load(np.arange(24))
     with torch.no_grad():
         each = [model(rotate_and_shift(x, angle, shift)).argmax(1) == y for angle, shift in itertools.product(ANGLES, SHIFTS)]

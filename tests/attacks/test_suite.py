@@ -33,7 +33,6 @@ PARAMS = AttackEvalParams(
     aa_steps=10,
     aa_queries=30,
     min_eps_rounds=3,
-    strict=False,
     examples=2,
     surrogate="none",
 )

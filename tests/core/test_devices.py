@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from lightning_fabric.accelerators import cuda
+from lightning_fabric.utilities.rank_zero import rank_zero_info
 
 from stages.core.devices import bf16_is_faster, make_fabric
 from stages.core.errors import InputError
@@ -39,3 +41,13 @@ def test_explicit_precision_is_used_on_any_hardware(precision, monkeypatch):
 def test_missing_device_is_named():
     with pytest.raises(InputError, match=r"runtime.device: expected a device of this machine \(cpu.*\), got mps"):
         make_fabric(RUNTIME.model_copy(update={"device": "mps"}))
+
+
+def test_lightnings_advice_to_lower_the_precision_of_float32_is_not_shown(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(cuda, "_is_ampere_or_later", lambda device: True)
+    with caplog.at_level("INFO"):
+        cuda._check_cuda_matmul_precision.__wrapped__(torch.device("cuda"))
+        rank_zero_info("other")
+    assert caplog.messages == ["other"]

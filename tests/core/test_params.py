@@ -151,6 +151,12 @@ def test_validation_and_test_fraction_must_leave_training_images(edited_file):
         load_params(file)
 
 
+def test_free_training_needs_a_replay(edited_file):
+    file = edited_file({"train_adv.method": "free", "train_adv.steps": 1})
+    with pytest.raises(ParamsError, match=r"train_adv\.steps: expected at least 2 replays for the method free: .*, got 1"):
+        load_params(file)
+
+
 def test_l2_eps_may_exceed_the_linf_limit(edited_file):
     threat = load_params(edited_file({"attack.norm": "l2", "attack.eps": 2, "attack.eps_grid": [1, 2]})).attack
     assert (threat.eps, threat.eps_grid) == (2.0, (1.0, 2.0))

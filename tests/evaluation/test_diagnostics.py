@@ -55,9 +55,10 @@ def test_sound_evaluation_passes():
         ("D8", WARN, {"fgsm": 98}),  # on one percent more
         ("D10", FAIL, {"uniform_noise": list(range(20, 180))}),  # noise succeeds where PGD doesn't
         ("D11", FAIL, {"pgd_half": 60}),
-        ("D18", FAIL, {"fgsm": 190}),
         ("D17", FAIL, {"transfer": 60}),
         ("D9", FAIL, {"transfer": 60}),
+        ("D9", FAIL, {"surrogate": 60}),
+        ("D17", FAIL, {"surrogate": 60}),
         ("D17", PASS, {"transfer": 160}),
         ("D27", FAIL, {"pgd": 60, "ensemble": 60}),
         ("D19", WARN, {"ensemble": None}),
@@ -68,6 +69,14 @@ def test_sound_evaluation_passes():
 def test_each_fault_trips_its_own_check(check, verdict, change):
     table = table_with(**{attack: images for attack, images in (SOUND | change).items() if images is not None})
     assert checks_of(table)[check].verdict == verdict
+
+
+@pytest.mark.parametrize(("idle", "verdict"), [(0, PASS), (2, WARN), (10, FAIL)])
+def test_attack_that_does_not_increase_the_loss_is_found(idle, verdict):
+    table = table_with(**SOUND)
+    images = table.index[(table["attack"] == "pgd") & np.isclose(table["eps"], EPS)][:idle]
+    table.loc[images, "found_by"] = "none"
+    assert checks_of(table)["D18"].verdict == verdict
 
 
 def test_success_of_square_alone_is_gradient_masking():
@@ -117,6 +126,13 @@ def test_minimum_perturbation_that_contradicts_the_attacks_trips_its_check(withi
     """Of the 180 images classified correctly, the attacks find 40 within half of eps and 82 within eps."""
     curve = pd.DataFrame({"eps": [0, EPS / 3, 0.9 * EPS, 2 * EPS], "changed": [0, 40 / 180, within_eps, 1.0], "count": 180})
     assert checks_of(table_with(**SOUND), curve=curve)["D28"].verdict == verdict
+
+
+def test_minimum_perturbation_found_at_the_budget_itself_is_within_it():
+    """Its norm is computed in float32."""
+    rounded = EPS * (1 + 2e-6)
+    curve = pd.DataFrame({"eps": [0, EPS / 3, rounded, 2 * EPS], "changed": [0, 40 / 180, 82 / 180, 1.0], "count": 180})
+    assert checks_of(table_with(**SOUND), curve=curve)["D28"].value == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])

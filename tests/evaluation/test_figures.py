@@ -149,6 +149,13 @@ def test_overview_shows_stains_and_sizes_only_where_they_mean_something(stains, 
     assert lengths[:3] == figures.table_of_counts(manifest, CLASSES)["train"].tolist()
 
 
+def test_classes_of_the_same_label_have_a_bar_each(rendered):
+    long = "a name of more than 24 characters"
+    names = (f"{long} 1", f"{long} 2")
+    figures.overview(make_manifest(names), names, stains=False, synthetic=True)
+    assert len({patch.get_y() for patch in rendered[0].axes[0].patches}) == 2
+
+
 def test_counts_have_a_row_for_classes_without_images():
     counts = figures.table_of_counts(make_manifest(("a", "b")), ("a", "b", "empty"))
     assert counts.loc["empty"].tolist() == [0, 0, 0]

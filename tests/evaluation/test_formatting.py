@@ -16,8 +16,6 @@ from stages.evaluation.formatting import (
     attack_label,
     capitalized,
     class_label,
-    format_budget,
-    format_eps,
     listed,
     metric,
     p_value,
@@ -28,17 +26,6 @@ from stages.evaluation.summary import METHOD_NAMES
 from tests.helpers.repository import ROOT
 
 VALUES = {"accuracy": 0.8731, "accuracy_low": 0.8042, "accuracy_high": 0.9325, "loss": 0.35394}
-
-
-@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.000980392, "0.25/255"), (0.031373, "8/255"), (0.01, "0.01")])
-def test_linf_eps_reads_as_it_was_written(eps, text):
-    assert format_eps(eps, "linf") == text
-    assert format_budget(eps, "linf") == f"L∞, ε = {text}"
-
-
-def test_l2_eps_is_a_norm_of_the_whole_perturbation():
-    assert format_eps(128 / 255, "l2") == "0.502"
-    assert format_budget(128 / 255, "l2") == "L2, ε = 0.502"
 
 
 def test_metric_has_its_interval_with_a_no_break_space():

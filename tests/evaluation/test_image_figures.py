@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -85,3 +86,9 @@ def test_no_perturbation_is_mid_gray():
     shown, factor = amplify(original, original)
     assert factor == 127
     assert (shown == 128).all()
+
+
+def test_all_examples_that_were_asked_for_are_shown(rendered, examples):
+    table = pd.concat([examples[0]] * 2, ignore_index=True)
+    adversarial_examples(table, examples[1], 10, "linf", synthetic=True)
+    assert len([axis for axis in rendered[-1].axes if axis.images]) == 3 * len(table) == 18

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.core.checks import GROUPS
-from stages.evaluation.formatting import NOT_AVAILABLE, percent
+from stages.evaluation.formatting import NOT_AVAILABLE, metric, percent
 from stages.evaluation.report_tables import (
     attack_rows,
     attacked_corruption_rows,
@@ -19,7 +19,7 @@ from tests.helpers.reports import PARAMS, make_report
 
 
 def attack_rows_of(report):
-    return dict(attack_rows(report.metrics, report.tables["robustness"], report.attacks))
+    return dict(attack_rows(report.metrics, report.tables["robustness"], report.steps))
 
 
 def test_attack_rows_have_accuracy_and_success_rate_of_each_model():
@@ -43,8 +43,8 @@ def test_attack_rows_have_accuracy_and_success_rate_of_each_model():
         for label, attack in (("FGSM", "fgsm"), ("Ensemble (apgd)", "apgd")):
             accuracy, rate = rows[label][number]
             assert accuracy.startswith(percent(metrics["robust_accuracy"][attack]))
-            assert rate == percent(metrics["attack_success_rate"][attack])
-        assert rows["Worst case"][number][1] == percent(metrics["attack_success_rate_worst"])
+            assert rate == metric(metrics["attack_success_rate"], attack)
+        assert rows["Worst case"][number][1] == metric(metrics, "attack_success_rate_worst")
 
 
 def test_cost_rows_have_steps_psnr_and_ssim_or_say_that_there_is_no_adversarial_example():
@@ -52,7 +52,7 @@ def test_cost_rows_have_steps_psnr_and_ssim_or_say_that_there_is_no_adversarial_
     adv = report.metrics["adv"] | {"mean_psnr": {"pgd": 35.44}, "mean_ssim": {"pgd": 0.9871}}
     rows = {
         attack: (steps, cells)
-        for attack, steps, cells in cost_rows(report.metrics | {"adv": adv}, report.attacks, ["clean", "adv"])
+        for attack, steps, cells in cost_rows(report.metrics | {"adv": adv}, report.steps, ["clean", "adv"])
     }
     clean = [f"{report.metrics['clean']['mean_psnr']['pgd']:.1f} dB", f"{report.metrics['clean']['mean_ssim']['pgd']:.3f}"]
     assert rows["PGD"] == (10, [*clean, "35.4 dB", "0.987"])

@@ -91,12 +91,13 @@ def test_few_patients_are_a_caveat_with_many_images():
 
 
 def test_unknown_patients_are_a_caveat():
-    known = {"groups": {"images_with_known_patient": 100, "total": 60}}
+    known = {"images": 100, "groups": {"images_with_known_patient": 100, "total": 60}}
     grouped = {"clean": make_table("clean", per_group=4)}
-    assert not any("same patient" in sentence for sentence in caveats_of(make_report(tables=grouped, data=known)))
-    unknown = {"groups": {"images_with_known_patient": 0, "total": 60}}
-    assert any("same patient" in sentence for sentence in caveats_of(make_report(tables=grouped, data=unknown)))
-    assert any("same patient" in sentence for sentence in caveats_of(make_report(data=known)))  # one image per group
+    assert not any("patient is not" in sentence for sentence in caveats_of(make_report(tables=grouped, data=known)))
+    assert not any("patient is not" in sentence for sentence in caveats_of(make_report(data=known)))  # one image of each
+    for count in (0, 99):
+        unknown = {"images": 100, "groups": {"images_with_known_patient": count, "total": 60}}
+        assert any("patient is not" in sentence for sentence in caveats_of(make_report(tables=grouped, data=unknown)))
 
 
 def test_model_without_correct_image_has_no_success_rate():
@@ -184,7 +185,7 @@ def test_main_metrics_are_those_of_evaluate_json():
 
 
 def test_universal_second_norm_and_what_was_not_run_in_words():
-    values = {"clean_correct": 90, "universal_success_rate": 0.25, "robust_accuracy_second_norm": 0.5}
+    values = {"clean_correct": 90, "attack_success_rate": {"universal": 0.25}, "robust_accuracy_second_norm": 0.5}
     metrics = {"clean": values | {"robust_accuracy_both_norms": 0.4}, "adv": {"clean_correct": 80}}
     assert summary.universal_sentences(metrics) == ["Standard training: success rate 25.0% under its own pattern (n = 90)."]
     (sentence,) = summary.second_norm_sentences(metrics)

@@ -20,7 +20,6 @@ from stages.evaluation.metrics import (
     min_eps_metrics,
     model_metrics,
     paired_difference,
-    universal_metrics,
 )
 from stages.evaluation.report import Report
 from stages.evaluation.selection import select_predictions
@@ -60,7 +59,6 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
         metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
         metrics[model] |= distortion_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
-        metrics[model] |= universal_metrics(table, context)
         metrics[model] |= gradient_metrics(make_gradients(table), context)
         metrics[model] |= conformal_metrics(plots["conformal"], calibration)
         by_model.append(plots)
@@ -78,6 +76,7 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "tables": {name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]},
         "training": {model: make_training() for model in tables},
         "attacks": pd.DataFrame(attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]),
+        "steps": {"pgd": 10, "apgd": 20},
         "models": dict.fromkeys(tables, DESCRIPTION),
         "ensembles": dict.fromkeys(tables, ENSEMBLE),
     }

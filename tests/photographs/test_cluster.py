@@ -69,6 +69,14 @@ def test_worker_without_the_folder_is_refused(scheduler, monkeypatch):
         pass
 
 
+@pytest.mark.slow
+def test_workers_with_several_threads_are_refused():
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as local:
+        refused = pytest.raises(InputError, match="expected workers of one thread, got 2 threads in tcp")
+        with refused, parallel_map(0, local.scheduler_address):
+            pass
+
+
 def test_unreachable_scheduler_is_an_error_within_seconds(monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT", 1)
     start, expected = time.monotonic(), r"runtime.cluster: expected a Dask scheduler at tcp://127.0.0.1:9, got"

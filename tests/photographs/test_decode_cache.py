@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from stages import photographs
 from stages.photographs import decoding, reading
-from stages.photographs.decode_cache import DECODER, DecodeConfig, evict_lru
+from stages.photographs.decode_cache import DECODER, DecodeConfig, evict_lru, load_entry
 from tests.helpers.full_disk import file_size_limit
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.image_folders import decode_folder, write_image_folder
@@ -43,6 +44,18 @@ def test_damaged_entries_are_ignored(source, tmp_path):
         content[400 + number] ^= 255
         entry.write_bytes(content[: 3 * number] if number % 2 else content)
     assert decode_folder(source, tmp_path / "cache")[1] == pixels
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_entry_damaged_anywhere_is_ignored(seed, source, tmp_path):
+    decode_folder(source, tmp_path / "cache")
+    entry = min((tmp_path / "cache").rglob("*.npz"))
+    expected, content, size = load_entry(entry, 16), entry.read_bytes(), 16
+    rng = np.random.default_rng(seed)
+    for position in rng.choice(len(content), 300, replace=False):
+        entry.write_bytes(content[:position] + bytes([content[position] ^ (1 << rng.integers(8))]) + content[position + 1 :])
+        image = load_entry(entry, size)  # whole, where the changed bit is none of the content
+        assert image is None or np.array_equal(image.pixels, expected.pixels)
 
 
 def test_full_cache_costs_time_only_and_warns_once(source, tmp_path, capfd):

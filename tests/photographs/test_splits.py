@@ -100,6 +100,11 @@ def test_given_splits_without_test_are_refused():
         assign(["a"] * 9 + ["b"] * 9, GROUPS, ["train", "val", "train"] * 6)
 
 
+def test_given_splits_without_training_images_are_refused():
+    with pytest.raises(SplitError, match="expected at least two groups to draw val from, got 0"):
+        assign(["a", "b"] * 6, range(12), ["test"] * 12)
+
+
 def test_class_without_test_images_is_refused():
     with pytest.raises(SplitError, match="class b: expected images in train, val and test, got none in test"):
         assign(["a"] * 3 + ["b"] * 15, GROUPS, ["test"] + [""] * 17)

@@ -13,10 +13,11 @@ import yaml
 from PIL import Image
 
 from stages import evaluate
+from stages.core.budgets import format_budget
 from stages.core.files import md5
 from stages.core.params_file import flatten, load_stage_params
 from stages.evaluation import figures
-from stages.evaluation.formatting import MODEL_LABELS, attack_label, format_budget, listed, percent
+from stages.evaluation.formatting import MODEL_LABELS, attack_label, listed, percent
 from stages.evaluation.style import MAX_PNG_BYTES
 from stages.evaluation.summary import cluster_name, method_name
 from stages.tracking.connection import VIEW_KEY

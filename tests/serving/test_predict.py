@@ -28,6 +28,12 @@ def test_invalid_image_is_error_after_predictions_of_others(folder, capsys):
     assert "1.JPG" in capsys.readouterr().out
 
 
+def test_missing_file_is_error_after_predictions_of_others(folder, capsys):
+    with pytest.raises(InputError, match=r"missing\.png: expected an image, got: .*No such file"):
+        predict.main("adv", [folder / "missing.png", folder])
+    assert "1.JPG" in capsys.readouterr().out
+
+
 def test_folder_without_images_is_refused(finished_pipeline):
     with pytest.raises(InputError, match="expected files ending in"):
         predict.main("adv", [finished_pipeline / "metrics"])

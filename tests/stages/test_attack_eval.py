@@ -266,3 +266,20 @@ def test_empty_test_split_is_refused(project):
     write_toy_dataset(dataclasses.replace(dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})))
     with pytest.raises(InputError, match=r"manifest\.csv: split: expected images in train, val, test, got train, val"):
         attack_eval.main("clean")
+
+
+def test_stronger_attacks_are_tried_on_what_is_robust_at_the_main_eps(project, monkeypatch):
+    """Not only on what is robust at every eps of the grid."""
+    seen = []
+
+    def record(target, subset, robust, eps, p):
+        seen.append(robust)
+        return []
+
+    monkeypatch.setattr(attack_eval, "run_sanity_checks", record)
+    set_params(attack={"eps": 0.001, "eps_grid": [0.001, 0.4]})
+    table = attack_eval.main("clean")
+    within = table[table["eps"] <= 0.001]
+    expected = (within["label"] == within["prediction"]).groupby(within["path"]).all()
+    everywhere = (table["label"] == table["prediction"]).groupby(table["path"]).all()
+    assert seen[0].sum() == expected.sum() > everywhere.sum()

@@ -24,7 +24,7 @@ from stages.core.predictions import read_predictions
 from stages.evaluation import figures, image_figures
 from stages.evaluation.selection import select_predictions
 from stages.evaluation.style import MAX_PNG_BYTES
-from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, make_project
+from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, EPS, make_project
 from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT, paths_of
 
@@ -141,6 +141,14 @@ def test_attack_configurations_are_distinct_and_count_their_images(tmp_path, mon
     assert (rows["models"] == "clean, adv").all()
     table = read_predictions(folder / "data/predictions/clean")
     assert set(rows["attack"]) == {*table["attack"], "transfer", "universal_transfer"} - {"none"}
+
+
+def test_steps_of_an_attack_are_those_at_the_main_eps(tmp_path, monkeypatch):
+    make_evaluate_project(tmp_path / "p", monkeypatch, size=16, n=30)
+    inputs = evaluate.load_inputs()
+    table = inputs["clean"].predictions
+    table.loc[(table["attack"] == "pgd") & (table["eps"] < 0.9 * EPS), "steps"] = 50
+    assert evaluate.gradient_steps(inputs, EPS)["pgd"] == 20
 
 
 @pytest.mark.parametrize(
@@ -281,6 +289,6 @@ def test_strict_ends_with_an_error_after_everything_is_written(tmp_path, monkeyp
     (folder / "params.yaml").write_text(text.replace("strict: false", "strict: true"))
     report = folder / "data/report.html"
     report.unlink()
-    with pytest.raises(InputError, match=r"attack_eval\.strict: expected no diagnostic that says FAIL, got adv D2"):
+    with pytest.raises(InputError, match=r"evaluate\.strict: expected no diagnostic that says FAIL, got adv D2"):
         evaluate.main()
     assert report.exists()

@@ -86,6 +86,16 @@ def test_label_conflicts_are_dropped_on_demand(project):
     assert preprocess.main()["rejected"]["reasons"]["conflict"] == 3, "the two copies and a near-duplicate"
 
 
+def test_class_lost_to_conflicts_is_explained_in_the_table_that_the_error_names(project):
+    originals = sorted(Path("raw/a").glob("??.jpg"))[:6]
+    write_files(Path("raw"), {f"c/{n}.jpg": file.read_bytes() for n, file in enumerate(originals)})
+    set_params(project, conflicting_labels="drop")
+    with pytest.raises(InputError, match=r"rejected\.csv has the reasons"):
+        preprocess.main()
+    rejected = Path("data/processed/rejected.csv").read_text(encoding="utf-8")
+    assert all(f"c/{n}.jpg" in rejected for n in range(len(originals)))
+
+
 def test_official_test_patients_are_excluded_from_training(project):
     images = {f"test/test/{n}.jpg": encode(make_image(n, 80, 64), quality=60) for n in range(10)}
     solution = "image_name,a,b\n" + "".join(f"{n}.jpg,{1 - n % 2},{n % 2}\n" for n in range(10))

@@ -80,3 +80,13 @@ def test_predictions_on_validation_images_give_no_metrics():
     for name, metrics in (("predictions", {("clean_accuracy", 0): 1.0}), ("calibration", {})):
         write_text(f"data/predictions/adv/{name}.csv", table)
         assert read_metrics(Path(f"data/predictions/adv/{name}.csv")) == metrics
+
+
+def test_transfer_attacks_give_a_metric_for_each_target():
+    table = "attack,eps,label,prediction,target\ntransfer,0.01,a,a,adv\ntransfer,0.01,a,b,clean\n"
+    write_text("data/predictions/adv/transfer.csv", table)
+    metrics = read_metrics(Path("data/predictions/adv/transfer.csv"))
+    assert {name.partition(".")[0]: value for (name, _), value in metrics.items()} == {
+        "robust_accuracy/transfer_to_adv": 1.0,
+        "robust_accuracy/transfer_to_clean": 0.0,
+    }

@@ -81,6 +81,24 @@ def test_non_finite_loss_names_step_and_keeps_last_checkpoint(fabric, tmp_path):
     assert all(value.isfinite().all() for value in kept["learner"]["model"].values())
 
 
+class NanWeightsAfter(TrainingMethod):
+    """Makes the weights NaN in the last step of the second epoch, after its loss."""
+
+    steps = 0
+
+    def perturb(self, model, x, y, eps, noise):
+        self.steps += 1
+        if self.steps == 6:
+            next(model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        return x
+
+
+def test_epoch_that_ends_in_nan_weights_is_never_selected(fabric, tmp_path):
+    with pytest.raises(FloatingPointError, match="epoch 2: expected a finite validation loss, got nan; lower lr"):
+        train(fabric, tmp_path / "c", method=NanWeightsAfter())
+    assert len(checkpoint_in(tmp_path / "c").load()["history"]) == 1
+
+
 def test_eps_grows_linearly_to_full():
     method = TrainingMethod()
     method.eps = 0.1
