@@ -151,7 +151,7 @@ def test_curve_and_training_are_told_in_words():
     report = make_report()
     curve = curve_sentence(report.tables["robustness"], ["clean", "adv"], "linf")
     robust = percent(report.metrics["adv"]["robust_accuracy_worst"])
-    assert curve.startswith(f"Standard training: {percent(report.metrics['clean']['clean_accuracy'])} at 0/255, ")
+    assert curve.startswith(f"Standard training: {percent(report.metrics['clean']['clean_accuracy'])} at 0, ")
     assert curve.endswith(f"{robust} at 8/255")
     (sentence,) = training_sentences({"clean": make_training(12, peak=0.75, robust=0.1)})
     assert sentence.startswith("Standard training: epoch 11 of 12 was selected; validation accuracy 7")
