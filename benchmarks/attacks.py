@@ -55,7 +55,9 @@ def timed(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]
 
 def foolbox_pgd(model: nn.Module, eps: float) -> Run:
     oracle = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * eps / PGD_STEPS, steps=PGD_STEPS, random_start=True)
+    attack = foolbox.attacks.LinfPGD(
+        abs_stepsize=2.5 * eps / PGD_STEPS, steps=PGD_STEPS, random_start=True
+    )
     return lambda x, y: attack(oracle, x, y, epsilons=eps)[1]
 
 
@@ -72,7 +74,9 @@ def our_pgd(fused: nn.Module, eps: float, fabric: object) -> Run:
             return noise_of(x)(kind, draw)[correct]
 
         with fabric.autocast():
-            found[correct] = suite.pgd(fused, x[correct], y[correct], eps, noise, steps=PGD_STEPS, restarts=1, norm="linf")
+            found[correct] = suite.pgd(
+                fused, x[correct], y[correct], eps, noise, steps=PGD_STEPS, restarts=1, norm="linf"
+            )
         return found
 
     return run
@@ -91,29 +95,59 @@ def art_pgd(model: nn.Module, classes: int, eps: float) -> Run:
         clip_values=(0, 1),
         device_type=device.type,
     )
-    how = {"norm": np.inf, "eps": eps, "eps_step": 2.5 * eps / PGD_STEPS, "max_iter": PGD_STEPS, "num_random_init": 1}
+    how = {
+        "norm": np.inf,
+        "eps": eps,
+        "eps_step": 2.5 * eps / PGD_STEPS,
+        "max_iter": PGD_STEPS,
+        "num_random_init": 1,
+    }
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         attack = ProjectedGradientDescentPyTorch(estimator, **how, batch_size=len(x), verbose=False)
-        return torch.from_numpy(attack.generate(x.contiguous().cpu().numpy(), y.cpu().numpy())).to(x.device)
+        return torch.from_numpy(attack.generate(x.contiguous().cpu().numpy(), y.cpu().numpy())).to(
+            x.device
+        )
 
     return run
 
 
 def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, queries: int) -> Run:
     """The library's own run; with fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place."""
-    oracle = AutoAttack(model, eps=eps, seed=0, version="custom", device=next(model.parameters()).device)
+    oracle = AutoAttack(
+        model, eps=eps, seed=0, version="custom", device=next(model.parameters()).device
+    )
     oracle.attacks_to_run = ["apgd-ce", "apgd-t" if classes >= 4 else "apgd-dlr", "fab-t", "square"]
-    how = {"n_iter": steps, "norm": "Linf", "eps": eps, "seed": 0, "device": oracle.device, "logger": oracle.logger}
+    how = {
+        "n_iter": steps,
+        "norm": "Linf",
+        "eps": eps,
+        "seed": 0,
+        "device": oracle.device,
+        "logger": oracle.logger,
+    }
     oracle.apgd = APGDAttack(model, n_restarts=1, **how)
     targets = min(9, classes - 1)
     oracle.apgd_targeted = APGDAttack_targeted(model, n_restarts=1, n_target_classes=targets, **how)
-    oracle.fab.n_iter, oracle.fab.n_target_classes, oracle.square.n_queries = steps, targets, queries
+    oracle.fab.n_iter, oracle.fab.n_target_classes, oracle.square.n_queries = (
+        steps,
+        targets,
+        queries,
+    )
     return lambda x, y: oracle.run_standard_evaluation(x.contiguous(), y)[0]
 
 
-def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, p: AttackEvalParams, fabric: object) -> Run:
-    attacks = ensemble_attacks(p.model_copy(update={"ensemble": "lean"}), classes, norm="linf", seed=0)
+def our_ensemble(
+    model: nn.Module,
+    fused: nn.Module,
+    classes: int,
+    eps: float,
+    p: AttackEvalParams,
+    fabric: object,
+) -> Run:
+    attacks = ensemble_attacks(
+        p.model_copy(update={"ensemble": "lean"}), classes, norm="linf", seed=0
+    )
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         found = our_pgd(fused, eps, fabric)(x, y)
@@ -123,7 +157,13 @@ def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, p
             if not len(left):
                 break
             with fabric.autocast():
-                found[left] = attack(fused, x[left], y[left], eps, lambda kind, draw, left=left: noise_of(x)(kind, draw)[left])
+                found[left] = attack(
+                    fused,
+                    x[left],
+                    y[left],
+                    eps,
+                    lambda kind, draw, left=left: noise_of(x)(kind, draw)[left],
+                )
         suite.check_within_budget(x, found, eps, norm="linf")
         return found
 
@@ -133,9 +173,15 @@ def our_ensemble(model: nn.Module, fused: nn.Module, classes: int, eps: float, p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=100, help="of the library: iterations of APGD and FAB-T")
-    parser.add_argument("--queries", type=int, default=1000, help="of the library: queries of Square")
-    parser.add_argument("--project", type=Path, default=Path("."), help="folder with data/ and params.yaml")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="of the library: iterations of APGD and FAB-T"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=1000, help="of the library: queries of Square"
+    )
+    parser.add_argument(
+        "--project", type=Path, default=Path("."), help="folder with data/ and params.yaml"
+    )
     options = parser.parse_args()
     params = load_params(options.project / "params.yaml")
     dataset = load_dataset(options.project / "data/processed")
@@ -145,12 +191,23 @@ def main() -> None:
     x, y = test.load(np.arange(len(test)), fabric.device)
     classes, eps = len(dataset.classes), params.attack.eps
     with_art = find_spec("art") is not None
-    names = ("torch", "foolbox", "pyautoattack", *(["adversarial-robustness-toolbox"] if with_art else []))
-    print(f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}")
-    print(f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    names = (
+        "torch",
+        "foolbox",
+        "pyautoattack",
+        *(["adversarial-robustness-toolbox"] if with_art else []),
+    )
+    print(
+        f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}"
+    )
+    print(
+        f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
     print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
     p = params.attack_eval
-    print(f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; ours {p.aa_steps} and {p.aa_queries}")
+    print(
+        f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; ours {p.aa_steps} and {p.aa_queries}"
+    )
 
     for name in ("clean", "adv"):
         file = options.project / f"data/models/{name}.safetensors"
@@ -160,12 +217,20 @@ def main() -> None:
         model = classifier.load(file, dataset.classes, x.shape[-1]).to(fabric.device)
         fused = classifier.fuse_batchnorm(model)
         correct = int((predict_logits(model, x).argmax(1) == y).sum())
-        print(f"{name}: {model.arch}, {correct} of {len(x)} images classified correctly without attack")
+        print(
+            f"{name}: {model.arch}, {correct} of {len(x)} images classified correctly without attack"
+        )
         art = {"ART": art_pgd(model, classes, eps)} if with_art else {}
         rivals = {
-            f"PGD-{PGD_STEPS}": {"foolbox": foolbox_pgd(model, eps), **art, "ours": our_pgd(fused, eps, fabric)},
+            f"PGD-{PGD_STEPS}": {
+                "foolbox": foolbox_pgd(model, eps),
+                **art,
+                "ours": our_pgd(fused, eps, fabric),
+            },
             "ensemble": {
-                "pyautoattack": library_ensemble(model, classes, eps, options.steps, options.queries),
+                "pyautoattack": library_ensemble(
+                    model, classes, eps, options.steps, options.queries
+                ),
                 "ours": our_ensemble(model, fused, classes, eps, params.attack_eval, fabric),
             },
         }
@@ -173,7 +238,9 @@ def main() -> None:
             results = {program: timed(run, model, x, y) for program, run in programs.items()}
             ours, _ = results["ours"]
             for program, (seconds, left) in results.items():
-                print(f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, relative time {seconds / ours:.1f}")
+                print(
+                    f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, relative time {seconds / ours:.1f}"
+                )
 
 
 if __name__ == "__main__":

@@ -34,17 +34,25 @@ WINDOW = 0.7  # of the side: leaves room for a window that is displaced by 25 % 
 PIXELS = 256  # smallest side at which files are decoded
 KINDS = (
     [(f"shift {shift} %", {"shift": shift}) for shift in (0, 5, 10, 15, 20, 25)]
-    + [(f"shift {shift} %, zoom", {"shift": shift, "zoom": 0.15, "exposure": 0.15}) for shift in (0, 5, 10, 15, 20, 25)]
+    + [
+        (f"shift {shift} %, zoom", {"shift": shift, "zoom": 0.15, "exposure": 0.15})
+        for shift in (0, 5, 10, 15, 20, 25)
+    ]
     + [(f"blur {blur} %", {"blur": blur, "exposure": 0.15}) for blur in (1, 2, 3, 4)]
     + [(f"sharp {width} %", {"sharp": width, "exposure": 0.15}) for width in (1, 2)]
-    + [(f"shift 10 %, blur {blur} %", {"shift": 10, "blur": blur, "exposure": 0.15}) for blur in (1, 2, 3)]
+    + [
+        (f"shift 10 %, blur {blur} %", {"shift": 10, "blur": blur, "exposure": 0.15})
+        for blur in (1, 2, 3)
+    ]
 )
 
 
 def images_of_patients(source: Path) -> tuple[list[Image.Image], list[str]]:
     """The images of a folder that can be decoded, and their patients."""
     table = "patients.csv" if (source / "patients.csv").exists() else "none"
-    data = load_params(ROOT / "params.yaml").data.model_copy(update={"source": source, "groups": table})
+    data = load_params(ROOT / "params.yaml").data.model_copy(
+        update={"source": source, "groups": table}
+    )
     images, patients = [], []
     for record in list_images(data).images:
         try:
@@ -89,16 +97,27 @@ def plant(
     if blur:
         second = second.filter(ImageFilter.GaussianBlur(blur / 100 * second.width))
     if sharp:
-        second = second.filter(ImageFilter.UnsharpMask(sharp / 100 * second.width, percent=200, threshold=0))
+        second = second.filter(
+            ImageFilter.UnsharpMask(sharp / 100 * second.width, percent=200, threshold=0)
+        )
     second = ImageEnhance.Brightness(second).enhance(rng.uniform(1 - exposure, 1 + exposure))
-    return thumbnail(window(image, center, WINDOW), 90), thumbnail(second, int(rng.integers(60, 90)))
+    return thumbnail(window(image, center, WINDOW), 90), thumbnail(
+        second, int(rng.integers(60, 90))
+    )
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, default=ROOT / "data/sample", help="folder of images")
-    parser.add_argument("--pairs", type=int, default=150, help="planted pairs of each kind, of as many patients, at most")
+    parser.add_argument(
+        "--source", type=Path, default=ROOT / "data/sample", help="folder of images"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=150,
+        help="planted pairs of each kind, of as many patients, at most",
+    )
     options = parser.parse_args()
     similarity = load_params(ROOT / "params.yaml").data.duplicate_similarity
     images, patients = images_of_patients(options.source)
@@ -108,13 +127,17 @@ def main() -> None:
     every = np.stack([thumbnail(window(image, middle, WINDOW), 90) for image in images])
     owners = np.array(patients + [patients[row] for row in chosen])
     planted = {(row, len(images) + number) for number, row in enumerate(chosen)}
-    print(f"{len(images)} images of {len(set(patients))} patients, n = {len(planted)} planted pairs of each kind\n")
+    print(
+        f"{len(images)} images of {len(set(patients))} patients, n = {len(planted)} planted pairs of each kind\n"
+    )
     print("| kind | proposed | found | false | seconds |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
         for kind, strength in KINDS:
             thumbnails, seconds = every.copy(), []
             for row in chosen:
-                thumbnails[row], second = plant(images[row], np.random.default_rng([0, row]), **strength)
+                thumbnails[row], second = plant(
+                    images[row], np.random.default_rng([0, row]), **strength
+                )
                 seconds.append(second)
             thumbnails = np.concatenate([thumbnails, seconds])
             hashes = [str(row) for row in range(len(thumbnails))]

@@ -56,7 +56,9 @@ def device_limits(device: torch.device, side: int, copied_bytes: int) -> tuple[f
     block = torch.empty(copied_bytes, device=device, dtype=torch.uint8)
     target = torch.empty_like(block)
     product = seconds(lambda: a @ b, 20, device)
-    return 2 * side**3 / product, 2 * copied_bytes / seconds(lambda: target.copy_(block), 20, device)
+    return 2 * side**3 / product, 2 * copied_bytes / seconds(
+        lambda: target.copy_(block), 20, device
+    )
 
 
 class OperationCounter(TorchDispatchMode):
@@ -82,23 +84,47 @@ def training_epochs(
     fabric: Fabric, p: TrainAdvParams, split: DatasetSplit, batch: int
 ) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
     """(name, epoch on a split) of each way of training."""
-    for name, method, attack_steps in (("clean", None, 1), ("N-FGSM", "nfgsm", 1), ("PGD-10", "pgd", 10)):
-        q = p.model_copy(update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps})
-        how = methods.make_training_method(q, norm="linf", eps=4 / 255) if method else TrainingMethod()
+    for name, method, attack_steps in (
+        ("clean", None, 1),
+        ("N-FGSM", "nfgsm", 1),
+        ("PGD-10", "pgd", 10),
+    ):
+        q = p.model_copy(
+            update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps}
+        )
+        how = (
+            methods.make_training_method(q, norm="linf", eps=4 / 255)
+            if method
+            else TrainingMethod()
+        )
         size = split.images.shape[1]
-        learner = Learner(fabric, initialization.create_model("resnet50", CLASSES, size, "none", "none", 0), q, 1000)
-        yield name, lambda part, learner=learner, q=q, how=how: train_epoch(fabric, learner, part, q, how, 0, 0, {})
+        learner = Learner(
+            fabric,
+            initialization.create_model("resnet50", CLASSES, size, "none", "none", 0),
+            q,
+            1000,
+        )
+        yield (
+            name,
+            lambda part, learner=learner, q=q, how=how: train_epoch(
+                fabric, learner, part, q, how, 0, 0, {}
+            ),
+        )
 
 
 def evaluation_attacks(
     fabric: Fabric, p: AttackEvalParams, split: DatasetSplit, batch: int
 ) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
     """(name, attack on a split, batch by batch) of PGD-20 and the lean ensemble."""
-    model = initialization.create_model("resnet50", CLASSES, split.images.shape[1], "none", "none", 0).eval()
+    model = initialization.create_model(
+        "resnet50", CLASSES, split.images.shape[1], "none", "none", 0
+    ).eval()
     fused = classifier.fuse_batchnorm(model).to(fabric.device)
     attacks = {
         "PGD-20": lambda *args: suite.pgd(*args, steps=20, restarts=1, norm="linf"),
-        "ensemble": lambda *args: apgd_ensemble(*args, steps=p.aa_steps, targets=p.targets, norm="linf"),
+        "ensemble": lambda *args: apgd_ensemble(
+            *args, steps=p.aa_steps, targets=p.targets, norm="linf"
+        ),
     }
     for name, attack in attacks.items():
 
@@ -116,10 +142,14 @@ def evaluation_attacks(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256], help="images in a step")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[64, 128, 256], help="images in a step"
+    )
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--steps", type=int, default=10, help="steps timed")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script"
+    )
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a CUDA GPU, got none")
@@ -129,7 +159,9 @@ def main() -> None:
     limit, copied = device_limits(fabric.device, 8192 if large else 1024, 2**30 if large else 2**26)
     name = torch.cuda.get_device_name() if large else "CPU"
     print(f"torch {torch.__version__}, {name}, {fabric.strategy.precision.precision}")
-    print(f"bfloat16 matrix product {limit / 1e12:.3g} TFLOP/s, memory copy {copied / 1e12:.3g} TB/s")
+    print(
+        f"bfloat16 matrix product {limit / 1e12:.3g} TFLOP/s, memory copy {copied / 1e12:.3g} TB/s"
+    )
     print(f"ResNet-50 at {options.size} pixels, mean of {options.steps} steps")
     for batch in options.batches:
         split = random_images(options.steps * batch, options.size)
@@ -142,7 +174,9 @@ def main() -> None:
             taken = seconds(lambda: run(split), 1, fabric.device) / options.steps  # noqa: B023
             memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if large else ""
             share = counter.count / taken / limit
-            print(f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {share:4.0%} of the limit{memory}")
+            print(
+                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {share:4.0%} of the limit{memory}"
+            )
 
 
 if __name__ == "__main__":

@@ -64,11 +64,19 @@ def shrunk(dataset: ImageDataset, size: int) -> ImageDataset:
 
 
 def train(
-    fabric: Fabric, model: Classifier, dataset: ImageDataset, p: TrainingParams, method: TrainingMethod, eps: float, seed: int
+    fabric: Fabric,
+    model: Classifier,
+    dataset: ImageDataset,
+    p: TrainingParams,
+    method: TrainingMethod,
+    eps: float,
+    seed: int,
 ) -> None:
     """``fit`` as the stages call it; the model gets the selected weights."""
     kind = Validation if method.eps == 0 else SelectsByRobustAccuracy
-    validation = kind(DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images)
+    validation = kind(
+        DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images
+    )
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Checkpoint("benchmark", "methods")
         checkpoint.folder, checkpoint.file = Path(name), Path(name) / "last.pt"
@@ -96,7 +104,11 @@ class SelectsByRobustAccuracy(Validation):
 
 
 def seconds_of_an_epoch(
-    fabric: Fabric, model: Classifier, dataset: ImageDataset, p: TrainingParams, method: TrainingMethod
+    fabric: Fabric,
+    model: Classifier,
+    dataset: ImageDataset,
+    p: TrainingParams,
+    method: TrainingMethod,
 ) -> float:
     """Of the steps alone, at the full budget, on a copy of the weights; the better of two."""
     learner = Learner(fabric, copy.deepcopy(model), p, 10**6)
@@ -104,22 +116,34 @@ def seconds_of_an_epoch(
     steps.eps_ramp = 0.0
     for epoch in range(2):
         start = time.perf_counter()
-        train_epoch(fabric, learner, DatasetSplit.from_dataset(dataset, "train"), p, steps, 0, epoch, {})
+        train_epoch(
+            fabric, learner, DatasetSplit.from_dataset(dataset, "train"), p, steps, 0, epoch, {}
+        )
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def accuracies(fabric: Fabric, model: Classifier, dataset: ImageDataset, params: Params, seed: int) -> tuple[float, float]:
+def accuracies(
+    fabric: Fabric, model: Classifier, dataset: ImageDataset, params: Params, seed: int
+) -> tuple[float, float]:
     """Clean and robust accuracy on the validation images."""
     split = DatasetSplit.from_dataset(dataset, "val")
     model = model.to(fabric.device).eval()
     target = ModelUnderAttack(
-        fabric, model, classifier.fuse_batchnorm(model), split, "linf", params.attack_eval.batch_size, seed
+        fabric,
+        model,
+        classifier.fuse_batchnorm(model),
+        split,
+        "linf",
+        params.attack_eval.batch_size,
+        seed,
     )
     threat = ThreatModel(norm="linf", eps=params.attack.eps, eps_grid=(params.attack.eps,))
     table = run_attack_suite(target, dataset, threat, params.attack_eval, StepCache())[0]
     correct = table.assign(correct=table["prediction"] == table["label"])
-    return correct[correct["attack"] == CLEAN]["correct"].mean(), correct.groupby("path")["correct"].all().mean()
+    return correct[correct["attack"] == CLEAN]["correct"].mean(), correct.groupby("path")[
+        "correct"
+    ].all().mean()
 
 
 def main() -> None:
@@ -127,10 +151,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
-    parser.add_argument("--epochs", type=int, help="of adversarial training; train_adv.epochs if not given")
+    parser.add_argument(
+        "--epochs", type=int, help="of adversarial training; train_adv.epochs if not given"
+    )
     parser.add_argument("--arch", help="model.arch if not given")
     parser.add_argument("--size", type=int, help="pixels; the dataset's if not given")
-    parser.add_argument("--weights", type=Path, help="clean model to start from; trained here if not given")
+    parser.add_argument(
+        "--weights", type=Path, help="clean model to start from; trained here if not given"
+    )
     arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
     dataset = load_dataset(ROOT / "data/processed")
@@ -139,7 +167,9 @@ def main() -> None:
     base = params.train_adv.model_copy(
         update={
             "epochs": arguments.epochs or params.train_adv.epochs,
-            "val_images": len(DatasetSplit.from_dataset(dataset, "val")),  # few would choose an epoch by luck, and compare luck
+            "val_images": len(
+                DatasetSplit.from_dataset(dataset, "val")
+            ),  # few would choose an epoch by luck, and compare luck
             "val_steps": 10,
         }
     )
@@ -151,7 +181,12 @@ def main() -> None:
             clean = classifier.load(arguments.weights, dataset.classes, size)
         else:
             clean = initialization.create_model(
-                arguments.arch or params.model.arch, dataset.classes, size, params.model.weights, "none", seed
+                arguments.arch or params.model.arch,
+                dataset.classes,
+                size,
+                params.model.weights,
+                "none",
+                seed,
             )
             train(fabric, clean, dataset, params.train_clean, TrainingMethod(), eps, seed)
         rows.append(("clean", seed, *accuracies(fabric, clean, dataset, params, seed), 1.0))
@@ -162,16 +197,27 @@ def main() -> None:
             taken = seconds_of_an_epoch(fabric, clean, dataset, p, method)
             model = copy.deepcopy(clean)
             train(fabric, model, dataset, p, method, eps, seed)
-            rows.append((name, seed, *accuracies(fabric, model, dataset, params, seed), taken / unit))
-            print(f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs")
+            rows.append(
+                (name, seed, *accuracies(fabric, model, dataset, params, seed), taken / unit)
+            )
+            print(
+                f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs"
+            )
 
     table = pd.DataFrame(rows, columns=["method", "seed", "clean", "worst case", "time"])
-    loads, n = ", ".join(f"{load:.1f}" for load in os.getloadavg()), len(DatasetSplit.from_dataset(dataset, "val"))
+    loads, n = (
+        ", ".join(f"{load:.1f}" for load in os.getloadavg()),
+        len(DatasetSplit.from_dataset(dataset, "val")),
+    )
     print(
         f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; {clean.arch}, {size} pixels,"
     )
-    print(f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation images;")
-    print("mean (least-most) in %; time in clean epochs\n\n| method | clean | worst case | time |\n|---|---|---|---|")
+    print(
+        f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation images;"
+    )
+    print(
+        "mean (least-most) in %; time in clean epochs\n\n| method | clean | worst case | time |\n|---|---|---|---|"
+    )
     for name, group in table.groupby("method", sort=False):
         cells = [
             f"{100 * group[c].mean():.1f} ({100 * group[c].min():.1f}-{100 * group[c].max():.1f})"

@@ -44,12 +44,19 @@ def draw(seed: int) -> Image.Image:
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for cells, strength in ((6, 60), (40, 18), (300, 7), (1200, 4)):
         grid = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
-        picture += strength * (np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1)
-    picture += np.array([170, 110, 110], np.float32) + 4 * rng.standard_normal(picture.shape, np.float32)
+        picture += strength * (
+            np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32) / 127.5
+            - 1
+        )
+    picture += np.array([170, 110, 110], np.float32) + 4 * rng.standard_normal(
+        picture.shape, np.float32
+    )
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
-def per_image(ways: dict[str, Callable[[Path], object]], files: list[Path], rounds: int = 3) -> dict[str, float]:
+def per_image(
+    ways: dict[str, Callable[[Path], object]], files: list[Path], rounds: int = 3
+) -> dict[str, float]:
     """Milliseconds per file, the best of some rounds; the ways take turns, so that a busy machine is busy for each."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
@@ -81,9 +88,13 @@ def compare(folder: Path, count: int) -> None:
         draw(seed % 4).save(files[-1], quality=93)
         with files[-1].open("ab") as stream:
             stream.write(seed.to_bytes(4, "big"))  # another hash for the cache, the same picture
-    usual = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()])
+    usual = transforms.Compose(
+        [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()]
+    )
     square, cervix = (DecodeConfig(SIZE, crop, 1.0) for crop in ("square", "cervix"))
-    fresh = (folder / f"cache{number}" for number in itertools.count())  # another one each time, so that nothing is in it
+    fresh = (
+        folder / f"cache{number}" for number in itertools.count()
+    )  # another one each time, so that nothing is in it
     for file in files:
         decode_file(file, square, folder / "known")
     ways = {
@@ -107,10 +118,17 @@ def compare(folder: Path, count: int) -> None:
     for crop in ("square", "cervix"):
         reduced = decode_image(content, SIZE, crop, 1)
         region = reduced.crop_box
-        box = (region.left * WIDTH, region.top * HEIGHT, region.right * WIDTH, region.bottom * HEIGHT)
+        box = (
+            region.left * WIDTH,
+            region.top * HEIGHT,
+            region.right * WIDTH,
+            region.bottom * HEIGHT,
+        )
         full = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         difference = np.abs(reduced.pixels.astype(int) - full).max()
-        print(f"  {crop}: PSNR {psnr(reduced.pixels, full):.1f} dB, largest difference {difference} of 255")
+        print(
+            f"  {crop}: PSNR {psnr(reduced.pixels, full):.1f} dB, largest difference {difference} of 255"
+        )
 
 
 def main() -> None:
@@ -119,7 +137,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24, help="large JPEGs to read")
     arguments = parser.parse_args()
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    print(f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}")
+    print(
+        f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}"
+    )
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
         compare(Path(name), arguments.images)
 

@@ -66,10 +66,14 @@ def draw(seed: int) -> Image.Image:
     """A disc on a darker ground, as every cervix is round, with texture at two scales."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1.33 : 1.33 : WIDTH * 1j]
-    picture = np.where(np.hypot(x, y) < 0.8 + 0.1 * rng.standard_normal(), 150.0, 70.0)[..., None] + [40, 0, 0]
+    picture = np.where(np.hypot(x, y) < 0.8 + 0.1 * rng.standard_normal(), 150.0, 70.0)[
+        ..., None
+    ] + [40, 0, 0]
     for cells, strength in ((12, 40), (48, 25)):
         grid = Image.fromarray(rng.integers(0, 255, (cells * 3 // 4, cells, 3), dtype=np.uint8))
-        picture += strength * (np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float) / 127.5 - 1)
+        picture += strength * (
+            np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float) / 127.5 - 1
+        )
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
@@ -80,20 +84,30 @@ def near_duplicate(image: Image.Image, seed: int) -> Image.Image:
     upper, lower = rng.uniform(0, 0.04, 2) * HEIGHT
     image = image.crop((int(left), int(upper), int(WIDTH - right), int(HEIGHT - lower)))
     image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.25))
-    return image.resize((int(WIDTH * (scale := rng.uniform(0.7, 1.1))), int(HEIGHT * scale)), Image.Resampling.BICUBIC)
+    return image.resize(
+        (int(WIDTH * (scale := rng.uniform(0.7, 1.1))), int(HEIGHT * scale)),
+        Image.Resampling.BICUBIC,
+    )
 
 
 def write_photograph(number: int, folder: Path) -> None:
     """One file; those after every hundredth are near-duplicates of it."""
     planted = number % PLANTED == 1
     image = near_duplicate(draw(number - 1), number) if planted else draw(number)
-    image.save(folder / "abc"[(number - planted) % 3] / f"{number}.jpg", quality=70 if planted else 90)
+    image.save(
+        folder / "abc"[(number - planted) % 3] / f"{number}.jpg", quality=70 if planted else 90
+    )
 
 
 def measure(folder: Path, workers: int, cluster: str) -> dict:
     """Run the stage over folder/raw."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"] |= {"source": "raw", "image_size": 32, "label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
+    params["data"] |= {
+        "source": "raw",
+        "image_size": 32,
+        "label_fixes": str(ROOT / "data/label_fixes.csv"),
+        "groups": "none",
+    }
     params["runtime"] |= {"tracking": False, "workers": workers, "cluster": cluster}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "measure.py").write_text(MEASURE)
@@ -111,18 +125,28 @@ def recall(folder: Path) -> tuple[int, int, int]:
     planted = [(number - 1, number) for number in groups if number % PLANTED == 1]
     found = [pair for pair in planted if groups.get(pair[0]) == groups[pair[1]]]
     sizes = Counter(groups.values())
-    return len(found), len(planted), sum(size for size in sizes.values() if size > 1) - 2 * len(found)
+    return (
+        len(found),
+        len(planted),
+        sum(size for size in sizes.values() if size > 1) - 2 * len(found),
+    )
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="ascending")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="ascending"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--cluster", default="none", help="address of a Dask scheduler")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}")
-    print("  images  decode  duplicates  leakage  other     all (s)   main  worker (MiB)  planted pairs found  others joined")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}"
+    )
+    print(
+        "  images  decode  duplicates  leakage  other     all (s)   main  worker (MiB)  planted pairs found  others joined"
+    )
     previous: dict[str, float] = {}
     drawn = 0
     with tempfile.TemporaryDirectory() as name:
@@ -135,7 +159,10 @@ def main() -> None:
             drawn = count
             result = measure(folder, options.workers, options.cluster)
             seconds = {part: result["seconds"][part] for part in PARTS}
-            seconds |= {"other": result["seconds"]["all"] - sum(seconds.values()), "all": result["seconds"]["all"]}
+            seconds |= {
+                "other": result["seconds"]["all"] - sum(seconds.values()),
+                "all": result["seconds"]["all"],
+            }
             found, planted, others = recall(folder)
             print(
                 f"{count:8} {seconds['decode_all']:7.0f} {seconds['find_duplicates']:11.0f} {seconds['leakage_check']:8.0f} "
@@ -145,7 +172,10 @@ def main() -> None:
             )
             if previous:
                 growth = math.log(count / previous["images"])
-                exponents = [f"{part} {math.log(seconds[part] / previous[part]) / growth:.2f}" for part in seconds]
+                exponents = [
+                    f"{part} {math.log(seconds[part] / previous[part]) / growth:.2f}"
+                    for part in seconds
+                ]
                 print("         exponents:", ", ".join(exponents))
             previous = seconds | {"images": count}
 

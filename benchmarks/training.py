@@ -58,10 +58,18 @@ def timed(function: Callable[[], object], rounds: int) -> float:
     return best
 
 
-def usual_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, attacked: bool) -> None:
+def usual_epoch(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, attacked: bool
+) -> None:
     model.train()
-    low = ((torch.zeros(3) - torch.tensor(classifier.IMAGENET_MEAN)) / torch.tensor(classifier.IMAGENET_STD)).view(3, 1, 1)
-    high = ((torch.ones(3) - torch.tensor(classifier.IMAGENET_MEAN)) / torch.tensor(classifier.IMAGENET_STD)).view(3, 1, 1)
+    low = (
+        (torch.zeros(3) - torch.tensor(classifier.IMAGENET_MEAN))
+        / torch.tensor(classifier.IMAGENET_STD)
+    ).view(3, 1, 1)
+    high = (
+        (torch.ones(3) - torch.tensor(classifier.IMAGENET_MEAN))
+        / torch.tensor(classifier.IMAGENET_STD)
+    ).view(3, 1, 1)
     step = EPS / torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1)
     for x, y in loader:
         if attacked:
@@ -87,9 +95,16 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
     chosen = chosen[: len(chosen) // p.batch_size * p.batch_size]
     loader = DataLoader(Subset(folder, chosen.tolist()), p.batch_size, shuffle=True)
     start = time.perf_counter()
-    pixels = [Image.open(folder.samples[i][0]).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for i in chosen]
+    pixels = [
+        Image.open(folder.samples[i][0])
+        .convert("RGB")
+        .resize((size, size), Image.Resampling.BILINEAR)
+        for i in chosen
+    ]
     split = DatasetSplit(
-        np.stack([np.asarray(image) for image in pixels]), np.array(folder.targets)[chosen], np.arange(len(chosen))
+        np.stack([np.asarray(image) for image in pixels]),
+        np.array(folder.targets)[chosen],
+        np.arange(len(chosen)),
     )
     stored = time.perf_counter() - start
 
@@ -98,22 +113,53 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
     for name in ("clean", "FGSM"):
         model = torchvision.models.resnet50(num_classes=len(classes))
         optimizer = torch.optim.SGD(model.parameters(), p.lr, momentum=0.9)
-        usual_epoch(model, optimizer, DataLoader(Subset(folder, chosen[short].tolist()), p.batch_size), name == "FGSM")
-        usual_seconds[name] = timed(lambda: usual_epoch(model, optimizer, loader, name == "FGSM"), rounds)  # noqa: B023
+        usual_epoch(
+            model,
+            optimizer,
+            DataLoader(Subset(folder, chosen[short].tolist()), p.batch_size),
+            name == "FGSM",
+        )
+        usual_seconds[name] = timed(
+            lambda: usual_epoch(model, optimizer, loader, name == "FGSM"), rounds
+        )  # noqa: B023
 
     # Only now: it switches to deterministic algorithms, which the notebook doesn't ask for.
-    fabric = make_fabric(load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"}))
-    print(f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, {torch.get_num_threads()} threads,")
+    fabric = make_fabric(
+        load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"})
+    )
+    print(
+        f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, {torch.get_num_threads()} threads,"
+    )
     print(
         f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its images decoded in {stored:.1f} s (not counted)"
     )
     print("images/s       baseline   ours  speed-up")
     for name, usual_time in usual_seconds.items():
-        method = methods.make_training_method(p, norm="linf", eps=EPS) if name == "FGSM" else TrainingMethod()
-        learner = Learner(fabric, initialization.create_model("resnet50", classes, size, "none", "none", 0), p, 1000)
-        train_epoch(fabric, learner, DatasetSplit(split.images, split.labels, split.rows[short]), p, method, 0, 0, {})
+        method = (
+            methods.make_training_method(p, norm="linf", eps=EPS)
+            if name == "FGSM"
+            else TrainingMethod()
+        )
+        learner = Learner(
+            fabric,
+            initialization.create_model("resnet50", classes, size, "none", "none", 0),
+            p,
+            1000,
+        )
+        train_epoch(
+            fabric,
+            learner,
+            DatasetSplit(split.images, split.labels, split.rows[short]),
+            p,
+            method,
+            0,
+            0,
+            {},
+        )
         ours = timed(lambda: train_epoch(fabric, learner, split, p, method, 0, 0, {}), rounds)  # noqa: B023
-        print(f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x")
+        print(
+            f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x"
+        )
 
 
 def main() -> None:
@@ -127,7 +173,9 @@ def main() -> None:
     p = load_params(ROOT / "params.yaml").train_adv
     p = p.model_copy(update={"batch_size": arguments.batch, "method": "fgsm", "eps_ramp": 0.0})
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, {os.cpu_count()} cores,")
+    print(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, {os.cpu_count()} cores,"
+    )
     print(f"load before the run {loads}")
     compare(p, arguments.size, arguments.images, arguments.rounds)
 

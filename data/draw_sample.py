@@ -46,7 +46,12 @@ OTHER_PATIENTS = (82, 118, 98)  # in additional/ only
 TEST_PATIENTS = (7, 10, 7)  # in test/ only
 FIRST_TRAIN = 100  # number of the first train file; lower, train/train/Type_2/80.jpg would meet data/label_fixes.csv
 TEST_KNOWN = 6  # test pictures of patients who also appear in additional/, as in the real set
-MORE_SHOTS = (0.25, 0.25, 0.30, 0.20)  # P(0, 1, 2, 3 further shots) of a train patient in additional/
+MORE_SHOTS = (
+    0.25,
+    0.25,
+    0.30,
+    0.20,
+)  # P(0, 1, 2, 3 further shots) of a train patient in additional/
 OTHER_SHOTS = (0.30, 0.30, 0.40)  # P(1, 2, 3 shots) of a patient who is in additional/ only
 
 CANVAS = 224  # side in pixels of the drawing that a photograph is taken of
@@ -69,20 +74,32 @@ DEFECTS = (
     Defect("truncated", "train/train/Type_1/1339.jpg", ("train/train/Type_1", 3)),
     Defect("text", "additional_Type_3_v2/Type_3/3001.jpg"),
     Defect("exif_rotated", "train/train/Type_2/1400.jpg", ("train/train/Type_2", 11)),
-    Defect("exif_rotated", "additional_Type_1_v2/Type_1/3002.jpg", ("additional_Type_1_v2/Type_1", 8)),
+    Defect(
+        "exif_rotated", "additional_Type_1_v2/Type_1/3002.jpg", ("additional_Type_1_v2/Type_1", 8)
+    ),
     Defect("exact_duplicate", "additional_Type_1_v2/Type_1/3003.jpg", ("train/train/Type_1", 5)),
     Defect("exact_duplicate", "additional_Type_2_v2/Type_2/3004.jpg", ("train/train/Type_2", 7)),
-    Defect("exact_duplicate", "additional_Type_2_v2/Type_2/3005.jpg", ("additional_Type_2_v2/Type_2", 20)),
+    Defect(
+        "exact_duplicate",
+        "additional_Type_2_v2/Type_2/3005.jpg",
+        ("additional_Type_2_v2/Type_2", 20),
+    ),
     Defect("exact_duplicate", "additional_Type_3_v2/Type_3/3006.jpg", ("train/train/Type_3", 9)),
     Defect("near_duplicate", "additional_Type_1_v2/Type_1/3007.jpg", ("train/train/Type_1", 15)),
     Defect("near_duplicate", "additional_Type_2_v2/Type_2/3008.jpg", ("train/train/Type_2", 17)),
-    Defect("near_duplicate", "additional_Type_3_v2/Type_3/3009.jpg", ("additional_Type_3_v2/Type_3", 19)),
+    Defect(
+        "near_duplicate",
+        "additional_Type_3_v2/Type_3/3009.jpg",
+        ("additional_Type_3_v2/Type_3", 19),
+    ),
 )
 
 
 def stream(use: str, patient: int = 0, shot: int = 0) -> np.random.Generator:
     """Random numbers of one use only, so that a change to one drawing leaves the others as they were."""
-    return np.random.default_rng((SEED, ("layout", "anatomy", "examination", "shot").index(use) + 1, patient, shot))
+    return np.random.default_rng(
+        (SEED, ("layout", "anatomy", "examination", "shot").index(use) + 1, patient, shot)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- anatomy
@@ -106,7 +123,9 @@ def step(x: np.ndarray, width: float) -> np.ndarray:
 def scj_profile(label: int, rng: np.random.Generator) -> np.ndarray:
     """(ANGLES,) s(angle) of one patient of type `label` (0, 1, 2), from -pi to pi."""
     angle = np.linspace(-math.pi, math.pi, ANGLES, endpoint=False)
-    wave = sum(rng.normal() / k * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (1, 2, 3))
+    wave = sum(
+        rng.normal() / k * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (1, 2, 3)
+    )
     # The rank of the wave is smooth in the angle and uniform on [0, 1], so a share of angles can be set exactly.
     rank = np.argsort(np.argsort(wave)) / (ANGLES - 1)
     if label == 0:
@@ -148,7 +167,9 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     # Warping the plane a little keeps every outline from being a perfect ellipse.
     x = x + 0.03 * smooth_noise(rng, CANVAS, 6)
     y = y + 0.03 * smooth_noise(rng, CANVAS, 6)
-    portio = np.hypot(x / rng.uniform(0.95, 1.08), y / rng.uniform(0.92, 1.04))  # 1 at the edge of the cervix
+    portio = np.hypot(
+        x / rng.uniform(0.95, 1.08), y / rng.uniform(0.92, 1.04)
+    )  # 1 at the edge of the cervix
 
     dx, dy = x - anatomy.os_center[0], y - anatomy.os_center[1]
     distance, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
@@ -166,7 +187,9 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     picture = red * (anatomy.columnar + grain) + (1 - red) * (anatomy.squamous + sheen)
 
     # Erythema: red patches towards the edge of the cervix in any type, so that red alone means little.
-    patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 2), 0.25) * step(portio - 0.76, 0.04)
+    patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 2), 0.25) * step(
+        portio - 0.76, 0.04
+    )
     patch = (rng.uniform(0.8, 1.0) * patch)[..., None]
     picture += patch * (anatomy.columnar - anatomy.squamous) * (1 - red)
 
@@ -176,19 +199,26 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     shade = 1 - (1 - lip) * step(1 - t, 0.03)
     shade *= 0.06 + 0.94 * step(t - core, 0.045)
     # The cervix bulges towards the viewer, and a shadow lies in the fornix around it.
-    shade *= 1 - 0.14 * np.minimum(portio, 1.2) ** 2 - 0.35 * np.exp(-(((portio - 1.06) / 0.09) ** 2))
+    shade *= (
+        1 - 0.14 * np.minimum(portio, 1.2) ** 2 - 0.35 * np.exp(-(((portio - 1.06) / 0.09) ** 2))
+    )
     picture *= shade[..., None]
 
     # The wall of the vagina, somewhere between all pale and all red.
     flush = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 1.5), 0.3)[..., None]
     wall = anatomy.squamous + flush * (anatomy.columnar + grain - anatomy.squamous)
     outside = step(portio - 1.08, 0.03)[..., None]
-    picture += outside * (wall * (rng.uniform(0.55, 0.95) + 0.08 * smooth_noise(rng, CANVAS, 8, 3)[..., None]) - picture)
+    picture += outside * (
+        wall * (rng.uniform(0.55, 0.95) + 0.08 * smooth_noise(rng, CANVAS, 8, 3)[..., None])
+        - picture
+    )
 
     # Some examinations show the blades of the speculum above and below.
     if rng.random() < 0.3:
         tilt = rng.normal(0, 0.15)
-        blade = step(np.abs(y * math.cos(tilt) + x * math.sin(tilt)) - rng.uniform(1.12, 1.35), 0.02)[..., None]
+        blade = step(
+            np.abs(y * math.cos(tilt) + x * math.sin(tilt)) - rng.uniform(1.12, 1.35), 0.02
+        )[..., None]
         metal = np.clip(165 + 35 * smooth_noise(rng, CANVAS, 3, 2), 60, 245)[..., None]
         picture += blade * (metal - picture)
     return picture.astype(np.float32)
@@ -256,7 +286,9 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     origin = CANVAS / 2 + center * unit
     affine = (a, b, origin[0] - (a + b) * SIZE / 2, -b, a, origin[1] - (a - b) * SIZE / 2)
     canvas = Image.fromarray(np.clip(examination.canvas, 0, 255).astype(np.uint8))
-    picture = canvas.transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    picture = canvas.transform(
+        (SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+    )
     picture = np.asarray(picture, np.float32)
 
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
@@ -274,9 +306,13 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     # Light: a hot spot, a vignette, and glints on the wet surface.
     light = examination.light + rng.normal(0, 0.04, 2)
     spot = (x - light[0]) ** 2 + (y - light[1]) ** 2
-    lamp = 1.02 - examination.falloff * np.minimum(spot, 2) - rng.uniform(0.02, 0.06) * (x**2 + y**2)
+    lamp = (
+        1.02 - examination.falloff * np.minimum(spot, 2) - rng.uniform(0.02, 0.06) * (x**2 + y**2)
+    )
     picture *= (examination.exposure * rng.uniform(0.96, 1.04) * lamp)[..., None]
-    glint = step(smooth_noise(rng, SIZE, 22) + 1.2 * np.exp(-spot / 0.15) - rng.uniform(3.2, 4.2), 0.12)[..., None]
+    glint = step(
+        smooth_noise(rng, SIZE, 22) + 1.2 * np.exp(-spot / 0.15) - rng.uniform(3.2, 4.2), 0.12
+    )[..., None]
     picture += 0.9 * glint * (255 - picture)
 
     # Camera: white balance, focus, sensor noise.
@@ -284,7 +320,9 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.0)))
     noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(1, 3), (SIZE, SIZE, 3))
-    return jpeg(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), int(rng.integers(*JPEG_QUALITY)))
+    return jpeg(
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), int(rng.integers(*JPEG_QUALITY))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ layout
@@ -303,21 +341,35 @@ class Picture:
 def plan() -> list[Picture]:
     """Every regular picture: who is on it and where it goes."""
     rng = stream("layout")
-    labels = [np.repeat(range(3), counts) for counts in (TRAIN_PATIENTS, OTHER_PATIENTS, TEST_PATIENTS)]
+    labels = [
+        np.repeat(range(3), counts) for counts in (TRAIN_PATIENTS, OTHER_PATIENTS, TEST_PATIENTS)
+    ]
     for group in labels:
         rng.shuffle(group)
     n_train, n_other = map(len, labels[:2])
     label = np.concatenate(labels)
 
-    pictures = [Picture(f"{_TRAIN.format(TYPES[label[p]])}/{FIRST_TRAIN + p}.jpg", int(label[p]), p, 0) for p in range(n_train)]
+    pictures = [
+        Picture(f"{_TRAIN.format(TYPES[label[p]])}/{FIRST_TRAIN + p}.jpg", int(label[p]), p, 0)
+        for p in range(n_train)
+    ]
     further = [(p, 1 + k) for p in range(n_train) for k in range(rng.choice(4, p=MORE_SHOTS))]
-    further += [(p, k) for p in range(n_train, n_train + n_other) for k in range(1 + rng.choice(3, p=OTHER_SHOTS))]
+    further += [
+        (p, k)
+        for p in range(n_train, n_train + n_other)
+        for k in range(1 + rng.choice(3, p=OTHER_SHOTS))
+    ]
     # File numbers are dealt out at random: the same number means another patient in train/ and in additional/.
     for number, i in enumerate(rng.permutation(len(further))):
         p, shot = further[i]
-        pictures.append(Picture(f"{_ADDITIONAL.format(TYPES[label[p]])}/{number}.jpg", int(label[p]), p, shot))
+        pictures.append(
+            Picture(f"{_ADDITIONAL.format(TYPES[label[p]])}/{number}.jpg", int(label[p]), p, shot)
+        )
     tested = [(p, 0) for p in range(n_train + n_other, len(label))]
-    tested += [(int(p), 9) for p in rng.choice(np.arange(n_train, n_train + n_other), TEST_KNOWN, replace=False)]
+    tested += [
+        (int(p), 9)
+        for p in rng.choice(np.arange(n_train, n_train + n_other), TEST_KNOWN, replace=False)
+    ]
     for number, i in enumerate(rng.permutation(len(tested))):
         p, shot = tested[i]
         pictures.append(Picture(f"test/test/{number}.jpg", int(label[p]), p, shot))
@@ -366,7 +418,9 @@ def draw(root: Path) -> None:
     pictures = plan()
     files: dict[str, bytes] = {}
     patient_of = {p.path: p.patient for p in pictures}
-    for _, shots in itertools.groupby(sorted(pictures, key=lambda p: p.patient), key=lambda p: p.patient):
+    for _, shots in itertools.groupby(
+        sorted(pictures, key=lambda p: p.patient), key=lambda p: p.patient
+    ):
         shots = list(shots)
         examination = examine(shots[0].label, shots[0].patient)
         files |= {p.path: draw_picture(p, examination) for p in shots}

@@ -122,7 +122,9 @@ def main() -> dict[str, Any]:
     dataset, inputs = load_dataset(PROCESSED), load_inputs()
     data = read_json(METRICS / "data.json", "preprocess", dict[str, Any])
     images = select_predictions(next(iter(inputs.values())).predictions)
-    intervals = ConfidenceIntervals(images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed)
+    intervals = ConfidenceIntervals(
+        images["group"], p.evaluate.confidence, p.evaluate.bootstrap, p.seed
+    )
     context = EvaluationContext(p.attack.eps, p.attack.eps_grid, intervals)
 
     tables = compute_tables(inputs, context)
@@ -145,7 +147,9 @@ def main() -> dict[str, Any]:
     log_stage("evaluate", p)
     # Last, so that everything is written and the expensive stages stay in the cache; DVC then records no result.
     if p.evaluate.strict and (failed := failed_checks(checks)):
-        raise InputError(f"evaluate.strict: expected no diagnostic that says FAIL, got {', '.join(failed)}")
+        raise InputError(
+            f"evaluate.strict: expected no diagnostic that says FAIL, got {', '.join(failed)}"
+        )
     return metrics
 
 
@@ -164,7 +168,9 @@ def load_inputs() -> dict[str, ModelInputs]:
                 minimum_eps=read_table("minimum_eps", folder),
                 corruptions=read_table("corruptions", folder),
                 gradients=read_table("gradients", folder),
-                second_norm=read_predictions(folder, "second_norm") if (folder / "second_norm.csv").exists() else None,
+                second_norm=read_predictions(folder, "second_norm")
+                if (folder / "second_norm.csv").exists()
+                else None,
                 training=read_csv(history, f"train_{model}", ()) if history.exists() else None,
                 checks=read_checks(folder),
                 ensemble=read_ensemble(folder),
@@ -177,20 +183,33 @@ def load_inputs() -> dict[str, ModelInputs]:
 
 
 def compute_metrics(
-    inputs: dict[str, ModelInputs], images: pd.DataFrame, plots: dict[str, pd.DataFrame], context: EvaluationContext
+    inputs: dict[str, ModelInputs],
+    images: pd.DataFrame,
+    plots: dict[str, pd.DataFrame],
+    context: EvaluationContext,
 ) -> dict[str, Any]:
     """The content of metrics/evaluate.json."""
-    metrics: dict[str, Any] = {"eps": context.eps, "n": len(images), "groups": int(images["group"].nunique())}
+    metrics: dict[str, Any] = {
+        "eps": context.eps,
+        "n": len(images),
+        "groups": int(images["group"].nunique()),
+    }
     metrics |= baselines(images)
     for model, tables in inputs.items():
         metrics[model] = model_metrics(tables.predictions, context)
-        metrics[model] |= min_eps_metrics(rows_of(plots["minimum_eps"], model)) | corruption_metrics(tables.corruptions)
+        metrics[model] |= min_eps_metrics(
+            rows_of(plots["minimum_eps"], model)
+        ) | corruption_metrics(tables.corruptions)
         metrics[model] |= gradient_metrics(tables.gradients, context)
         metrics[model] |= second_norm_metrics(tables.predictions, tables.second_norm, context)
-        metrics[model] |= distortion_metrics(tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2)
+        metrics[model] |= distortion_metrics(
+            tables.predictions, context.eps, 3 * tables.description["image_size"] ** 2
+        )
         metrics[model] |= conformal_metrics(rows_of(plots["conformal"], model), tables.calibration)
     if len(inputs) == 2:
-        metrics["difference"] = paired_difference(inputs["clean"].predictions, inputs["adv"].predictions, context)
+        metrics["difference"] = paired_difference(
+            inputs["clean"].predictions, inputs["adv"].predictions, context
+        )
     return round_floats(metrics)
 
 
@@ -209,14 +228,26 @@ def compute_checks(
         results = tables.checks + run_table_checks(
             model, tables.predictions, eps, tables.training, majority_rate, tables.ensemble, curve
         )
-        checks[model] = {result.id: result.to_dict() for result in sorted(results, key=lambda result: int(result.id[1:]))}
+        checks[model] = {
+            result.id: result.to_dict()
+            for result in sorted(results, key=lambda result: int(result.id[1:]))
+        }
     return round_floats(checks)
 
 
-def compute_tables(inputs: dict[str, ModelInputs], context: EvaluationContext) -> dict[str, pd.DataFrame]:
+def compute_tables(
+    inputs: dict[str, ModelInputs], context: EvaluationContext
+) -> dict[str, pd.DataFrame]:
     """Name -> plots/<name>.csv."""
     by_model = [
-        plot_tables(model, tables.predictions, tables.calibration, tables.minimum_eps, tables.corruptions, context)
+        plot_tables(
+            model,
+            tables.predictions,
+            tables.calibration,
+            tables.minimum_eps,
+            tables.corruptions,
+            context,
+        )
         for model, tables in inputs.items()
     ]
     return {name: concat_tables([tables[name] for tables in by_model]) for name in by_model[0]}
@@ -232,10 +263,22 @@ def attack_configurations(inputs: dict[str, ModelInputs], norm: str) -> pd.DataF
     how = ["attack", "steps", "n", "budgets"]
     table = pd.concat([tables.predictions.assign(model=model) for model, tables in inputs.items()])
     table = table[table["attack"] != CLEAN]
-    counts = table.groupby(["model", "attack", "steps", "eps"], sort=False)["path"].nunique().rename("n").reset_index()
+    counts = (
+        table.groupby(["model", "attack", "steps", "eps"], sort=False)["path"]
+        .nunique()
+        .rename("n")
+        .reset_index()
+    )
     grouped = counts.groupby(["model", "attack", "steps", "n"], sort=False)["eps"]
-    budgets = grouped.agg(lambda values: ", ".join(format_eps(eps, norm) for eps in sorted(set(values)))).rename("budgets")
-    rows = budgets.reset_index().groupby(how, sort=False)["model"].agg(lambda models: ", ".join(models)).rename("models")
+    budgets = grouped.agg(
+        lambda values: ", ".join(format_eps(eps, norm) for eps in sorted(set(values)))
+    ).rename("budgets")
+    rows = (
+        budgets.reset_index()
+        .groupby(how, sort=False)["model"]
+        .agg(lambda models: ", ".join(models))
+        .rename("models")
+    )
     rows = rows.reset_index()
     return rows.assign(label=[attack_label(attack) for attack in rows["attack"]])
 
@@ -252,7 +295,9 @@ def chart_context(metrics: dict[str, Any], data: dict[str, Any], p: Params) -> f
     synthetic = data.get("synthetic", False)
     images = f"n = {metrics['n']} test images, {metrics['groups']} {cluster_name(data)}"
     note = f"{100 * p.evaluate.confidence:g}% CI" + ("; synthetic data" if synthetic else "")
-    return figures.Context(p.attack.eps, p.attack.norm, metrics["majority_rate"], images, note, synthetic)
+    return figures.Context(
+        p.attack.eps, p.attack.norm, metrics["majority_rate"], images, note, synthetic
+    )
 
 
 def draw_figures(
@@ -266,11 +311,19 @@ def draw_figures(
     synthetic, stains = context.synthetic, is_transformation_zone(dataset.classes)
     drawn = {
         "classes": image_figures.class_examples(class_examples(dataset), synthetic=synthetic),
-        "overview": figures.overview(dataset.manifest, dataset.classes, stains=stains, synthetic=synthetic),
-        "robustness": figures.robustness(tables["robustness"], gradient_steps(inputs, context.eps), context),
+        "overview": figures.overview(
+            dataset.manifest, dataset.classes, stains=stains, synthetic=synthetic
+        ),
+        "robustness": figures.robustness(
+            tables["robustness"], gradient_steps(inputs, context.eps), context
+        ),
     }
-    if curves := {model: tables.training for model, tables in inputs.items() if tables.training is not None}:
-        drawn["training"] = figures.training(curves, validation_attacks(p, len(dataset.split_rows("val"))), context)
+    if curves := {
+        model: tables.training for model, tables in inputs.items() if tables.training is not None
+    }:
+        drawn["training"] = figures.training(
+            curves, validation_attacks(p, len(dataset.split_rows("val"))), context
+        )
     for model, tables_ in inputs.items():
         folder = PREDICTIONS / model / "examples"
         drawn[f"examples_{model}"] = image_figures.adversarial_examples(
@@ -278,23 +331,32 @@ def draw_figures(
         )
     last, models = next(reversed(inputs)), list(inputs)  # attack_eval of adv has both models
     folder = PREDICTIONS / last / "examples"
-    drawn["gradients"] = image_figures.input_gradients(inputs[last].examples, folder, models, synthetic=synthetic)
+    drawn["gradients"] = image_figures.input_gradients(
+        inputs[last].examples, folder, models, synthetic=synthetic
+    )
     patterns = {model: PREDICTIONS / model / "universal.png" for model in models}
     budget = format_budget(p.attack.eps, p.attack.norm)
-    drawn["universal"] = image_figures.universal_perturbations(patterns, budget, synthetic=synthetic)
+    drawn["universal"] = image_figures.universal_perturbations(
+        patterns, budget, synthetic=synthetic
+    )
     return drawn
 
 
 def validation_attacks(p: Params, images: int) -> dict[str, str]:
     """Model -> the attack of the validation after each epoch, in words. images: of the validation split."""
-    budgets = {"clean": format_budget(p.train_clean.val_eps, "linf"), "adv": format_budget(p.attack.eps, p.attack.norm)}
+    budgets = {
+        "clean": format_budget(p.train_clean.val_eps, "linf"),
+        "adv": format_budget(p.attack.eps, p.attack.norm),
+    }
     return {
         model: f"under attack: PGD-{training.val_steps}, {budgets[model]}, n = {min(training.val_images, images)}"
         for model, training in (("clean", p.train_clean), ("adv", p.train_adv))
     }
 
 
-def draw_report_charts(tables: dict[str, pd.DataFrame], context: figures.Context) -> dict[str, bytes]:
+def draw_report_charts(
+    tables: dict[str, pd.DataFrame], context: figures.Context
+) -> dict[str, bytes]:
     """Charts that stand in the report only: DVC draws its own from the same tables."""
     return {
         "reliability": figures.reliability(tables["reliability"], context),
@@ -309,7 +371,9 @@ def class_examples(dataset: ImageDataset) -> dict[str, np.ndarray]:
     examples = {}
     for index, name in enumerate(dataset.classes):
         rows = train[dataset.labels[train] == index]
-        spread = np.linspace(0, max(0, len(rows) - 1), min(len(rows), EXAMPLES_PER_CLASS)).astype(int)
+        spread = np.linspace(0, max(0, len(rows) - 1), min(len(rows), EXAMPLES_PER_CLASS)).astype(
+            int
+        )
         examples[name] = dataset.images[rows[spread]]
     return examples
 
@@ -333,13 +397,20 @@ def make_report(
         counts=figures.table_of_counts(dataset.manifest, dataset.classes),
         rejected=read_csv(PROCESSED / "rejected.csv", "preprocess", ("path", "reason")),
         tables=tables,
-        training={model: tables.training for model, tables in inputs.items() if tables.training is not None},
+        training={
+            model: tables.training
+            for model, tables in inputs.items()
+            if tables.training is not None
+        },
         attacks=attack_configurations(inputs, p.attack.norm),
         steps=gradient_steps(inputs, p.attack.eps),
         models={model: tables.description for model, tables in inputs.items()},
         ensembles={model: tables.ensemble for model, tables in inputs.items()},
         figures=drawn | {name: (PLOTS / f"{name}.png").read_bytes() for name in SHEETS},
-        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions={
+            "Python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
     )
 
 

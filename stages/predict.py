@@ -32,10 +32,17 @@ def main(model: str, paths: list[Path]) -> dict[Path, dict[str, float]]:
     for file, row in zip(pixels, predictor.predict_proba(list(pixels.values())), strict=True):
         predictions[file] = dict(zip(predictor.classes, map(float, row), strict=True))
         best = max(predictions[file], key=predictions[file].__getitem__)
-        print(f"{file}\t{best}\t" + ", ".join(f"{name} {value:.3f}" for name, value in predictions[file].items()))
+        print(
+            f"{file}\t{best}\t"
+            + ", ".join(f"{name} {value:.3f}" for name, value in predictions[file].items())
+        )
     print(predictor.card.disclaimer())
     if refused:
-        raise InputError("\n".join(f"{file}: expected an image, got: {reason}" for file, reason in refused.items()))
+        raise InputError(
+            "\n".join(
+                f"{file}: expected an image, got: {reason}" for file, reason in refused.items()
+            )
+        )
     return predictions
 
 
@@ -43,7 +50,9 @@ def image_files(path: Path) -> list[Path]:
     """The file itself, or every image below a folder."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+    )
     if not found:
         raise InputError(f"{path}: expected files ending in {', '.join(SUFFIXES)}, got none")
     return found
@@ -52,5 +61,7 @@ def image_files(path: Path) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", choices=MODELS, help="the model to use")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="path", help="image file, or folder of images")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="path", help="image file, or folder of images"
+    )
     run_cli(main, **vars(parser.parse_args()))

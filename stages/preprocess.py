@@ -18,10 +18,24 @@ from stages.core.params import DataParams, StageParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import METRICS, PLOTS, PROCESSED
 from stages.core.processes import only_process, run_cli
-from stages.photographs.contact_sheets import save_crops_sheet, save_duplicates_sheet, save_rejected_sheet
+from stages.photographs.contact_sheets import (
+    save_crops_sheet,
+    save_duplicates_sheet,
+    save_rejected_sheet,
+)
 from stages.photographs.dataset_writer import open_pixel_spool, write_dataset, write_rejected
-from stages.photographs.groups import assign_groups, find_duplicates, find_label_conflicts, rows_to_drop
-from stages.photographs.inventory import check_invalid_fraction, check_no_class_lost, format_summary, summarize
+from stages.photographs.groups import (
+    assign_groups,
+    find_duplicates,
+    find_label_conflicts,
+    rows_to_drop,
+)
+from stages.photographs.inventory import (
+    check_invalid_fraction,
+    check_no_class_lost,
+    format_summary,
+    summarize,
+)
 from stages.photographs.leakage import leakage_check
 from stages.photographs.listing import list_images
 from stages.photographs.parallel import parallel_map
@@ -47,7 +61,9 @@ def main() -> dict[str, Any]:
         only_process(Path(".ckpt/preprocess.lock")),
         open_pixel_spool(PROCESSED) as spool,
         parallel_map(p.runtime.workers, p.runtime.cluster) as map_,
-        threadpool_limits(1),  # the order in which a sum is computed must not depend on the number of cores
+        threadpool_limits(
+            1
+        ),  # the order in which a sum is computed must not depend on the number of cores
     ):
         decoded = decode_all(index.images, p.data, spool, map_, cache)
         rejected = index.rejected | decoded.rejected
@@ -56,9 +72,15 @@ def main() -> dict[str, Any]:
         check_no_class_lost(index.images, decoded.records)
 
         records = decoded.records
-        pairs = find_duplicates(decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, scratch)
-        groups = assign_groups([record.path for record in records], [record.patient for record in records], pairs)
-        dropped = rows_to_drop(records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop")
+        pairs = find_duplicates(
+            decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, scratch
+        )
+        groups = assign_groups(
+            [record.path for record in records], [record.patient for record in records], pairs
+        )
+        dropped = rows_to_drop(
+            records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop"
+        )
         rejected |= {records[row].path: reason for row, reason in dropped.items()}
         write_rejected(PROCESSED, rejected)  # what is raised below refers to it
         kept = [row for row in range(len(records)) if row not in dropped]
@@ -71,7 +93,9 @@ def main() -> dict[str, Any]:
             p.data.test_fraction,
             p.seed,
         )
-        splits = {row: split for row, split in zip(kept, assigned, strict=True) if split != EXCLUDED_LEAK}
+        splits = {
+            row: split for row, split in zip(kept, assigned, strict=True) if split != EXCLUDED_LEAK
+        }
         leaks = [records[row].path for row in kept if row not in splits]
         rejected |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
 

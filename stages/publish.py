@@ -29,7 +29,9 @@ PYFUNC_MODEL_FILE = "stages/serving/pyfunc_model.py"
 def main(model: str) -> str:
     """Publish; returns the version."""
     card, session = read_card(model), open_session()
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path("stages").rglob("*.py")))).hexdigest()
+    code = hashlib.sha256(
+        b"".join(file.read_bytes() for file in sorted(Path("stages").rglob("*.py")))
+    ).hexdigest()
     tags = {"md5": card.md5, "model": model, "card": card.to_json(), "code": code}
     versions = session.client.search_model_versions(f"name = '{NAME}'")
     known = [v for v in versions if all(v.tags.get(key) == tags[key] for key in ("card", "code"))]
@@ -49,7 +51,10 @@ def register(session: MlflowSession, card: ModelCard, tags: dict[str, str]) -> s
 
     example = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(example, "PNG")
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=session.start_publication_run(card.model)):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=session.start_publication_run(card.model)),
+    ):
         file = Path(folder) / "card.json"
         file.write_text(card.to_json(), encoding="utf-8")
         published = mlflow.pyfunc.log_model(

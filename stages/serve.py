@@ -17,7 +17,9 @@ from stages.tracking.connection import tracking_uri
 
 CHAMPION = "models:/colposcopy-classifier@champion"  # as stages.publish names it
 HOST = "127.0.0.1"  # no authentication: reachable from this machine only
-MAX_CONNECTIONS = 32  # at a time, each of which may hold a request of MAX_BODY; further ones get status 503
+MAX_CONNECTIONS = (
+    32  # at a time, each of which may hold a request of MAX_BODY; further ones get status 503
+)
 
 
 def main(model: str, port: int) -> None:
@@ -44,11 +46,18 @@ def load_published(uri: str) -> Any:
     try:
         return mlflow.pyfunc.load_model(uri)
     except mlflow.MlflowException as error:
-        raise InputError(f"{uri}: expected a model that `python -m stages.publish` published, got: {error.message}") from None
+        raise InputError(
+            f"{uri}: expected a model that `python -m stages.publish` published, got: {error.message}"
+        ) from None
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", nargs="?", default=CHAMPION, help="MLflow's URI of the model (default: %(default)s)")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=CHAMPION,
+        help="MLflow's URI of the model (default: %(default)s)",
+    )
     parser.add_argument("--port", type=int, default=5001)
     run_cli(main, **vars(parser.parse_args()))

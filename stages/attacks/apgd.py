@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import is_adversarial, margin_loss, project, random_start, steepest_ascent
+from stages.attacks.perturbations import (
+    is_adversarial,
+    margin_loss,
+    project,
+    random_start,
+    steepest_ascent,
+)
 from stages.attacks.suite import APGD_SAMPLE, EARLY_STOP_MARGIN, NoiseSampler
 from stages.models.inference import frozen_eval_mode, predict_logits
 
@@ -25,7 +31,9 @@ FLOAT32_STEPS, FLOAT32_STEP_SIZE = 3, 0.25  # relative to eps
 def target_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Logit of the target class minus that of class y, or the cross-entropy: (M, K), (M,), (M,) -> (M,)."""
     label, other = logits.gather(1, torch.stack((y, target.clamp_min(0)), 1)).unbind(1)  # (M,) each
-    return torch.where(target == CROSS_ENTROPY, F.cross_entropy(logits, y, reduction="none"), other - label)
+    return torch.where(
+        target == CROSS_ENTROPY, F.cross_entropy(logits, y, reduction="none"), other - label
+    )
 
 
 @dataclass
@@ -67,7 +75,9 @@ class Runs:
     halved: Tensor
 
     @classmethod
-    def start(cls, model: nn.Module, x: Tensor, y: Tensor, target: Tensor, point: Tensor, step_size: float) -> "Runs":
+    def start(
+        cls, model: nn.Module, x: Tensor, y: Tensor, target: Tensor, point: Tensor, step_size: float
+    ) -> "Runs":
         """Runs that begin at ``point``."""
         loss, margin, gradient = _loss_margin_gradient(model, point, y, target)
         return cls(
@@ -85,7 +95,9 @@ class Runs:
             best_loss=loss,
             increases=torch.zeros_like(loss),
             checkpoint_loss=loss,
-            halved=torch.ones_like(y, dtype=torch.bool),  # so that the first checkpoint judges by increases alone
+            halved=torch.ones_like(
+                y, dtype=torch.bool
+            ),  # so that the first checkpoint judges by increases alone
         )
 
     def keep(self, rows: Tensor) -> "Runs":
@@ -95,10 +107,18 @@ class Runs:
     def step(self, model: nn.Module, eps: float, *, norm: str, momentum: float) -> None:
         """One step along the gradient and along the step before."""
         size = self.step_size[:, None, None, None]
-        ahead = project(self.x, self.point + size * steepest_ascent(self.gradient, norm=norm), eps, norm=norm)
-        moved = self.point + momentum * (ahead - self.point) + (1 - momentum) * (self.point - self.previous)
+        ahead = project(
+            self.x, self.point + size * steepest_ascent(self.gradient, norm=norm), eps, norm=norm
+        )
+        moved = (
+            self.point
+            + momentum * (ahead - self.point)
+            + (1 - momentum) * (self.point - self.previous)
+        )
         self.previous, self.point = self.point, project(self.x, moved, eps, norm=norm)
-        loss, self.margin, self.gradient = _loss_margin_gradient(model, self.point, self.y, self.target)
+        loss, self.margin, self.gradient = _loss_margin_gradient(
+            model, self.point, self.y, self.target
+        )
         self.increases = self.increases + (loss > self.loss)
         self.loss, better = loss, loss > self.best_loss
         self.best_point = _where(better, self.point, self.best_point)
@@ -119,7 +139,9 @@ def _where(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(rows[:, None, None, None], first, second)
 
 
-def _loss_margin_gradient(model: nn.Module, point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _loss_margin_gradient(
+    model: nn.Module, point: Tensor, y: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """(M,), (M,), (M, 3, H, W)."""
     point = point.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -161,19 +183,33 @@ def apgd(
     best, best_margin = start.clone(), x.new_full((len(x),), -torch.inf)
     active = torch.arange(len(x), device=x.device)
     every = [len(targets), 1, 1, 1]
-    runs = Runs.start(model, x.repeat(every), y.repeat(len(targets)), targets.flatten(), start.repeat(every), step_size * eps)
+    runs = Runs.start(
+        model,
+        x.repeat(every),
+        y.repeat(len(targets)),
+        targets.flatten(),
+        start.repeat(every),
+        step_size * eps,
+    )
     window, shortest, shrink = (max(int(fraction * steps), 1) for fraction in (0.22, 0.06, 0.03))
     next_checkpoint = window
     for step in range(steps + 1):
         if step > 0:
             runs.step(model, eps, norm=norm, momentum=1 if step == 1 else MOMENTUM)
-        margin, run = runs.margin.view(len(targets), -1).max(0)  # (A,) each: of the active images' runs the best
+        margin, run = runs.margin.view(len(targets), -1).max(
+            0
+        )  # (A,) each: of the active images' runs the best
         improved = margin > best_margin[active]
         rows = run * len(active) + torch.arange(len(active), device=x.device)
-        best[active[improved]], best_margin[active[improved]] = runs.point[rows[improved]], margin[improved]
+        best[active[improved]], best_margin[active[improved]] = (
+            runs.point[rows[improved]],
+            margin[improved],
+        )
         if (promising := improved & (margin > EARLY_STOP_MARGIN)).any():
             success = promising.clone()
-            success[promising] = is_adversarial(model, best[active[promising]], y[active[promising]])
+            success[promising] = is_adversarial(
+                model, best[active[promising]], y[active[promising]]
+            )
             runs, active = runs.keep(~success.repeat(len(targets))), active[~success]
             if not len(active):
                 break
@@ -185,22 +221,43 @@ def apgd(
 
 
 def apgd_ensemble(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, steps: int, targets: int, norm: str
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: NoiseSampler,
+    *,
+    steps: int,
+    targets: int,
+    norm: str,
 ) -> Tensor:
     """APGD on the margin to each of the ``targets`` likeliest other classes, and on the cross-entropy."""
-    start = random_start(x, eps, noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE), norm=norm)
-    ranked = predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)  # (B, K), y last
+    start = random_start(
+        x, eps, noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE), norm=norm
+    )
+    ranked = (
+        predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    )  # (B, K), y last
     targeted = ranked[:, : min(targets, ranked.shape[1] - 1)].T  # (T, B)
     losses = torch.cat([targeted, torch.full_like(targeted[:1], CROSS_ENTROPY)])  # (T + 1, B)
     with frozen_eval_mode(model):
         # No more runs at a time than there are images: the memory that the caller allowed for.
         parts = torch.arange(len(x), device=x.device).chunk(len(losses))
-        candidates = [apgd(model, x[i], y[i], losses[:, i], start[i], eps, steps=steps, step_size=2, norm=norm) for i in parts]
+        candidates = [
+            apgd(
+                model, x[i], y[i], losses[:, i], start[i], eps, steps=steps, step_size=2, norm=norm
+            )
+            for i in parts
+        ]
         best = torch.cat(candidates)
         left = ~is_adversarial(model, best, y)
         if left.any() and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                likeliest = predict_logits(model, best[left]).scatter(1, y[left, None], -torch.inf).argmax(1)[None]  # (1, M)
+                likeliest = (
+                    predict_logits(model, best[left])
+                    .scatter(1, y[left, None], -torch.inf)
+                    .argmax(1)[None]
+                )  # (1, M)
                 refine = partial(apgd, steps=FLOAT32_STEPS, step_size=FLOAT32_STEP_SIZE, norm=norm)
                 best[left] = refine(model, x[left], y[left], likeliest, best[left], eps)
     return best

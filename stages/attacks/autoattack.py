@@ -26,7 +26,9 @@ from stages.models.inference import frozen_eval_mode
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 LOGGER = logging.getLogger("pyautoattack")
-LOGGER.setLevel(logging.ERROR)  # its warnings about zero gradients are diagnostic D5, with a threshold
+LOGGER.setLevel(
+    logging.ERROR
+)  # its warnings about zero gradients are diagnostic D5, with a threshold
 
 
 def ensemble_name(classes: int) -> str:
@@ -39,7 +41,9 @@ def target_classes(classes: int) -> int:
     return min(9, classes - 1)
 
 
-def ensemble_attacks(classes: int, *, steps: int, queries: int, norm: str, seed: int) -> dict[str, Attack]:
+def ensemble_attacks(
+    classes: int, *, steps: int, queries: int, norm: str, seed: int
+) -> dict[str, Attack]:
     """The attacks of the ensemble by name, from cheap to expensive.
 
     K >= 4: the standard list: APGD-CE, targeted APGD-DLR, FAB-T, Square.
@@ -69,7 +73,11 @@ def square_attack(*, queries: int, norm: str, seed: int) -> Attack:
 def _frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Frozen model in eval mode and float32, global generators put back afterwards."""
     kind = x.device.type
-    with frozen_eval_mode(model), torch.autocast(kind, enabled=False), torch.random.fork_rng([x.device] * (kind == "cuda")):
+    with (
+        frozen_eval_mode(model),
+        torch.autocast(kind, enabled=False),
+        torch.random.fork_rng([x.device] * (kind == "cuda")),
+    ):
         yield
 
 
@@ -92,9 +100,13 @@ def _apgd(
     steps: int,
     norm: str,
 ) -> Tensor:
-    kind = {"dlr-targeted": APGDAttack_targeted, "margin-targeted": _MarginAPGD}.get(loss, APGDAttack)
+    kind = {"dlr-targeted": APGDAttack_targeted, "margin-targeted": _MarginAPGD}.get(
+        loss, APGDAttack
+    )
     attack = kind(model, n_iter=steps, norm=NORMS[norm], eps=eps, device=x.device, logger=LOGGER)
-    attack.loss = "ce-targeted" if loss == "margin-targeted" else loss  # the library's name of the loss that is replaced
+    attack.loss = (
+        "ce-targeted" if loss == "margin-targeted" else loss
+    )  # the library's name of the loss that is replaced
     x = x.contiguous()  # the library takes views that channels-last memory doesn't allow
     attack.init_hyperparam(x)
     sample = noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE).contiguous()
@@ -115,10 +127,25 @@ def _apgd(
 
 
 def _fab(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, targets: int, steps: int, norm: str
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: NoiseSampler,
+    *,
+    targets: int,
+    steps: int,
+    norm: str,
 ) -> Tensor:
     attack = FABAttack_PT(
-        model, norm=NORMS[norm], n_restarts=1, n_iter=steps, eps=eps, targeted=True, device=x.device, n_target_classes=targets
+        model,
+        norm=NORMS[norm],
+        n_restarts=1,
+        n_iter=steps,
+        eps=eps,
+        targeted=True,
+        device=x.device,
+        n_target_classes=targets,
     )
     with _frozen_eval(model, x):
         return attack.perturb(x.contiguous(), y).detach()
@@ -145,7 +172,14 @@ def _square(
     seed: int,
 ) -> Tensor:
     attack = _BatchInvariantSquare(
-        model, norm=NORMS[norm], n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=False, device=x.device
+        model,
+        norm=NORMS[norm],
+        n_queries=queries,
+        eps=eps,
+        p_init=0.8,
+        seed=seed,
+        resc_schedule=False,
+        device=x.device,
     )
     with _frozen_eval(model, x), torch.no_grad():
         return attack.perturb(x.contiguous(), y).detach()

@@ -31,15 +31,28 @@ from stages.models.inference import frozen_eval_mode, predict_logits
 SEVERITIES = (1, 2, 3)
 ATTACKED_SEVERITY = 2  # of the corrupted images that are attacked, too
 ANGLES = (-10.0, -5.0, 0.0, 5.0, 10.0)  # degrees
-SHIFTS = ((0.0, 0.0), (0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04))  # right and down, fractions of the side
-SPATIAL, GRID = "spatial", "grid"  # in place of corruption and attack: the worst of all ANGLES and SHIFTS
+SHIFTS = (
+    (0.0, 0.0),
+    (0.04, 0.0),
+    (-0.04, 0.0),
+    (0.0, 0.04),
+    (0.0, -0.04),
+)  # right and down, fractions of the side
+SPATIAL, GRID = (
+    "spatial",
+    "grid",
+)  # in place of corruption and attack: the worst of all ANGLES and SHIFTS
 Corruption = Callable[[Tensor, float, NoiseSampler], Tensor]
 
 
 def blur(x: Tensor, amount: float, noise: NoiseSampler) -> Tensor:
     """Out of focus: Gaussian blur of standard deviation ``amount``, a fraction of the image's side."""
     sigma = amount * x.shape[-1]
-    return TF.gaussian_blur(x, [2 * int(3 * sigma) + 3] * 2, [sigma] * 2) if min(x.shape[-2:]) > 3 * sigma + 2 else x
+    return (
+        TF.gaussian_blur(x, [2 * int(3 * sigma) + 3] * 2, [sigma] * 2)
+        if min(x.shape[-2:]) > 3 * sigma + 2
+        else x
+    )
 
 
 def jpeg(x: Tensor, amount: float, noise: NoiseSampler) -> Tensor:
@@ -76,11 +89,15 @@ def sensor_noise(x: Tensor, amount: float, noise: NoiseSampler) -> Tensor:
 def glare(x: Tensor, amount: float, noise: NoiseSampler) -> Tensor:
     """Specular highlights: ``amount`` white spots, each of radius 3 % of the side."""
     height, width = x.shape[-2:]
-    centers = (noise("uniform", 1).flatten(1)[:, : 2 * int(amount)] + 1) / 2  # (B, 2 * spots) in [0, 1]
+    centers = (
+        noise("uniform", 1).flatten(1)[:, : 2 * int(amount)] + 1
+    ) / 2  # (B, 2 * spots) in [0, 1]
     rows, columns = torch.arange(height).to(x) / height, torch.arange(width).to(x) / width
     for center in centers.view(len(x), -1, 2).unbind(1):
         down, right = center.unbind(1)  # (B,) each
-        square = (rows[None, :, None] - down[:, None, None]) ** 2 + (columns[None, None, :] - right[:, None, None]) ** 2
+        square = (rows[None, :, None] - down[:, None, None]) ** 2 + (
+            columns[None, None, :] - right[:, None, None]
+        ) ** 2
         spot = torch.exp(-square / (2 * 0.03**2))[:, None]  # (B, 1, H, W)
         x = x + (1 - x) * spot
     return x
@@ -112,9 +129,15 @@ def rotate_and_shift(x: Tensor, angle: float, shift: tuple[float, float]) -> Ten
     height, width = x.shape[-2:]
     # From places in the result to places in x, both in [-1, 1]; a turn in pixels, hence the ratio of the sides.
     right, down = -2 * shift[0], -2 * shift[1]
-    matrix = torch.tensor([[cos, sin * height / width, right], [-sin * width / height, cos, down]]).to(x)
-    grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)  # (B, H, W, 2)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False).clamp(0, 1)
+    matrix = torch.tensor(
+        [[cos, sin * height / width, right], [-sin * width / height, cos, down]]
+    ).to(x)
+    grid = F.affine_grid(
+        matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False
+    )  # (B, H, W, 2)
+    return F.grid_sample(
+        x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    ).clamp(0, 1)
 
 
 def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:
@@ -128,7 +151,9 @@ def _logits(target: ModelUnderAttack, x: Tensor) -> Tensor:
     return logits
 
 
-def _corrupted_logits(target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int) -> dict[str, Tensor]:
+def _corrupted_logits(
+    target: ModelUnderAttack, positions: np.ndarray, name: str, severity: int
+) -> dict[str, Tensor]:
     """Logits (M, K) of the images under one corruption."""
 
     def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
@@ -150,7 +175,9 @@ def _attacked_logits(
             def their_noise(distribution: str, sample: int) -> Tensor:
                 return noise(distribution, sample)[remaining]
 
-            x_adv = target.generate(attack, x[remaining], y[remaining], eps, their_noise, f"PGD on {name}")
+            x_adv = target.generate(
+                attack, x[remaining], y[remaining], eps, their_noise, f"PGD on {name}"
+            )
             attacked = predict_logits(target.model, x_adv)
             found = margin_loss(attacked, y[remaining]) > 0
             logits[remaining[found]] = attacked[found]
@@ -185,7 +212,9 @@ def evaluate_corruptions(
         for name, severity in itertools.product(CORRUPTIONS, SEVERITIES)
     }
     for name in CORRUPTIONS:
-        cases[name, ATTACKED_SEVERITY, "pgd"] = partial(_attacked_logits, target, positions, name, attack, eps)
+        cases[name, ATTACKED_SEVERITY, "pgd"] = partial(
+            _attacked_logits, target, positions, name, attack, eps
+        )
     cases[SPATIAL, 1, GRID] = partial(_spatial_logits, target, positions)
     tables = []
     for (name, severity, attacked), compute in cases.items():

@@ -23,10 +23,14 @@ def ensemble_name(p: AttackEvalParams, classes: int) -> str:
     return LEAN_ENSEMBLE if p.ensemble == "lean" else autoattack.ensemble_name(classes)
 
 
-def ensemble_attacks(p: AttackEvalParams, classes: int, *, norm: str, seed: int) -> dict[str, Attack]:
+def ensemble_attacks(
+    p: AttackEvalParams, classes: int, *, norm: str, seed: int
+) -> dict[str, Attack]:
     """The attacks by name, in the order of running; each is run on what none before it found."""
     if p.ensemble == "full":
-        return autoattack.ensemble_attacks(classes, steps=p.aa_steps, queries=p.aa_queries, norm=norm, seed=seed)
+        return autoattack.ensemble_attacks(
+            classes, steps=p.aa_steps, queries=p.aa_queries, norm=norm, seed=seed
+        )
     return {
         LEAN_ENSEMBLE: partial(apgd_ensemble, steps=p.aa_steps, targets=p.targets, norm=norm),
         SQUARE: autoattack.square_attack(queries=p.aa_queries, norm=norm, seed=seed),
@@ -34,10 +38,18 @@ def ensemble_attacks(p: AttackEvalParams, classes: int, *, norm: str, seed: int)
 
 
 def ensemble_config(
-    p: AttackEvalParams, classes: int, *, images: int, square_images: int, square_remaining: int, seed: int
+    p: AttackEvalParams,
+    classes: int,
+    *,
+    images: int,
+    square_images: int,
+    square_remaining: int,
+    seed: int,
 ) -> Ensemble:
     """What the ensemble consists of for a model of so many classes."""
-    target_classes = min(p.targets, classes - 1) if p.ensemble == "lean" else autoattack.target_classes(classes)
+    target_classes = (
+        min(p.targets, classes - 1) if p.ensemble == "lean" else autoattack.target_classes(classes)
+    )
     return {
         "name": ensemble_name(p, classes),
         "attacks": list(ensemble_attacks(p, classes, norm="linf", seed=seed)),

@@ -22,12 +22,18 @@ from stages.models.inference import predict_logits
 
 def select_examples(predictions: pd.DataFrame, count: int) -> list[str]:
     """Paths of correctly classified images whose confidence is the median of their class: not the most dramatic ones."""
-    clean = predictions[(predictions["attack"] == CLEAN) & (predictions["label"] == predictions["prediction"])]
+    clean = predictions[
+        (predictions["attack"] == CLEAN) & (predictions["label"] == predictions["prediction"])
+    ]
     ranked = []
     for _, members in clean.groupby("label", sort=True):
         distance = (members["confidence"] - members["confidence"].median()).abs()
-        ranked.append(members.assign(distance=distance).sort_values(["distance", "path"])["path"].tolist())
-    rounds = [paths[i] for i in range(count) for paths in ranked if i < len(paths)]  # every class in turn
+        ranked.append(
+            members.assign(distance=distance).sort_values(["distance", "path"])["path"].tolist()
+        )
+    rounds = [
+        paths[i] for i in range(count) for paths in ranked if i < len(paths)
+    ]  # every class in turn
     return rounds[:count]
 
 
@@ -46,20 +52,37 @@ def save_examples(
     """
     target = next(iter(models.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    position_of = {path: position for position, path in enumerate(dataset.manifest["path"].iloc[target.split.rows])}
-    attack = partial(suite.pgd, steps=p.pgd_steps, restarts=1, norm=target.norm, early_stop_margin=None)
+    position_of = {
+        path: position
+        for position, path in enumerate(dataset.manifest["path"].iloc[target.split.rows])
+    }
+    attack = partial(
+        suite.pgd, steps=p.pgd_steps, restarts=1, norm=target.norm, early_stop_margin=None
+    )
     records: list[dict[str, object]] = []
-    for _, x, y, noise in target.batches(np.array([position_of[path] for path in paths], dtype=int)):
-        x_adv = quantize_8bit(x, target.generate(attack, x, y, eps, noise, "pgd"))  # what an image file can hold
-        before, after = predict_logits(target.model, x).softmax(1), predict_logits(target.model, x_adv).softmax(1)
+    for _, x, y, noise in target.batches(
+        np.array([position_of[path] for path in paths], dtype=int)
+    ):
+        x_adv = quantize_8bit(
+            x, target.generate(attack, x, y, eps, noise, "pgd")
+        )  # what an image file can hold
+        before, after = (
+            predict_logits(target.model, x).softmax(1),
+            predict_logits(target.model, x_adv).softmax(1),
+        )
         drawn = {name: input_gradient(model, x, y) for name, model in models.items()}
         for i in range(len(x)):
             number = len(records)
-            files = {"original": f"{number}_original.png", "adversarial": f"{number}_adversarial.png"}
+            files = {
+                "original": f"{number}_original.png",
+                "adversarial": f"{number}_adversarial.png",
+            }
             for file, image in zip(files.values(), (x[i], x_adv[i]), strict=True):
                 save_png(to_uint8(image), folder / file)
             for name, gradients in drawn.items():
-                save_png(gradient_picture(gradients[i]), folder / gradient_file(files["original"], name))
+                save_png(
+                    gradient_picture(gradients[i]), folder / gradient_file(files["original"], name)
+                )
             records.append(
                 {
                     "path": paths[number],

@@ -27,20 +27,26 @@ def input_gradient(target: ModelUnderAttack, x: Tensor, y: Tensor) -> Tensor:
 def central_energy(gradient: Tensor) -> Tensor:
     """Share of the squared gradient (B, 3, H, W) in the central quarter of the area, (B,): 0.25 where it is uniform."""
     height, width = gradient.shape[-2:]
-    largest = gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)  # squares of small numbers would vanish
+    largest = (
+        gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
+    )  # squares of small numbers would vanish
     energy = (gradient / largest).square().sum(1)  # (B, H, W)
     center = energy[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
     return center.sum((1, 2)) / energy.sum((1, 2)).clamp_min(1e-30)
 
 
-def gradient_shares(target: ModelUnderAttack, dataset: ImageDataset, cache: StepCache) -> pd.DataFrame:
+def gradient_shares(
+    target: ModelUnderAttack, dataset: ImageDataset, cache: StepCache
+) -> pd.DataFrame:
     """gradients.csv: `central_energy` of all images."""
 
     def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
         return {"share": central_energy(input_gradient(target, x, y))}
 
     positions = np.arange(len(target.split))
-    shares = cache.get_or_compute("gradients", lambda: target.map_batches(positions, compute))["share"]
+    shares = cache.get_or_compute("gradients", lambda: target.map_batches(positions, compute))[
+        "share"
+    ]
     images = dataset.manifest.iloc[target.split.rows][["path", "label"]].reset_index(drop=True)
     return images.assign(central_share=shares.numpy())
 

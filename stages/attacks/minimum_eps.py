@@ -58,9 +58,13 @@ def bisect_eps(
         eps = middle[:, None, None, None]
         alpha = pgd_step_size(eps, steps)
         with target.fabric.autocast():
-            x_adv = perturbations.pgd(target.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=norm)
+            x_adv = perturbations.pgd(
+                target.fused_model, x, y, eps, start, alpha=alpha, steps=steps, norm=norm
+            )
         success = is_adversarial(target.model, x_adv, y)
-        best = torch.where(success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best)
+        best = torch.where(
+            success, torch.minimum(perturbation_norm(x, x_adv, norm=norm), middle), best
+        )
         low = torch.where(success, low, middle)
         start = torch.where(success[:, None, None, None], (x_adv - x) / eps, start)
     return best
@@ -86,7 +90,10 @@ def find_minimum_eps(
     cache: StepCache,
 ) -> pd.DataFrame:
     """minimum_eps.csv for the images at these positions; starts from what ``predictions`` tells of an image already."""
-    paths, rows_of = dataset.manifest["path"].iloc[target.split.rows].to_numpy(), dict(list(predictions.groupby("path")))
+    paths, rows_of = (
+        dataset.manifest["path"].iloc[target.split.rows].to_numpy(),
+        dict(list(predictions.groupby("path"))),
+    )
 
     def compute(batch: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
         brackets = [initial_bracket(rows_of[path], norm=target.norm) for path in paths[batch]]
@@ -97,8 +104,12 @@ def find_minimum_eps(
             eps[searched] = bisect_eps(target, *parts, rounds=p.min_eps_rounds, steps=p.curve_steps)
         return {"eps": eps}
 
-    eps = cache.get_or_compute("minimum eps", lambda: target.map_batches(positions, compute))["eps"].numpy()
+    eps = cache.get_or_compute("minimum eps", lambda: target.map_batches(positions, compute))[
+        "eps"
+    ].numpy()
     found = np.isfinite(eps)
     limit = max_eps(target.load(positions[:1])[0], norm=target.norm)
-    images = dataset.manifest.iloc[target.split.rows[positions]][["path", "label"]].reset_index(drop=True)
+    images = dataset.manifest.iloc[target.split.rows[positions]][["path", "label"]].reset_index(
+        drop=True
+    )
     return images.assign(eps=np.where(found, eps, limit), found=found.astype(int))

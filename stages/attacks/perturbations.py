@@ -129,7 +129,10 @@ def pgd(
     """
     best, best_margin = x.clone(), x.new_full((len(x),), -torch.inf)
     active = torch.arange(len(x), device=x.device)  # positions of the images that still take steps
-    eps, alpha = (torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 1) for value in (eps, alpha))
+    eps, alpha = (
+        torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 1)
+        for value in (eps, alpha)
+    )
     point = x if noise is None else random_start(x, eps, noise, norm=norm)
     with frozen_eval_mode(model):
         for step in range(steps + 1):
@@ -140,7 +143,10 @@ def pgd(
                     logits = model(point)
             margin = margin_loss(logits, y[active])
             improved = margin > best_margin[active]
-            best[active[improved]], best_margin[active[improved]] = point[improved], margin[improved]
+            best[active[improved]], best_margin[active[improved]] = (
+                point[improved],
+                margin[improved],
+            )
             if step == steps:
                 break
             if early_stop_margin is not None:

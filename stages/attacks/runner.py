@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.attacks import suite
-from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks, ensemble_config, ensemble_name
+from stages.attacks.ensemble import (
+    SQUARE,
+    SQUARE_IMAGES,
+    ensemble_attacks,
+    ensemble_config,
+    ensemble_name,
+)
 from stages.attacks.perturbations import margin_loss
 from stages.attacks.similarity import structural_similarity
 from stages.attacks.suite import (
@@ -70,14 +76,18 @@ class ModelUnderAttack:
         x, y = self.split.load(positions, self.fabric.device)
         return x, y, per_image_noise(self.seed, self.split.rows[positions], x.shape[1:], x)
 
-    def batches(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor, NoiseSampler]]:
+    def batches(
+        self, positions: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, NoiseSampler]]:
         """(positions, x, y, noise) of the images at these positions, a batch at a time."""
         for start in range(0, len(positions), self.batch_size):
             batch = positions[start : start + self.batch_size]
             yield batch, *self.load(batch)
 
     def map_batches(
-        self, positions: np.ndarray, compute: Callable[[np.ndarray, Tensor, Tensor, NoiseSampler], dict[str, Tensor]]
+        self,
+        positions: np.ndarray,
+        compute: Callable[[np.ndarray, Tensor, Tensor, NoiseSampler], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         """``compute`` on the batches of the images at these positions, divided among all processes of ``fabric``.
 
@@ -98,10 +108,17 @@ class ModelUnderAttack:
         )
         batches = [batch for part in parts for batch in part]
         # An image in each process by turns, hence in another order: back to that of the positions.
-        order = torch.cat([torch.arange(len(positions))[process::processes] for process in range(processes)]).argsort()
-        return {name: torch.cat([batch[name] for batch in batches])[order] for name in (batches[0] if batches else ())}
+        order = torch.cat(
+            [torch.arange(len(positions))[process::processes] for process in range(processes)]
+        ).argsort()
+        return {
+            name: torch.cat([batch[name] for batch in batches])[order]
+            for name in (batches[0] if batches else ())
+        }
 
-    def generate(self, attack: Attack, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, name: str) -> Tensor:
+    def generate(
+        self, attack: Attack, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, name: str
+    ) -> Tensor:
         """x_adv of an attack. Raises BudgetViolationError when the attack leaves its budget."""
         with self.fabric.autocast():
             x_adv = attack(self.fused_model, x, y, eps, noise)
@@ -137,10 +154,14 @@ def cached_result(cache: StepCache, step: str, compute: Callable[[], AttackResul
 def clean_result(target: ModelUnderAttack) -> AttackResult:
     """The model on the clean images. Raises ModelError when it answers with anything but numbers."""
 
-    def compute(positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+    def compute(
+        positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler
+    ) -> dict[str, Tensor]:
         logits = predict_logits(target.model, x)
         if len(images := (~logits.isfinite()).any(1).nonzero()):
-            raise ModelError(f"expected finite logits of the model, got {logits[images[0, 0]].tolist()}")
+            raise ModelError(
+                f"expected finite logits of the model, got {logits[images[0, 0]].tolist()}"
+            )
         return {"logits": logits}
 
     zeros, ones = torch.zeros(len(target.split)), torch.ones(len(target.split))
@@ -149,11 +170,18 @@ def clean_result(target: ModelUnderAttack) -> AttackResult:
 
 
 def attack_remaining(
-    target: ModelUnderAttack, previous: AttackResult, name: str, attack: Attack, eps: float, positions: np.ndarray
+    target: ModelUnderAttack,
+    previous: AttackResult,
+    name: str,
+    attack: Attack,
+    eps: float,
+    positions: np.ndarray,
 ) -> AttackResult:
     """Attack the images at ``positions`` that ``previous`` left correctly classified; the larger margin loss counts."""
 
-    def compute(positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler) -> dict[str, Tensor]:
+    def compute(
+        positions: np.ndarray, x: Tensor, y: Tensor, noise: NoiseSampler
+    ) -> dict[str, Tensor]:
         x_adv = target.generate(attack, x, y, eps, noise, name)
         delta = (x_adv - x).flatten(1)  # (B, 3 * H * W)
         return {
@@ -168,10 +196,15 @@ def attack_remaining(
     if not len(remaining):
         return previous
     attacked = target.map_batches(remaining, compute)
-    improved = margin_loss(attacked["logits"], labels[remaining]) > margin_loss(previous.logits[remaining], labels[remaining])
+    improved = margin_loss(attacked["logits"], labels[remaining]) > margin_loss(
+        previous.logits[remaining], labels[remaining]
+    )
     rows, found_by = torch.from_numpy(remaining)[improved], previous.found_by.copy()
     found_by[rows] = name
-    merged = {field: getattr(previous, field).index_copy(0, rows, values[improved]) for field, values in attacked.items()}
+    merged = {
+        field: getattr(previous, field).index_copy(0, rows, values[improved])
+        for field, values in attacked.items()
+    }
     return AttackResult(**merged, found_by=found_by)
 
 
@@ -200,7 +233,9 @@ def run_attack_suite(
     rows = [_to_rows(dataset, target, CLEAN, 0.0, 0, clean)]
     schedule = _schedule(threat, p)
     schedule += [(name, threat.eps, steps, attack) for name, (attack, steps) in prepared.items()]
-    for name, eps, steps, attack in tqdm(schedule, "attacking", unit="attack", leave=False, disable=not sys.stderr.isatty()):
+    for name, eps, steps, attack in tqdm(
+        schedule, "attacking", unit="attack", leave=False, disable=not sys.stderr.isatty()
+    ):
         previous = last_pgd if name == "pgd" else clean
         compute = partial(attack_remaining, target, previous, name, attack, eps, everything)
         result = cached_result(cache, f"{threat.norm} {name} {eps!r}", compute)
@@ -219,12 +254,21 @@ def run_attack_suite(
         worst = cached_result(cache, f"{threat.norm} {name}", compute)
     rows.append(_to_rows(dataset, target, ensemble_name(p, classes), threat.eps, p.aa_steps, worst))
     attacked = {"images": len(correct_positions(initial, labels))}
-    attacked |= {"square_images": len(positions), "square_remaining": len(remaining)}  # it came last
-    return pd.concat(rows, ignore_index=True), ensemble_config(p, classes, seed=target.seed, **attacked)
+    attacked |= {
+        "square_images": len(positions),
+        "square_remaining": len(remaining),
+    }  # it came last
+    return pd.concat(rows, ignore_index=True), ensemble_config(
+        p, classes, seed=target.seed, **attacked
+    )
 
 
 def run_calibration(
-    target: ModelUnderAttack, dataset: ImageDataset, threat: ThreatModel, p: AttackEvalParams, cache: StepCache
+    target: ModelUnderAttack,
+    dataset: ImageDataset,
+    threat: ThreatModel,
+    p: AttackEvalParams,
+    cache: StepCache,
 ) -> pd.DataFrame:
     """calibration.csv: the images of ``target`` clean, and under PGD at ``threat.eps``.
 
@@ -252,7 +296,11 @@ def _schedule(threat: ThreatModel, p: AttackEvalParams) -> list[tuple[str, float
     """(name, eps, steps, attack) in the order of running: eps ascending, cheap before expensive."""
     schedule: list[tuple[str, float, int, Attack]] = []
     for eps in sorted({*threat.eps_grid, threat.eps}):
-        attacks = attack_suite(p, norm=threat.norm) if eps == threat.eps else {"pgd": eps_sweep_attack(p, norm=threat.norm)}
+        attacks = (
+            attack_suite(p, norm=threat.norm)
+            if eps == threat.eps
+            else {"pgd": eps_sweep_attack(p, norm=threat.norm)}
+        )
         schedule += [(name, eps, steps, attack) for name, (attack, steps) in attacks.items()]
     return schedule
 
@@ -297,7 +345,9 @@ def run_transfer_attacks(
 
 def _attack_all(target: ModelUnderAttack, name: str, attack: Attack, eps: float) -> AttackResult:
     """All images that are classified correctly without attack."""
-    return attack_remaining(target, clean_result(target), name, attack, eps, np.arange(len(target.split)))
+    return attack_remaining(
+        target, clean_result(target), name, attack, eps, np.arange(len(target.split))
+    )
 
 
 def pgd_on(source: ModelUnderAttack, steps: int) -> tuple[Attack, int]:

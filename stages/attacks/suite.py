@@ -21,7 +21,9 @@ from stages.models.inference import frozen_eval_mode
 
 # Attacks may run in bfloat16, evaluation runs in float32: an attack stops only at this margin loss (logits).
 EARLY_STOP_MARGIN = 0.1
-APGD_SAMPLE = 1_000_000  # the sample of the images' noise that APGD starts from, and no other attack
+APGD_SAMPLE = (
+    1_000_000  # the sample of the images' noise that APGD starts from, and no other attack
+)
 
 
 class NoiseSampler(Protocol):
@@ -56,7 +58,11 @@ def per_image_noise(seed: int, rows: np.ndarray, shape: torch.Size, like: Tensor
 
 
 def best_of_restarts(
-    model: nn.Module, x: Tensor, y: Tensor, restarts: int, candidate: Callable[[int, Tensor], Tensor]
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    restarts: int,
+    candidate: Callable[[int, Tensor], Tensor],
 ) -> Tensor:
     """For each image the candidate of the largest margin loss; a restart runs only on images that aren't adversarial yet.
 
@@ -104,15 +110,28 @@ def random_noise(
     return best_of_restarts(model, x, y, samples, candidate)
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, norm: str) -> Tensor:
+def fgsm(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, norm: str
+) -> Tensor:
     """One step of size eps (arXiv:1412.6572)."""
     return perturbations.fgsm(model, x, y, eps, norm=norm)
 
 
-def bim(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler, *, steps: int, norm: str) -> Tensor:
+def bim(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: NoiseSampler,
+    *,
+    steps: int,
+    norm: str,
+) -> Tensor:
     """Basic iterative method: PGD from x itself (arXiv:1607.02533)."""
     alpha = pgd_step_size(eps, steps)
-    return perturbations.pgd(model, x, y, eps, alpha=alpha, steps=steps, norm=norm, early_stop_margin=EARLY_STOP_MARGIN)
+    return perturbations.pgd(
+        model, x, y, eps, alpha=alpha, steps=steps, norm=norm, early_stop_margin=EARLY_STOP_MARGIN
+    )
 
 
 def pgd(
@@ -173,18 +192,32 @@ def perturbation_norm(x: Tensor, x_adv: Tensor, *, norm: str) -> Tensor:
 def quantize_8bit(x: Tensor, x_adv: Tensor) -> Tensor:
     """x_adv as an image file of 8 bits holds it; changes are rounded towards x, itself of 8 bits, and so stay within eps."""
     levels = (x_adv - x) * 255
-    whole = (levels.abs() + 1e-3).floor() * levels.sign()  # 1e-3: eight levels in float32 may be 7.99999
+    whole = (
+        levels.abs() + 1e-3
+    ).floor() * levels.sign()  # 1e-3: eight levels in float32 may be 7.99999
     return (x * 255 + whole).round().clamp(0, 255) / 255
 
 
-def check_within_budget(x: Tensor, x_adv: Tensor, eps: float, *, norm: str, name: str = "attack") -> None:
+def check_within_budget(
+    x: Tensor, x_adv: Tensor, eps: float, *, norm: str, name: str = "attack"
+) -> None:
     """Raise BudgetViolationError unless x_adv has x's shape, is finite, lies in [0, 1] and within eps of x (plus 1e-6)."""
     if x_adv.shape != x.shape or x_adv.dtype != torch.float32:
-        raise BudgetViolationError(f"{name}: expected float32 {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
+        raise BudgetViolationError(
+            f"{name}: expected float32 {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}"
+        )
     if not torch.isfinite(x_adv).all():
-        raise BudgetViolationError(f"{name}: expected finite pixels, got {int((~torch.isfinite(x_adv)).sum())} that are not")
+        raise BudgetViolationError(
+            f"{name}: expected finite pixels, got {int((~torch.isfinite(x_adv)).sum())} that are not"
+        )
     if x_adv.min() < 0 or x_adv.max() > 1:
-        raise BudgetViolationError(f"{name}: expected pixels in [0, 1], got [{x_adv.min():g}, {x_adv.max():g}]")
-    tolerance = 1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps  # a sum over all pixels rounds more than one pixel
+        raise BudgetViolationError(
+            f"{name}: expected pixels in [0, 1], got [{x_adv.min():g}, {x_adv.max():g}]"
+        )
+    tolerance = (
+        1e-6 if norm == "linf" else 1e-6 + 1e-5 * eps
+    )  # a sum over all pixels rounds more than one pixel
     if (moved := perturbation_norm(x, x_adv, norm=norm).max().item()) > eps + tolerance:
-        raise BudgetViolationError(f"{name}: expected perturbations of at most eps = {eps:g} ({norm}), got {moved:g}")
+        raise BudgetViolationError(
+            f"{name}: expected perturbations of at most eps = {eps:g} ({norm}), got {moved:g}"
+        )

@@ -35,7 +35,9 @@ def craft_universal_perturbation(target: ModelUnderAttack, eps: float) -> Tensor
         x, y = target.split.load(positions, target.fabric.device)
         with target.fabric.autocast():
             gradient = _loss_gradient(target.fused_model, x, y, delta)
-        delta = _within_ball(delta + step * steepest_ascent(gradient, norm=target.norm), eps, norm=target.norm)
+        delta = _within_ball(
+            delta + step * steepest_ascent(gradient, norm=target.norm), eps, norm=target.norm
+        )
     return delta[0].cpu()
 
 
@@ -57,13 +59,21 @@ def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Ten
 
 def _within_ball(delta: Tensor, eps: float, *, norm: str) -> Tensor:
     """The nearest perturbation (1, 3, H, W) of norm at most eps."""
-    return delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1)
+    return (
+        delta.clamp(-eps, eps)
+        if norm == "linf"
+        else delta * (eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1)
+    )
 
 
-def cached_universal_perturbation(target: ModelUnderAttack, eps: float, cache: StepCache, name: str) -> Tensor:
+def cached_universal_perturbation(
+    target: ModelUnderAttack, eps: float, cache: StepCache, name: str
+) -> Tensor:
     """`craft_universal_perturbation`, or what it returned before an interruption; ``name``: of the model."""
     step = f"universal perturbation of {name}"
-    return cache.get_or_compute(step, lambda: {"delta": craft_universal_perturbation(target, eps)})["delta"]
+    return cache.get_or_compute(step, lambda: {"delta": craft_universal_perturbation(target, eps)})[
+        "delta"
+    ]
 
 
 def add_perturbation(delta: Tensor) -> Attack:

@@ -44,7 +44,11 @@ class Checkpoint:
             AlreadyRunningError: when another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with only_process(self.folder.with_suffix(".lock")) if fabric.is_global_zero else nullcontext():
+        with (
+            only_process(self.folder.with_suffix(".lock"))
+            if fabric.is_global_zero
+            else nullcontext()
+        ):
             yield self
             fabric.barrier()
             if fabric.is_global_zero:
@@ -76,7 +80,8 @@ class Checkpoint:
                     os.replace(file, aside)
                     reason = str(error).partition("\n")[0] or type(error).__name__
                     print(
-                        f"warning: {file}: expected an intact state, got: {reason}; set aside as {aside.name}", file=sys.stderr
+                        f"warning: {file}: expected an intact state, got: {reason}; set aside as {aside.name}",
+                        file=sys.stderr,
                     )
         return None
 

@@ -60,16 +60,24 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As metrics/diagnostics.json keeps it; a missing value is left out."""
-        return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {"name": TITLES[self.id]}
+        return {k: v for k, v in asdict(self).items() if k != "id" and v is not None} | {
+            "name": TITLES[self.id]
+        }
 
 
-def grade(check: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None) -> CheckResult:
+def grade(
+    check: str, value: float, n: int, *, warn: float | None = None, fail: float | None = None
+) -> CheckResult:
     """FAIL above ``fail``, WARN above ``warn``, else PASS; INCONCLUSIVE without data, and for a rate of too few images."""
-    limits = {verdict: limit for verdict, limit in ((WARN, warn), (FAIL, fail)) if limit is not None}
+    limits = {
+        verdict: limit for verdict, limit in ((WARN, warn), (FAIL, fail)) if limit is not None
+    }
     threshold = ", ".join(f"> {limit:g} {verdict}" for verdict, limit in limits.items())
     needed = 0
     if check in RATES:
-        needed = math.ceil(3 / min((limit for limit in limits.values() if limit > 0), default=math.inf))
+        needed = math.ceil(
+            3 / min((limit for limit in limits.values() if limit > 0), default=math.inf)
+        )
         threshold += f"; n ≥ {needed}"
     if n == 0 or not math.isfinite(value):
         return CheckResult(check, INCONCLUSIVE, None, threshold, n)

@@ -17,7 +17,9 @@ import numpy as np
 
 from stages.core.files import FileFormatError, read_csv
 
-if TYPE_CHECKING:  # 65 MiB that the workers of preprocess, which need the names below only, do without
+if (
+    TYPE_CHECKING
+):  # 65 MiB that the workers of preprocess, which need the names below only, do without
     import pandas as pd
 
 IMAGES, MANIFEST = "images.npy", "manifest.csv"
@@ -25,7 +27,11 @@ COLUMNS = ("path", "label", "group", "split", "sha256")  # every manifest has th
 TEXT_COLUMNS = (*COLUMNS, "mode", "stain_guess", "crop")
 SPLITS = ("train", "val", "test")
 TRANSFORMATION_ZONE = re.compile(r"type[ _]?[123]", re.IGNORECASE)
-STAINS = ("acetic acid or none", "Lugol's iodine", "green filter")  # values of the column stain_guess
+STAINS = (
+    "acetic acid or none",
+    "Lugol's iodine",
+    "green filter",
+)  # values of the column stain_guess
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ class ImageDataset:
 
 def natural_sort_key(name: str) -> tuple:
     """Sort key: numbers by value, so that Type_2 comes before Type_10; the name itself breaks ties (Type_1, Type_01)."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"(\d+)", name)), name
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
+        for part in re.split(r"(\d+)", name)
+    ), name
 
 
 def is_transformation_zone(classes: Iterable[str]) -> bool:
@@ -79,29 +88,57 @@ def load_dataset(folder: Path | str) -> ImageDataset:
     try:
         images = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise FileFormatError(f"{file}: expected a file written by preprocess, got none: run that stage first") from None
-    except Exception as error:  # NumPy evaluates the header as Python: damage gives nearly every kind of error
+        raise FileFormatError(
+            f"{file}: expected a file written by preprocess, got none: run that stage first"
+        ) from None
+    except (
+        Exception
+    ) as error:  # NumPy evaluates the header as Python: damage gives nearly every kind of error
         raise FileFormatError(f"{file}: expected a NumPy array, got {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(manifest):
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] != 3
+        or len(images) != len(manifest)
+    ):
         raise FileFormatError(
             f"{file}: expected uint8 of shape ({len(manifest)}, H, W, 3), one image per row of {MANIFEST}, "
             f"got {images.dtype} of shape {images.shape}"
         )
     classes = tuple(sorted(set(manifest["label"]), key=natural_sort_key))
-    labels = manifest["label"].map({name: index for index, name in enumerate(classes)}).to_numpy(np.int64)
+    labels = (
+        manifest["label"]
+        .map({name: index for index, name in enumerate(classes)})
+        .to_numpy(np.int64)
+    )
     return ImageDataset(images, manifest, classes, labels)
 
 
 def _validate_manifest(manifest: "pd.DataFrame", file: Path) -> None:
     """Raise FileFormatError unless each image has a path, label, group and split, and each split images of known groups."""
     if missing := [name for name in COLUMNS if name not in manifest]:
-        raise FileFormatError(f"{file}: expected the columns {', '.join(COLUMNS)}, got none named {', '.join(missing)}")
+        raise FileFormatError(
+            f"{file}: expected the columns {', '.join(COLUMNS)}, got none named {', '.join(missing)}"
+        )
     for column in COLUMNS:
         if (empty := manifest[column] == "").any():
-            raise FileFormatError(f"{file}: row {empty.to_numpy().argmax() + 1}: {column}: expected a value, got none")
+            raise FileFormatError(
+                f"{file}: row {empty.to_numpy().argmax() + 1}: {column}: expected a value, got none"
+            )
     if (double := manifest["path"].duplicated()).any():
-        raise FileFormatError(f"{file}: expected one row per path, got two of {manifest.loc[double, 'path'].iloc[0]}")
+        raise FileFormatError(
+            f"{file}: expected one row per path, got two of {manifest.loc[double, 'path'].iloc[0]}"
+        )
     if (found := set(manifest["split"])) != set(SPLITS):
-        raise FileFormatError(f"{file}: split: expected images in {', '.join(SPLITS)}, got {', '.join(sorted(found))}")
-    if straddling := manifest.groupby("group")["split"].nunique().loc[lambda splits: splits > 1].index.tolist():
-        raise FileFormatError(f"{file}: expected each group in one split, got {straddling[0]} in several")
+        raise FileFormatError(
+            f"{file}: split: expected images in {', '.join(SPLITS)}, got {', '.join(sorted(found))}"
+        )
+    if (
+        straddling := manifest.groupby("group")["split"]
+        .nunique()
+        .loc[lambda splits: splits > 1]
+        .index.tolist()
+    ):
+        raise FileFormatError(
+            f"{file}: expected each group in one split, got {straddling[0]} in several"
+        )

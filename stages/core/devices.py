@@ -17,7 +17,9 @@ from stages.core.sweeps import take_devices
 TIMEOUT = timedelta(hours=12)
 
 # Fabric advises everyone with a recent GPU to compute float32 less precisely; scores are in full float32 on purpose.
-logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(lambda record: "Tensor Cores" not in record.getMessage())
+logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(
+    lambda record: "Tensor Cores" not in record.getMessage()
+)
 
 
 def bf16_is_faster(device: str) -> bool:
@@ -30,7 +32,9 @@ def bf16_is_faster(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
         cpu = torch.cpu.get_capabilities()
-        return cpu.get("amx_bf16", False) or (cpu.get("avx512_bf16", False) and cpu["cpu_name"].startswith("AMD"))
+        return cpu.get("amx_bf16", False) or (
+            cpu.get("avx512_bf16", False) and cpu["cpu_name"].startswith("AMD")
+        )
     return False
 
 
@@ -40,22 +44,38 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
     Raises InputError when the devices or nodes that were asked for are not there.
     """
     take_devices(runtime.devices)
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = next(d for d in ("cuda", "mps", "cpu") if present[d]) if runtime.device == "auto" else runtime.device
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    device = (
+        next(d for d in ("cuda", "mps", "cpu") if present[d])
+        if runtime.device == "auto"
+        else runtime.device
+    )
     if not present[device]:
         raise InputError(
             f"runtime.device: expected a device of this machine ({', '.join(d for d in present if present[d])}), got {device}"
         )
     most = {"cpu": runtime.devices, "cuda": torch.cuda.device_count(), "mps": 1}[device]
     if runtime.devices > most:
-        raise InputError(f"runtime.devices: expected at most {most} on this machine ({device}), got {runtime.devices}")
+        raise InputError(
+            f"runtime.devices: expected at most {most} on this machine ({device}), got {runtime.devices}"
+        )
     bf16 = bf16_is_faster(device) if runtime.precision == "auto" else runtime.precision == "bf16"
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it set early
-    torch.use_deterministic_algorithms(True, warn_only=True)  # a warning for an architecture without one
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # deterministic matrix products on CUDA need it set early
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # a warning for an architecture without one
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # that guards against unset memory, and costs 3 to 8 %
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 scores are fp32 scores
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        False  # fp32 scores are fp32 scores
+    )
 
     fabric = Fabric(
         accelerator=device,

@@ -37,7 +37,9 @@ def cluster_environment(nodes: int, devices: int) -> ClusterEnvironment:
             f"runtime.nodes: expected a SLURM allocation or torchrun for {nodes} nodes, got neither (docs/scaling.md has both)"
         )
     if (allocated := int(os.environ["SLURM_JOB_NUM_NODES"])) < nodes:
-        raise InputError(f"runtime.nodes: expected at most the {allocated} nodes of this SLURM allocation, got {nodes}")
+        raise InputError(
+            f"runtime.nodes: expected at most the {allocated} nodes of this SLURM allocation, got {nodes}"
+        )
     step = tuple(int(os.environ.get(f"SLURM_STEP_NUM_{name}", 1)) for name in ("NODES", "TASKS"))
     if step == (1, 1):  # a batch script or an interactive shell
         replace_by_srun(f"--nodes={nodes}", f"--ntasks-per-node={devices}")
@@ -55,7 +57,9 @@ def replace_by_srun(*options: str) -> NoReturn:
     if not (srun := shutil.which("srun")):
         raise InputError("SLURM: expected the command srun in an allocation, got none on PATH")
     command = [srun, *options, "--export=ALL", "--kill-on-bad-exit=1"]
-    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # since SLURM 22.05 a step does not inherit it
+    if cpus := os.environ.get(
+        "SLURM_CPUS_PER_TASK"
+    ):  # since SLURM 22.05 a step does not inherit it
         command.append(f"--cpus-per-task={cpus}")
     sys.stdout.flush()
     os.execv(srun, [*command, sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -89,11 +89,15 @@ def read_json(file: Path, stage: str, schema: Any) -> Any:
     try:
         return TypeAdapter(schema).validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise FileFormatError(f"{file}: expected a file written by {stage}, got none: run that stage first") from None
+        raise FileFormatError(
+            f"{file}: expected a file written by {stage}, got none: run that stage first"
+        ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise FileFormatError(f"{file}: expected JSON written by {stage}, got {where or 'the file'}: {first['msg']}") from None
+        raise FileFormatError(
+            f"{file}: expected JSON written by {stage}, got {where or 'the file'}: {first['msg']}"
+        ) from None
 
 
 def write_csv(file: Path, table: "pd.DataFrame") -> None:
@@ -125,6 +129,10 @@ def read_csv(file: Path, stage: str, text: Container[str]) -> "pd.DataFrame":
                     raise ValueError(f"{column}: a number that is not finite")
         return table
     except FileNotFoundError:
-        raise FileFormatError(f"{file}: expected a file written by {stage}, got none: run that stage first") from None
+        raise FileFormatError(
+            f"{file}: expected a file written by {stage}, got none: run that stage first"
+        ) from None
     except ValueError as error:  # pandas' own errors and UnicodeDecodeError among them
-        raise FileFormatError(f"{file}: expected a table written by {stage}, got an error: {error}") from None
+        raise FileFormatError(
+            f"{file}: expected a table written by {stage}, got an error: {error}"
+        ) from None

@@ -6,9 +6,20 @@ A stage declares the sections that it reads as a class of its own, with these as
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-MAX_EPS = {"linf": 0.5, "l2": 100.0}  # at linf 0.5 a pixel of 0.5 can become anything: no image is left
+MAX_EPS = {
+    "linf": 0.5,
+    "l2": 100.0,
+}  # at linf 0.5 a pixel of 0.5 can become anything: no image is left
 EPS_UNIT = "(pixel units: write 8/255, not 8)"
 MAX_HELD_OUT = 0.8  # validation and test together
 
@@ -18,7 +29,9 @@ def _parse_number(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        numerator, denominator = map(float, value.split("/")) if "/" in value else (float(value), 1.0)
+        numerator, denominator = (
+            map(float, value.split("/")) if "/" in value else (float(value), 1.0)
+        )
         return numerator / denominator
     except (ValueError, ZeroDivisionError):
         raise ValueError("a number or a fraction such as 8/255") from None
@@ -93,7 +106,9 @@ class PerturbationBudget(_Budget):
     """What an attacker may do: perturbations whose ``norm`` is at most ``eps``."""
 
 
-class ThreatModel(_Budget):  # no PerturbationBudget: pydantic would hand it on whole to a stage that asks for one
+class ThreatModel(
+    _Budget
+):  # no PerturbationBudget: pydantic would hand it on whole to a stage that asks for one
     """``attack``: what attacks, adversarial training and evaluation share."""
 
     eps_grid: Annotated[tuple[Number, ...], BeforeValidator(_parse_list)]
@@ -102,7 +117,12 @@ class ThreatModel(_Budget):  # no PerturbationBudget: pydantic would hand it on 
     @classmethod
     def _check_grid(cls, grid: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         limit = MAX_EPS[info.data.get("norm", "linf")]
-        if not grid or grid[0] <= 0 or grid[-1] > limit or any(a >= b for a, b in itertools.pairwise(grid)):
+        if (
+            not grid
+            or grid[0] <= 0
+            or grid[-1] > limit
+            or any(a >= b for a, b in itertools.pairwise(grid))
+        ):
             raise ValueError(f"a list of increasing numbers in (0, {limit:g}] {EPS_UNIT}")
         return grid
 
@@ -124,7 +144,9 @@ class AttackParams(ThreatModel):
         """The threat model in the other norm, if there is a budget for it."""
         if not self.second_eps:
             return None
-        return ThreatModel(norm=other_norm(self.norm), eps=self.second_eps, eps_grid=(self.second_eps,))
+        return ThreatModel(
+            norm=other_norm(self.norm), eps=self.second_eps, eps_grid=(self.second_eps,)
+        )
 
 
 def other_norm(norm: str) -> Literal["linf", "l2"]:
@@ -186,7 +208,9 @@ class TrainAdvParams(TrainingParams):
     @classmethod
     def _replay_at_least_once(cls, steps: int, info: ValidationInfo) -> int:
         if info.data.get("method") == "free" and steps < 2:
-            raise ValueError("at least 2 replays for the method free: the first one only adds noise")
+            raise ValueError(
+                "at least 2 replays for the method free: the first one only adds noise"
+            )
         return steps
 
 

@@ -27,13 +27,17 @@ def load_params(file: Path | str = "params.yaml") -> Params:
     try:
         raw = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ParamsError(f"{file}: expected a parameter file, got none: run the stages from the project's root") from None
+        raise ParamsError(
+            f"{file}: expected a parameter file, got none: run the stages from the project's root"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{file}: expected YAML, got an error: {error}") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{file}: {_describe(found)}" for found in error.errors(include_url=False))) from None
+        raise ParamsError(
+            "\n".join(f"{file}: {_describe(found)}" for found in error.errors(include_url=False))
+        ) from None
 
 
 def load_stage_params(stage: type[Stage], file: Path | str = "params.yaml") -> Stage:
@@ -73,7 +77,9 @@ def _describe(error: Any) -> str:
         return f"{key}: expected one of the keys {', '.join(section.model_fields)}, got an unknown key{hint}"
     own_words = error["type"] == "value_error"  # those of the schema's validators
     expected = error["ctx"]["error"] if own_words else _expected(section.model_fields[path[-1]])
-    return f"{key}: expected {expected}, got " + ("no such key" if error["type"] == "missing" else repr(error["input"]))
+    return f"{key}: expected {expected}, got " + (
+        "no such key" if error["type"] == "missing" else repr(error["input"])
+    )
 
 
 def _expected(field: FieldInfo) -> str:
@@ -87,9 +93,16 @@ def _expected(field: FieldInfo) -> str:
         return "a mapping of keys"
     if kind in (bool, str):
         return {bool: "true or false", str: "a non-empty text"}[kind]
-    limits = {name: getattr(rule, name) for rule in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(rule, name)}
+    limits = {
+        name: getattr(rule, name)
+        for rule in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(rule, name)
+    }
     if limits.get("le") == 2**31 - 1:
         del limits["le"]
     words = {"gt": "greater than", "ge": "of at least", "le": "of at most"}
     bounds = " and ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())
-    return " ".join(filter(None, ("a whole number" if kind is int else "a number", bounds, field.description)))
+    return " ".join(
+        filter(None, ("a whole number" if kind is int else "a number", bounds, field.description))
+    )

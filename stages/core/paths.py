@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-MODELS = ("clean", "adv")  # after standard training, and after adversarial fine-tuning of that model
+MODELS = (
+    "clean",
+    "adv",
+)  # after standard training, and after adversarial fine-tuning of that model
 PROCESSED = Path("data/processed")
 PREDICTIONS = Path("data/predictions")
 REPORT = Path("data/report.html")

@@ -27,7 +27,9 @@ UNIVERSAL_TRANSFER = "universal_transfer"  # that of the other model
 SURROGATE = "surrogate"  # adversarial examples of a model that was trained independently
 CLEAN = "none"  # in place of an attack
 CALIBRATION_ATTACKS = (CLEAN, "pgd")  # of calibration.csv
-LEAN_ENSEMBLE = "apgd"  # APGD on several losses, then Square; AutoAttack's attacks for K classes are aa-k<K>
+LEAN_ENSEMBLE = (
+    "apgd"  # APGD on several losses, then Square; AutoAttack's attacks for K classes are aa-k<K>
+)
 STRING_COLUMNS = ("path", "group", "label", "attack", "found_by", "prediction")
 COLUMNS = (
     "path",  # of the image, relative to the source folder
@@ -70,7 +72,15 @@ TABLES = {
     "minimum_eps": ("path", "label", "eps", "found"),
     # severity 1 to 3; attack: none, pgd (on the corrupted image) or grid (of rotations and shifts); confidence: probability of
     # the predicted class
-    "corruptions": ("path", "label", "corruption", "severity", "attack", "prediction", "confidence"),
+    "corruptions": (
+        "path",
+        "label",
+        "corruption",
+        "severity",
+        "attack",
+        "prediction",
+        "confidence",
+    ),
     # central_share: of the squared gradient of the margin, what lies in the central quarter of the area
     "gradients": ("path", "label", "central_share"),
 }
@@ -138,17 +148,25 @@ def _validate_values(table: pd.DataFrame, classes: Sequence[str], source: str) -
     """Finite numbers, known classes, probabilities that add up to 1, eps that fits the attack."""
     for column in table.columns:
         if column not in STRING_COLUMNS and not np.isfinite(table[column].to_numpy(float)).all():
-            raise FileFormatError(f"{source}: {column}: expected finite numbers, got an infinite or missing one")
+            raise FileFormatError(
+                f"{source}: {column}: expected finite numbers, got an infinite or missing one"
+            )
     for column in ("label", "prediction"):
         unknown = sorted(set(table[column]) - set(classes))
         if unknown:
-            raise FileFormatError(f"{source}: {column}: expected one of {', '.join(classes)}, got {unknown[0]!r}")
+            raise FileFormatError(
+                f"{source}: {column}: expected one of {', '.join(classes)}, got {unknown[0]!r}"
+            )
     total = probabilities(table).sum(axis=1)
     if (np.abs(total - 1) > 1e-3).any() or (probabilities(table) < 0).any():
-        raise FileFormatError(f"{source}: p_<class>: expected probabilities that add up to 1, got a sum of {total.min():g}")
+        raise FileFormatError(
+            f"{source}: p_<class>: expected probabilities that add up to 1, got a sum of {total.min():g}"
+        )
     clean = table["attack"] == CLEAN
     if (table.loc[clean, "eps"] != 0).any() or (table.loc[~clean, "eps"] <= 0).any():
-        raise FileFormatError(f"{source}: eps: expected 0 for attack {CLEAN} and more than 0 for the others, got otherwise")
+        raise FileFormatError(
+            f"{source}: eps: expected 0 for attack {CLEAN} and more than 0 for the others, got otherwise"
+        )
 
 
 def _validate_images(table: pd.DataFrame, source: str) -> None:
@@ -163,7 +181,9 @@ def _validate_images(table: pd.DataFrame, source: str) -> None:
     images = table["path"].nunique()
     for (attack, eps), paths in table.groupby(["attack", "eps"])["path"]:
         if len(paths) != images:
-            raise FileFormatError(f"{source}: {attack} at eps {eps:g}: expected all {images} images, got {len(paths)}")
+            raise FileFormatError(
+                f"{source}: {attack} at eps {eps:g}: expected all {images} images, got {len(paths)}"
+            )
     if (table.groupby("path")[["label", "group"]].nunique() > 1).any(axis=None):
         raise FileFormatError(f"{source}: expected one label and one group per path, got several")
 
@@ -201,13 +221,19 @@ def write_table(name: str, table: pd.DataFrame, folder: Path | str) -> Path:
 def read_table(name: str, folder: Path | str) -> pd.DataFrame:
     """The table in ``<folder>/<name>.csv``, one of TABLES."""
     file = Path(folder) / f"{name}.csv"
-    text = [column for column in TABLES[name] if column in ("path", "label", "corruption", "attack", "prediction")]
+    text = [
+        column
+        for column in TABLES[name]
+        if column in ("path", "label", "corruption", "attack", "prediction")
+    ]
     return _check_table(name, read_csv(file, "attack_eval", text), str(file))
 
 
 def _check_table(name: str, table: pd.DataFrame, source: str) -> pd.DataFrame:
     if tuple(table.columns) != TABLES[name]:
-        raise FileFormatError(f"{source}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}")
+        raise FileFormatError(
+            f"{source}: expected the columns {', '.join(TABLES[name])}, got {', '.join(table.columns)}"
+        )
     return table
 
 
@@ -240,7 +266,9 @@ def read_examples(folder: Path | str) -> pd.DataFrame:
 
 def _check_examples(table: pd.DataFrame, source: str) -> pd.DataFrame:
     if list(table.columns) != list(EXAMPLE_COLUMNS):
-        raise FileFormatError(f"{source}: expected the columns {', '.join(EXAMPLE_COLUMNS)}, got {', '.join(table.columns)}")
+        raise FileFormatError(
+            f"{source}: expected the columns {', '.join(EXAMPLE_COLUMNS)}, got {', '.join(table.columns)}"
+        )
     return table
 
 

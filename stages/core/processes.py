@@ -48,14 +48,22 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
     """Run a command: the user's errors and Ctrl-C in one line, a bug with its traceback."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # see stages/__init__.py
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ∞ or ε gets a question mark, not an error
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal that knows no ∞ or ε gets a question mark, not an error
     try:
         main(**arguments)
     except (InputError, OSError, FloatingPointError) as error:
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        text = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError) and error.filename
+            else str(error)
+        )
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, which all are interrupted, one says so
+        if (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        ):  # of several processes, which all are interrupted, one says so
             print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -22,22 +22,30 @@ def take_devices(count: int) -> None:
         InputError: when the sweep has fewer devices.
     """
     slots = os.environ.get(VARIABLE)
-    if not slots or "LOCAL_RANK" in os.environ:  # one of the processes that a stage with devices started
+    if (
+        not slots or "LOCAL_RANK" in os.environ
+    ):  # one of the processes that a stage with devices started
         return
     if slots == "slurm":
         if "SLURM_JOB_ID" not in os.environ:
-            raise InputError("GPUS=slurm: expected a SLURM allocation, got none: submit the command with sbatch")
+            raise InputError(
+                "GPUS=slurm: expected a SLURM allocation, got none: submit the command with sbatch"
+            )
         if "SLURM_STEP_ID" not in os.environ:
             gpus = [f"--gpus={count}"] if os.environ.get("SLURM_GPUS_ON_NODE") else []
             replace_by_srun("--nodes=1", "--ntasks=1", "--exact", *gpus)
         return
     gpus = slots.split(",")
     if len(gpus) < count:
-        raise InputError(f"runtime.devices: expected at most the {len(gpus)} GPUs of the sweep, got {count}")
+        raise InputError(
+            f"runtime.devices: expected at most the {len(gpus)} GPUs of the sweep, got {count}"
+        )
     # DVC_ROOT is the main repository also in queued experiments.
     folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt"
     folder.mkdir(exist_ok=True)
-    while len(free := _lock_free(folder, gpus)) < count:  # all or none: half of them each would wait forever
+    while (
+        len(free := _lock_free(folder, gpus)) < count
+    ):  # all or none: half of them each would wait forever
         for lock in free.values():
             lock.release()
         time.sleep(1)

@@ -69,12 +69,20 @@ def _ensembles(outcomes: Outcomes) -> list[str]:
 
 def _attack_order(outcomes: Outcomes) -> CheckResult:
     """D8: noise, FGSM, PGD, the ensemble: the largest increase of accuracy from one to the next."""
-    order = [outcomes[attack] for attack in ("uniform_noise", "fgsm", "pgd", *_ensembles(outcomes)) if attack in outcomes]
+    order = [
+        outcomes[attack]
+        for attack in ("uniform_noise", "fgsm", "pgd", *_ensembles(outcomes))
+        if attack in outcomes
+    ]
     increases = [stronger.mean() - weaker.mean() for weaker, stronger in itertools.pairwise(order)]
-    return grade("D8", max([0.0, *increases]) if increases else math.nan, len(order[0]), warn=0, fail=0.02)
+    return grade(
+        "D8", max([0.0, *increases]) if increases else math.nan, len(order[0]), warn=0, fail=0.02
+    )
 
 
-def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensemble: Mapping[str, Any]) -> CheckResult:
+def _black_box_only(
+    table: pd.DataFrame, eps: float, outcomes: Outcomes, ensemble: Mapping[str, Any]
+) -> CheckResult:
     """D9: Square comes last in the ensemble: what it found, no attack with gradients had. Transfer attacks count likewise.
 
     The fraction of correctly classified images. Where Square was run on some of the remaining images only, its successes stand
@@ -90,7 +98,9 @@ def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensembl
     remaining, attacked = ensemble["square_remaining"], ensemble["square_images"]
     share = attacked / remaining if remaining else 1.0
     # The surrogate came before the ensemble, which leaves out what it found: all other gradient attacks are compared with.
-    white_box = np.all([outcomes[attack] for attack in ("fgsm", "bim", "pgd") if attack in outcomes], axis=0)
+    white_box = np.all(
+        [outcomes[attack] for attack in ("fgsm", "bim", "pgd") if attack in outcomes], axis=0
+    )
     by_surrogate = int((white_box & ~outcomes[SURROGATE]).sum()) if SURROGATE in outcomes else 0
     value = (by_square / share + by_transfer + by_surrogate) / initially.sum()
     return grade("D9", value, int(initially.sum() * share), warn=0, fail=0.03)
@@ -98,7 +108,9 @@ def _black_box_only(table: pd.DataFrame, eps: float, outcomes: Outcomes, ensembl
 
 def _noise_only(outcomes: Outcomes) -> CheckResult:
     """D10: images on which noise succeeds but not PGD."""
-    noise = [~outcomes[attack] for attack in ("uniform_noise", "gaussian_noise") if attack in outcomes]
+    noise = [
+        ~outcomes[attack] for attack in ("uniform_noise", "gaussian_noise") if attack in outcomes
+    ]
     if not noise or "pgd" not in outcomes:
         return grade("D10", math.nan, 0, warn=0, fail=0.02)
     only = np.any(noise, axis=0) & outcomes["pgd"]
@@ -107,16 +119,24 @@ def _noise_only(outcomes: Outcomes) -> CheckResult:
 
 def _eps_monotonicity(table: pd.DataFrame) -> CheckResult:
     """D11: the largest increase of accuracy under PGD from one eps to the next."""
-    curve = [correct_under(table, "pgd", eps).mean() for eps in eps_values(table) if "pgd" in attacks_at(table, eps)]
+    curve = [
+        correct_under(table, "pgd", eps).mean()
+        for eps in eps_values(table)
+        if "pgd" in attacks_at(table, eps)
+    ]
     n = len(select_predictions(table))
     if len(curve) < 2:
         return grade("D11", math.nan, 0, fail=0)
-    return grade("D11", max(larger - smaller for smaller, larger in itertools.pairwise(curve)), n, fail=0)
+    return grade(
+        "D11", max(larger - smaller for smaller, larger in itertools.pairwise(curve)), n, fail=0
+    )
 
 
 def _transfer_gain(outcomes: Outcomes) -> CheckResult:
     """D17: accuracy under PGD minus accuracy under PGD on another model, the lowest where there are several."""
-    transferred = [outcomes[attack].mean() for attack in (TRANSFER, SURROGATE) if attack in outcomes]
+    transferred = [
+        outcomes[attack].mean() for attack in (TRANSFER, SURROGATE) if attack in outcomes
+    ]
     if not transferred or "pgd" not in outcomes:
         return grade("D17", math.nan, 0, fail=0)
     return grade("D17", outcomes["pgd"].mean() - min(transferred), len(outcomes["pgd"]), fail=0)
@@ -142,7 +162,11 @@ def _training_checks(model: str, training: pd.DataFrame | None) -> list[CheckRes
     if model != "adv" or training is None:
         return []
     n, robust = len(training), training["val_robust_accuracy"]
-    gap = training["val_fgsm_accuracy"] - robust if "val_fgsm_accuracy" in training else pd.Series([math.nan] * n)
+    gap = (
+        training["val_fgsm_accuracy"] - robust
+        if "val_fgsm_accuracy" in training
+        else pd.Series([math.nan] * n)
+    )
     selected = training["chosen"] == 1 if "chosen" in training else pd.Series([True] * n)
     return [
         grade("D20", gap[selected].max(), n, warn=0.15),
@@ -150,7 +174,9 @@ def _training_checks(model: str, training: pd.DataFrame | None) -> list[CheckRes
     ]
 
 
-def _prediction_checks(model: str, table: pd.DataFrame, eps: float, majority_rate: float) -> list[CheckResult]:
+def _prediction_checks(
+    model: str, table: pd.DataFrame, eps: float, majority_rate: float
+) -> list[CheckResult]:
     """D25: calibration under attack. D26: the most frequent prediction. D27: robust accuracy above the majority class."""
     worst = worst_case_predictions(table, eps)
     most_frequent = worst["prediction"].value_counts(normalize=True).iloc[0]
@@ -172,13 +198,20 @@ def _minimum_eps_agreement(table: pd.DataFrame, curve: pd.DataFrame) -> CheckRes
     differences = []
     for eps in eps_values(table):
         within = curve.loc[curve["eps"] <= eps * (1 + EPS_TOLERANCE), "changed"].max()
-        differences.append(abs(within - (~is_correct(worst_case_predictions(table, eps)))[initially].mean()))
+        differences.append(
+            abs(within - (~is_correct(worst_case_predictions(table, eps)))[initially].mean())
+        )
     return grade("D28", max(differences), int(curve["count"].max()), warn=0.1)
 
 
 def failed_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """``adv D27``: what is FAIL in the contents of metrics/diagnostics.json."""
-    return [f"{model} {id_}" for model, results in checks.items() for id_, r in results.items() if r["verdict"] == FAIL]
+    return [
+        f"{model} {id_}"
+        for model, results in checks.items()
+        for id_, r in results.items()
+        if r["verdict"] == FAIL
+    ]
 
 
 def format_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -190,5 +223,7 @@ def format_checks(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         for id_, result in results.items():
             if result["verdict"] != PASS:
                 value = f" {result['value']:.3g}" if "value" in result else ""
-                lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {result['n']})")
+                lines.append(
+                    f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {result['n']})"
+                )
     return "\n".join(lines)

@@ -14,7 +14,13 @@ from matplotlib.patches import Patch
 from stages.core.budgets import format_budget
 from stages.core.dataset import SPLITS, STAINS
 from stages.core.predictions import CLEAN
-from stages.evaluation.formatting import CORRUPTION_LABELS, MODEL_LABELS, attack_label, class_label, percent
+from stages.evaluation.formatting import (
+    CORRUPTION_LABELS,
+    MODEL_LABELS,
+    attack_label,
+    class_label,
+    percent,
+)
 from stages.evaluation.selection import EPS_TOLERANCE, WORST
 from stages.evaluation.style import (
     COLORS,
@@ -34,7 +40,10 @@ from stages.evaluation.style import (
 
 STAIN_COLORS = dict(zip(STAINS, ("#E8A0A8", "#8A4B12", GREEN), strict=True))
 EPS_SCALE = {"linf": 255, "l2": 1}  # norm -> what eps is multiplied by on an axis
-EPS_AXIS = {"linf": "Perturbation budget ε (L∞, × 1/255)", "l2": "Perturbation budget ε (L2, pixel values in [0, 1])"}
+EPS_AXIS = {
+    "linf": "Perturbation budget ε (L∞, × 1/255)",
+    "l2": "Perturbation budget ε (L2, pixel values in [0, 1])",
+}
 MIN_SIZES = 4  # distinct sizes of the originals from which their distribution is drawn
 
 
@@ -59,13 +68,17 @@ def robustness(table: pd.DataFrame, steps: Mapping[str, int], context: Context) 
         steps: attack -> gradient steps at the main eps.
         context: of all charts.
     """
-    here = table[np.isclose(table["eps"], context.eps, rtol=EPS_TOLERANCE) | (table["attack"] == CLEAN)]
+    here = table[
+        np.isclose(table["eps"], context.eps, rtol=EPS_TOLERANCE) | (table["attack"] == CLEAN)
+    ]
     rows = [*(attack for attack in dict.fromkeys(here["attack"]) if attack != WORST), WORST]
     figure = Figure((6.4, 4.0 + 0.33 * len(rows)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[3.4, 0.6 + 0.33 * len(rows)])
     curve, attacks = (part.subplots() for part in parts)
     _draw_curve(curve, table[table["attack"] == WORST], context)
-    for shift, (model, values) in zip((-0.17, 0.17), here.groupby("model", sort=False), strict=False):
+    for shift, (model, values) in zip(
+        (-0.17, 0.17), here.groupby("model", sort=False), strict=False
+    ):
         for _, row in values.iterrows():
             y = rows.index(row["attack"]) + shift
             attacks.hlines(y, row["low"], row["high"], color=COLORS[model], alpha=0.45, linewidth=3)
@@ -77,7 +90,9 @@ def robustness(table: pd.DataFrame, steps: Mapping[str, int], context: Context) 
     attacks.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Accuracy")
     attacks.set_title(f"Accuracy per attack ({format_budget(context.eps, context.norm)})")
     attacks.grid(axis="y", visible=False)
-    parts[0].legend(*curve.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=3.2)
+    parts[0].legend(
+        *curve.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=3.2
+    )
     return render_png(figure, f"{context.images}; {context.note}")
 
 
@@ -85,27 +100,43 @@ def _draw_curve(axis: Axes, worst: pd.DataFrame, context: Context) -> None:
     scale = EPS_SCALE[context.norm]
     for model, rows in worst.groupby("model", sort=False):
         eps = rows["eps"] * scale
-        axis.fill_between(eps, rows["low"], rows["high"], color=COLORS[model], alpha=0.18, linewidth=0)
+        axis.fill_between(
+            eps, rows["low"], rows["high"], color=COLORS[model], alpha=0.18, linewidth=0
+        )
         look: Any = {"marker": MARKERS[model], "color": COLORS[model], "label": MODEL_LABELS[model]}
         axis.plot(eps, rows["accuracy"], LINES[model], **look)
     label = f"Majority class ({percent(context.majority_rate)})"
     axis.axhline(context.majority_rate, color=GRAY, linewidth=1, linestyle=":", label=label)
     _eps_axis(axis, worst["eps"] * scale, context.norm)
-    axis.set(ylim=(0, 1), ylabel="Robust accuracy", title="Robust accuracy vs. ε (worst case over all attacks)")
+    axis.set(
+        ylim=(0, 1),
+        ylabel="Robust accuracy",
+        title="Robust accuracy vs. ε (worst case over all attacks)",
+    )
 
 
 def _eps_axis(axis: Axes, values: Sequence[float], norm: str) -> None:
     """Linear, with ticks at the values unless they would touch."""
     ticks = sorted({round(float(value), 6) for value in values})
     largest = ticks[-1] or 1
-    kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick == ticks[-1] or largest - tick > 0.06 * largest]
-    kept = [tick for i, tick in enumerate(kept) if i == 0 or tick - kept[i - 1] > 0.06 * largest or tick == kept[-1]]
+    kept = [
+        tick
+        for i, tick in enumerate(ticks)
+        if i == 0 or tick == ticks[-1] or largest - tick > 0.06 * largest
+    ]
+    kept = [
+        tick
+        for i, tick in enumerate(kept)
+        if i == 0 or tick - kept[i - 1] > 0.06 * largest or tick == kept[-1]
+    ]
     axis.set_xticks(kept, [f"{tick:.3g}" for tick in kept])
     axis.set(xlim=(0, 1.04 * largest), xlabel=EPS_AXIS[norm])
 
 
 @mpl.rc_context(STYLE)
-def training(curves: Mapping[str, pd.DataFrame], attacked: Mapping[str, str], context: Context) -> bytes:
+def training(
+    curves: Mapping[str, pd.DataFrame], attacked: Mapping[str, str], context: Context
+) -> bytes:
     """Accuracy above, loss below, a column per model: training, validation, validation under attack.
 
     Args:
@@ -118,17 +149,35 @@ def training(curves: Mapping[str, pd.DataFrame], attacked: Mapping[str, str], co
         ("val_clean_accuracy", "val_loss", GREEN, "-", "Validation, clean"),
         ("val_robust_accuracy", "val_robust_loss", PURPLE, "--", "Validation under attack"),
     )
-    figure, axes = make_figure(3.2 * len(curves) + 0.2, 4.8, 2, len(curves), sharex="col", sharey="row")
+    figure, axes = make_figure(
+        3.2 * len(curves) + 0.2, 4.8, 2, len(curves), sharex="col", sharey="row"
+    )
     for (above, below), (model, curve) in zip(axes.T, curves.items(), strict=True):
         best = curve[curve["chosen"] == 1]
         for accuracy, loss, color, style, label in columns:
             for axis, column in ((above, accuracy), (below, loss)):
                 if column not in curve:
                     continue
-                axis.plot(curve["epoch"], curve[column], style, color=color, label=label, marker=".", markersize=4)
+                axis.plot(
+                    curve["epoch"],
+                    curve[column],
+                    style,
+                    color=color,
+                    label=label,
+                    marker=".",
+                    markersize=4,
+                )
                 axis.plot(best["epoch"], best[column], "*", color=color, markersize=9, zorder=3)
         above.set_title(f"{MODEL_LABELS[model]}\n", loc="center")
-        above.text(0.5, 1.02, attacked[model], transform=above.transAxes, ha="center", fontsize=7, color=GRAY)
+        above.text(
+            0.5,
+            1.02,
+            attacked[model],
+            transform=above.transAxes,
+            ha="center",
+            fontsize=7,
+            color=GRAY,
+        )
         above.set(ylim=(0, 1.02))
         below.set(xlabel="Epoch", ylim=(0, None))
         below.xaxis.get_major_locator().set_params(integer=True)
@@ -136,23 +185,33 @@ def training(curves: Mapping[str, pd.DataFrame], attacked: Mapping[str, str], co
     axes[1, 0].set_ylabel("Loss")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=3.2)
-    return render_png(figure, "★ selected epoch" + ("; synthetic data" if context.synthetic else ""))
+    return render_png(
+        figure, "★ selected epoch" + ("; synthetic data" if context.synthetic else "")
+    )
 
 
 @mpl.rc_context(STYLE)
-def overview(manifest: pd.DataFrame, names: Sequence[str], *, stains: bool, synthetic: bool) -> bytes:
+def overview(
+    manifest: pd.DataFrame, names: Sequence[str], *, stains: bool, synthetic: bool
+) -> bytes:
     """Images per class and split; sizes of the originals where they differ; on colposcopy images the estimated stain."""
     shorter = manifest[["width", "height"]].min(axis=1)
     sizes = shorter.nunique() >= MIN_SIZES
     panels = 1 + sizes + stains
     figure, axes = make_figure(3.3 * panels + 0.4, 1.5 + 0.42 * len(names), 1, panels)
     counts = table_of_counts(manifest, names)
-    _stacked_bars(axes[0, 0], counts, dict(zip(SPLITS, NEUTRAL, strict=True)), "Images per class and split")
+    _stacked_bars(
+        axes[0, 0], counts, dict(zip(SPLITS, NEUTRAL, strict=True)), "Images per class and split"
+    )
     if sizes:
         axes[0, 1].hist(shorter, bins=20, color=NEUTRAL[1])
-        axes[0, 1].set(title="Size of the originals", xlabel="Shorter side (pixels)", ylabel="Images")
+        axes[0, 1].set(
+            title="Size of the originals", xlabel="Shorter side (pixels)", ylabel="Images"
+        )
     if stains:
-        kinds = pd.crosstab(manifest["label"], manifest["stain_guess"]).reindex(list(names), fill_value=0)
+        kinds = pd.crosstab(manifest["label"], manifest["stain_guess"]).reindex(
+            list(names), fill_value=0
+        )
         kinds = kinds[[stain for stain in STAINS if stain in kinds]]
         _stacked_bars(axes[0, -1], kinds, STAIN_COLORS, "Estimated stain (from mean color)")
     return render_png(figure, "synthetic data" if synthetic else "")
@@ -161,12 +220,18 @@ def overview(manifest: pd.DataFrame, names: Sequence[str], *, stains: bool, synt
 def _stacked_bars(axis: Axes, counts: pd.DataFrame, colors: Mapping[str, str], title: str) -> None:
     """A bar for each row, a segment for each column, with its number where it fits."""
     left = np.zeros(len(counts))
-    names = [truncate(f"{class_label(name)} ({total})", 24) for name, total in counts.sum(axis=1).items()]
+    names = [
+        truncate(f"{class_label(name)} ({total})", 24) for name, total in counts.sum(axis=1).items()
+    ]
     for column in counts:
-        bars = axis.barh(range(len(names)), counts[column], left=left, color=colors[column], label=column)
+        bars = axis.barh(
+            range(len(names)), counts[column], left=left, color=colors[column], label=column
+        )
         texts = [str(n) if n > 0.08 * counts.sum(axis=1).max() else "" for n in counts[column]]
         dark = np.dot(mpl.colors.to_rgb(colors[column]), (0.299, 0.587, 0.114)) < 0.4
-        axis.bar_label(bars, texts, label_type="center", color="white" if dark else "black", fontsize=8)
+        axis.bar_label(
+            bars, texts, label_type="center", color="white" if dark else "black", fontsize=8
+        )
         left += counts[column].to_numpy()
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -182,12 +247,29 @@ def minimum_eps(table: pd.DataFrame, context: Context) -> bytes:
     axis, scale = axes[0, 0], EPS_SCALE[context.norm]
     largest = (table["eps"].max() if len(table) else context.eps) * scale
     for model, rows in table.groupby("model", sort=False):
-        rows = pd.concat([rows, rows.tail(1).assign(eps=1.04 * largest / scale)])  # beyond the last step nothing changes
+        rows = pd.concat(
+            [rows, rows.tail(1).assign(eps=1.04 * largest / scale)]
+        )  # beyond the last step nothing changes
         eps, label = rows["eps"] * scale, f"{MODEL_LABELS[model]} (n = {rows['count'].iloc[0]})"
-        axis.fill_between(eps, rows["low"], rows["high"], step="post", color=COLORS[model], alpha=0.18, linewidth=0)
-        axis.step(eps, rows["changed"], LINES[model], where="post", color=COLORS[model], label=label)
+        axis.fill_between(
+            eps,
+            rows["low"],
+            rows["high"],
+            step="post",
+            color=COLORS[model],
+            alpha=0.18,
+            linewidth=0,
+        )
+        axis.step(
+            eps, rows["changed"], LINES[model], where="post", color=COLORS[model], label=label
+        )
     axis.axhline(0.5, color=GRAY, linewidth=1, linestyle=":", label="Median")
-    axis.set(xlim=(0, 1.04 * largest), ylim=(0, 1.02), ylabel="Attack success rate", xlabel=EPS_AXIS[context.norm])
+    axis.set(
+        xlim=(0, 1.04 * largest),
+        ylim=(0, 1.02),
+        ylabel="Attack success rate",
+        xlabel=EPS_AXIS[context.norm],
+    )
     axis.set_title("Minimum adversarial perturbation (cumulative)")
     figure.legend(loc="outside upper center", ncols=3, handlelength=3.2)
     return render_png(figure, context.note)
@@ -204,16 +286,30 @@ def corruptions(table: pd.DataFrame, context: Context) -> bytes:
         rows = table[table["model"] == model]
         clean, corrupted = rows[rows["severity"] == 0], rows[rows["severity"] > 0]
         names = list(dict.fromkeys(corrupted["corruption"]))
-        for shift, severity in zip(np.linspace(-0.26, 0.26, len(severities)), severities, strict=True):
+        for shift, severity in zip(
+            np.linspace(-0.26, 0.26, len(severities)), severities, strict=True
+        ):
             at = corrupted[corrupted["severity"] == severity]
             x = np.array([names.index(name) for name in at["corruption"]]) + shift
             axis.bar(x, at["accuracy"], 0.24, color=COLORS[model], alpha=shades[severity])
             axis.vlines(x, at["low"], at["high"], color="#333333", linewidth=1)
-        baseline = axis.axhline(clean["accuracy"].iloc[0], color=GRAY, linestyle="--", linewidth=1.2, label="Clean")
-        axis.set(title=f"{MODEL_LABELS[model]} (n = {rows['count'].max()})", ylim=(0, 1.02), ylabel="Accuracy")
-        axis.set(xticks=range(len(names)), xticklabels=[CORRUPTION_LABELS.get(name, name) for name in names])
+        baseline = axis.axhline(
+            clean["accuracy"].iloc[0], color=GRAY, linestyle="--", linewidth=1.2, label="Clean"
+        )
+        axis.set(
+            title=f"{MODEL_LABELS[model]} (n = {rows['count'].max()})",
+            ylim=(0, 1.02),
+            ylabel="Accuracy",
+        )
+        axis.set(
+            xticks=range(len(names)),
+            xticklabels=[CORRUPTION_LABELS.get(name, name) for name in names],
+        )
         axis.grid(axis="x", visible=False)
-    bars = [Patch(color=GRAY, alpha=alpha, label=f"Severity {severity}") for severity, alpha in shades.items()]
+    bars = [
+        Patch(color=GRAY, alpha=alpha, label=f"Severity {severity}")
+        for severity, alpha in shades.items()
+    ]
     figure.legend(handles=[*bars, baseline], loc="outside upper center", ncols=4)
     return render_png(figure, context.note)
 
@@ -221,14 +317,30 @@ def corruptions(table: pd.DataFrame, context: Context) -> bytes:
 @mpl.rc_context(STYLE)
 def reliability(table: pd.DataFrame, context: Context) -> bytes:
     """Reliability diagrams: accuracy against confidence, clean and in the worst case. table: plots/reliability.csv."""
-    cases = {CLEAN: "Clean images", WORST: f"Worst case ({format_budget(context.eps, context.norm)})"}
+    cases = {
+        CLEAN: "Clean images",
+        WORST: f"Worst case ({format_budget(context.eps, context.norm)})",
+    }
     figure, axes = make_figure(6.4, 3.5, 1, 2, sharey=True)
     for axis, (attack, title) in zip(axes[0], cases.items(), strict=True):
         axis.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1, label="Perfect calibration")
         for model, rows in table[table["attack"] == attack].groupby("model", sort=False):
-            axis.plot(rows["confidence"], rows["accuracy"], LINES[model], color=COLORS[model], label=MODEL_LABELS[model])
+            axis.plot(
+                rows["confidence"],
+                rows["accuracy"],
+                LINES[model],
+                color=COLORS[model],
+                label=MODEL_LABELS[model],
+            )
             size = 10 + 120 * rows["count"] / table["count"].max()
-            axis.scatter(rows["confidence"], rows["accuracy"], size, color=COLORS[model], alpha=0.7, linewidths=0)
+            axis.scatter(
+                rows["confidence"],
+                rows["accuracy"],
+                size,
+                color=COLORS[model],
+                alpha=0.7,
+                linewidths=0,
+            )
         axis.set(title=title, xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="Confidence")
     axes[0, 0].set_ylabel("Accuracy")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -237,4 +349,6 @@ def reliability(table: pd.DataFrame, context: Context) -> bytes:
 
 def table_of_counts(manifest: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Images per class (rows) and split (columns)."""
-    return pd.crosstab(manifest["label"], manifest["split"]).reindex(index=list(names), columns=list(SPLITS), fill_value=0)
+    return pd.crosstab(manifest["label"], manifest["split"]).reindex(
+        index=list(names), columns=list(SPLITS), fill_value=0
+    )

@@ -46,9 +46,13 @@ def metric(values: Mapping[str, Any], name: str, *, unit: str = "%", signed: boo
     """A metric with its confidence interval: ``45.7% [36.0, 55.9]``, with no-break spaces; without unit three decimals."""
     if name not in values:
         return NOT_AVAILABLE
-    scale, digits, sign = (100, 1, "+" if signed else "") if unit == "%" else (1, 3, "+" if signed else "")
+    scale, digits, sign = (
+        (100, 1, "+" if signed else "") if unit == "%" else (1, 3, "+" if signed else "")
+    )
     value, *interval = (
-        f"{scale * values[key]:{sign}.{digits}f}" for key in (name, f"{name}_low", f"{name}_high") if key in values
+        f"{scale * values[key]:{sign}.{digits}f}"
+        for key in (name, f"{name}_low", f"{name}_high")
+        if key in values
     )
     suffix = {"%": f"{NBSP}pp" if signed else "%"}.get(unit, "")
     return value + suffix + (f" [{interval[0]},{NBSP}{interval[1]}]" if len(interval) == 2 else "")

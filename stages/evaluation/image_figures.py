@@ -12,7 +12,16 @@ from PIL import Image
 from stages.core.budgets import format_budget
 from stages.core.predictions import gradient_file
 from stages.evaluation.formatting import MODEL_LABELS, attack_label, class_label
-from stages.evaluation.style import COLORS, GRAY, MAX_PNG_BYTES, STYLE, WRONG, make_figure, render_png, truncate
+from stages.evaluation.style import (
+    COLORS,
+    GRAY,
+    MAX_PNG_BYTES,
+    STYLE,
+    WRONG,
+    make_figure,
+    render_png,
+    truncate,
+)
 
 HEADS = ("Original", "Perturbation", "Adversarial example")
 
@@ -40,7 +49,9 @@ def _imshow(axis: Axes, image: np.ndarray | None) -> None:
 
 
 @mpl.rc_context(STYLE)
-def adversarial_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool) -> bytes:
+def adversarial_examples(
+    table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool
+) -> bytes:
     """Original, amplified perturbation, adversarial example: one row each, fewer where they would pass MAX_PNG_BYTES.
 
     Args:
@@ -61,7 +72,9 @@ def adversarial_examples(table: pd.DataFrame, folder: Path, steps: int, norm: st
     return render_png(figure)
 
 
-def _draw_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool) -> bytes:
+def _draw_examples(
+    table: pd.DataFrame, folder: Path, steps: int, norm: str, *, synthetic: bool
+) -> bytes:
     figure, axes = make_figure(6.4, 2.25 * len(table) + 0.5, len(table), 3)
     for number, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=True)):
         original, adversarial = (_open(folder / row[name]) for name in ("original", "adversarial"))
@@ -69,7 +82,10 @@ def _draw_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, 
         for panel, image in zip(axis, (original, perturbation, adversarial), strict=True):
             _imshow(panel, image)
         for panel, kind in ((axis[0], "original"), (axis[2], "adversarial")):
-            prediction, correct = row[f"{kind}_prediction"], row[f"{kind}_prediction"] == row["label"]
+            prediction, correct = (
+                row[f"{kind}_prediction"],
+                row[f"{kind}_prediction"] == row["label"],
+            )
             text = f"{'✓' if correct else '✗'} {truncate(class_label(prediction))} ({row[f'{kind}_confidence']:.2f})"
             panel.set_title(text, color=COLORS["clean"] if correct else WRONG)
         axis[1].set_title(f"× {factor}", weight="normal", color=GRAY)
@@ -88,12 +104,16 @@ def _draw_examples(table: pd.DataFrame, folder: Path, steps: int, norm: str, *, 
                 )
     first = table.iloc[0]
     note = f"prediction (confidence); {attack_label(first['attack'], steps)}, {format_budget(first['eps'], norm)}"
-    note += f"; {len(original)} × {len(original)} pixels" + ("; synthetic images" if synthetic else "")
+    note += f"; {len(original)} × {len(original)} pixels" + (
+        "; synthetic images" if synthetic else ""
+    )
     return render_png(figure, note)
 
 
 @mpl.rc_context(STYLE)
-def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *, synthetic: bool) -> bytes:
+def input_gradients(
+    table: pd.DataFrame, folder: Path, models: Sequence[str], *, synthetic: bool
+) -> bytes:
     """Original image, and for each model the magnitude of the gradient of its margin there: a row for each example.
 
     Args:
@@ -103,7 +123,9 @@ def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *,
         synthetic: whether the images are.
     """
     count = max(1, len(table))
-    figure, axes = make_figure(2.1 * (1 + len(models)) + 0.2, 2.0 * count + 0.5, count, 1 + len(models))
+    figure, axes = make_figure(
+        2.1 * (1 + len(models)) + 0.2, 2.0 * count + 0.5, count, 1 + len(models)
+    )
     for axis in axes.flat:
         _imshow(axis, None)
     for axis, (_, row) in zip(axes, table.iterrows(), strict=False):
@@ -111,7 +133,9 @@ def input_gradients(table: pd.DataFrame, folder: Path, models: Sequence[str], *,
         axis[0].set_ylabel(f"Label: {truncate(class_label(row['label']))}")
         for panel, model in zip(axis[1:], models, strict=True):
             _imshow(panel, _open(folder / gradient_file(row["original"], model)))
-    for panel, head in zip(axes[0], ("Original", *(MODEL_LABELS[model] for model in models)), strict=True):
+    for panel, head in zip(
+        axes[0], ("Original", *(MODEL_LABELS[model] for model in models)), strict=True
+    ):
         panel.set_title(head)
     note = "magnitude of the margin's gradient, white from its 99th percentile on"
     return render_png(figure, note + ("; synthetic images" if synthetic else ""))

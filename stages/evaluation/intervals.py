@@ -52,7 +52,9 @@ class ConfidenceIntervals:
         proportion, groups = hits[mask].mean(), len(np.unique(self.groups[mask]))
         if groups == mask.sum():
             return wilson_interval(proportion, groups, self.confidence)
-        return self._percentiles(self._resampled(hits, mask)) or wilson_interval(proportion, groups, self.confidence)
+        return self._percentiles(self._resampled(hits, mask)) or wilson_interval(
+            proportion, groups, self.confidence
+        )
 
     def mean(self, values: np.ndarray) -> Interval:
         """Of the mean of ``values`` (n,)."""
@@ -60,7 +62,9 @@ class ConfidenceIntervals:
 
     def balanced(self, hits: np.ndarray, labels: np.ndarray) -> Interval:
         """Of the mean over classes of the proportion of ``hits`` in each."""
-        return self._percentiles(np.mean([self._resampled(hits, labels == name) for name in np.unique(labels)], axis=0))
+        return self._percentiles(
+            np.mean([self._resampled(hits, labels == name) for name in np.unique(labels)], axis=0)
+        )
 
     def sign_flip_p(self, change: np.ndarray) -> float:
         """Two-sided p value that a paired change (n,) is zero on average: a permutation test that knows the groups.
@@ -85,9 +89,15 @@ class ConfidenceIntervals:
 
     def _resampled(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         count, groups = self._drawn.shape[1], self.groups[mask]
-        per_group = np.stack([np.bincount(groups, values[mask], count), np.bincount(groups, minlength=count)], axis=1)  # (G, 2)
-        blocks = np.array_split(self._drawn, -(-self.resamples // BLOCK))  # in each of which float32 becomes float64
-        sums, images = np.concatenate([block @ per_group for block in blocks]).T  # (resamples,) each
+        per_group = np.stack(
+            [np.bincount(groups, values[mask], count), np.bincount(groups, minlength=count)], axis=1
+        )  # (G, 2)
+        blocks = np.array_split(
+            self._drawn, -(-self.resamples // BLOCK)
+        )  # in each of which float32 becomes float64
+        sums, images = np.concatenate(
+            [block @ per_group for block in blocks]
+        ).T  # (resamples,) each
         # A resample without any of these images gives no value: NaN here, dropped below.
         return np.divide(sums, images, out=np.full(len(images), np.nan), where=images > 0)
 

@@ -37,7 +37,9 @@ class EvaluationContext:
     intervals: ConfidenceIntervals
 
 
-def with_interval(name: str, value: float | np.floating, interval: Interval = None) -> dict[str, float]:
+def with_interval(
+    name: str, value: float | np.floating, interval: Interval = None
+) -> dict[str, float]:
     """``{name: value}``, and ``<name>_low``, ``<name>_high`` where there is an interval."""
     ends = {f"{name}_low": interval[0], f"{name}_high": interval[1]} if interval else {}
     return {name: float(value), **ends}
@@ -71,7 +73,13 @@ def reliability(rows: pd.DataFrame) -> pd.DataFrame:
     """Images binned by confidence: ``bin`` (center), ``confidence`` and ``accuracy`` (means), ``count``; no empty bins."""
     confidence = rows["confidence"].to_numpy(float)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    table = pd.DataFrame({"bin": (bins + 0.5) / BINS, "confidence": confidence, "accuracy": is_correct(rows).astype(float)})
+    table = pd.DataFrame(
+        {
+            "bin": (bins + 0.5) / BINS,
+            "confidence": confidence,
+            "accuracy": is_correct(rows).astype(float),
+        }
+    )
     grouped = table.groupby("bin")
     return grouped.mean().assign(count=grouped.size()).reset_index()
 
@@ -95,7 +103,9 @@ def min_eps_metrics(curve: pd.DataFrame) -> dict[str, Any]:
     Args:
         curve: rows of one model in plots/minimum_eps.csv.
     """
-    crossing = {name: curve.loc[curve[name] >= 0.5, "eps"].min() for name in ("changed", "high", "low")}  # NaN: never
+    crossing = {
+        name: curve.loc[curve[name] >= 0.5, "eps"].min() for name in ("changed", "high", "low")
+    }  # NaN: never
     result: dict[str, Any] = {"min_eps_images": int(curve["count"].max()) if len(curve) else 0}
     if np.isfinite(crossing["changed"]):
         interval = (crossing["high"], crossing["low"]) if np.isfinite(crossing["low"]) else None
@@ -106,8 +116,15 @@ def min_eps_metrics(curve: pd.DataFrame) -> dict[str, Any]:
 def corruption_metrics(corruptions: pd.DataFrame) -> dict[str, Any]:
     """Accuracy under each common corruption, mean over its severities; those under attack have a table of their own."""
     corruptions = corruptions[corruptions["attack"] == CLEAN]
-    accuracy = pd.Series(is_correct(corruptions)).groupby(corruptions["corruption"].to_numpy(), sort=False).mean()
-    return {"corrupted_accuracy": accuracy.to_dict(), "corrupted_images": int(corruptions["path"].nunique())}
+    accuracy = (
+        pd.Series(is_correct(corruptions))
+        .groupby(corruptions["corruption"].to_numpy(), sort=False)
+        .mean()
+    )
+    return {
+        "corrupted_accuracy": accuracy.to_dict(),
+        "corrupted_images": int(corruptions["path"].nunique()),
+    }
 
 
 def distortion_metrics(table: pd.DataFrame, eps: float, pixel_values: int) -> dict[str, Any]:
@@ -121,7 +138,9 @@ def distortion_metrics(table: pd.DataFrame, eps: float, pixel_values: int) -> di
         rows = select_predictions(table, attack, eps)
         rows = rows[~is_correct(rows) & (rows["l2"] > 0).to_numpy()]
         if len(rows):
-            psnr[attack] = float((10 * np.log10(pixel_values / rows["l2"].to_numpy(float) ** 2)).mean())
+            psnr[attack] = float(
+                (10 * np.log10(pixel_values / rows["l2"].to_numpy(float) ** 2)).mean()
+            )
             ssim[attack] = float(rows["ssim"].mean())
     return {"mean_psnr": psnr, "mean_ssim": ssim}
 
@@ -132,7 +151,9 @@ def gradient_metrics(gradients: pd.DataFrame, context: EvaluationContext) -> dic
     return with_interval("central_gradient_share", shares.mean(), context.intervals.mean(shares))
 
 
-def second_norm_metrics(table: pd.DataFrame, second: pd.DataFrame | None, context: EvaluationContext) -> dict[str, float]:
+def second_norm_metrics(
+    table: pd.DataFrame, second: pd.DataFrame | None, context: EvaluationContext
+) -> dict[str, float]:
     """Robust accuracy in the other norm, and under both budgets at once: correct under every attack of either.
 
     Args:
@@ -146,8 +167,12 @@ def second_norm_metrics(table: pd.DataFrame, second: pd.DataFrame | None, contex
     robust = is_correct(worst_case_predictions(second, eps))
     both = robust & is_correct(worst_case_predictions(table, context.eps))
     result = {"second_eps": eps}
-    result |= with_interval("robust_accuracy_second_norm", robust.mean(), context.intervals.proportion(robust))
-    return result | with_interval("robust_accuracy_both_norms", both.mean(), context.intervals.proportion(both))
+    result |= with_interval(
+        "robust_accuracy_second_norm", robust.mean(), context.intervals.proportion(robust)
+    )
+    return result | with_interval(
+        "robust_accuracy_both_norms", both.mean(), context.intervals.proportion(both)
+    )
 
 
 def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
@@ -159,11 +184,15 @@ def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, 
     attacks = attacks_at(table, context.eps)
     if not attacks:
         found = ", ".join(f"{eps:g}" for eps in eps_values(table)) or "none"
-        raise InputError(f"attack.eps: expected predictions under attack at {context.eps:g}, got eps {found}")
+        raise InputError(
+            f"attack.eps: expected predictions under attack at {context.eps:g}, got eps {found}"
+        )
     clean, worst = select_predictions(table), worst_case_predictions(table, context.eps)
     result = _clean_metrics(clean, context) | _worst_case_metrics(clean, worst, context)
     outcomes = {attack: correct_under(table, attack, context.eps) for attack in attacks}
-    result["robust_accuracy"] = {attack: float(correct.mean()) for attack, correct in outcomes.items()}
+    result["robust_accuracy"] = {
+        attack: float(correct.mean()) for attack, correct in outcomes.items()
+    }
     result["attacked_images"] = {attack: len(correct) for attack, correct in outcomes.items()}
     if (initially := is_correct(clean)).any():
         rates: dict[str, float] = {}
@@ -174,19 +203,29 @@ def model_metrics(table: pd.DataFrame, context: EvaluationContext) -> dict[str, 
     if all(attacks_at(table, eps) for eps in context.eps_grid):
         robust = [is_correct(worst_case_predictions(table, eps)) for eps in context.eps_grid]
         over_grid = np.mean(robust, axis=0)
-        result |= with_interval("expected_robustness", over_grid.mean(), context.intervals.mean(over_grid))
+        result |= with_interval(
+            "expected_robustness", over_grid.mean(), context.intervals.mean(over_grid)
+        )
     return result
 
 
 def _clean_metrics(clean: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
     intervals, labels, correct = context.intervals, clean["label"].to_numpy(), is_correct(clean)
     losses, area = log_losses(clean), roc_auc(clean)
-    f1 = f1_score(labels, clean["prediction"], labels=np.unique(labels), average="macro", zero_division=0)
+    f1 = f1_score(
+        labels, clean["prediction"], labels=np.unique(labels), average="macro", zero_division=0
+    )
     return {
         "clean_correct": int(correct.sum()),
         **with_interval("clean_accuracy", correct.mean(), intervals.proportion(correct)),
-        **with_interval("balanced_accuracy", np.mean([*recalls(clean).values()]), intervals.balanced(correct, labels)),
-        **{f"recall_{name}": recall for name, recall in recalls(clean).items()},  # with intervals in plots/per_class.csv
+        **with_interval(
+            "balanced_accuracy",
+            np.mean([*recalls(clean).values()]),
+            intervals.balanced(correct, labels),
+        ),
+        **{
+            f"recall_{name}": recall for name, recall in recalls(clean).items()
+        },  # with intervals in plots/per_class.csv
         "macro_f1": float(f1),
         **with_interval("log_loss", losses.mean(), intervals.mean(losses)),
         **({"auc": area} if area is not None else {}),
@@ -194,13 +233,17 @@ def _clean_metrics(clean: pd.DataFrame, context: EvaluationContext) -> dict[str,
     }
 
 
-def _worst_case_metrics(clean: pd.DataFrame, worst: pd.DataFrame, context: EvaluationContext) -> dict[str, Any]:
+def _worst_case_metrics(
+    clean: pd.DataFrame, worst: pd.DataFrame, context: EvaluationContext
+) -> dict[str, Any]:
     intervals, labels, correct = context.intervals, clean["label"].to_numpy(), is_correct(worst)
     balanced = np.mean([*recalls(worst).values()])
     result = {
         "ece_worst": expected_calibration_error(worst),
         **with_interval("robust_accuracy_worst", correct.mean(), intervals.proportion(correct)),
-        **with_interval("balanced_robust_accuracy_worst", balanced, intervals.balanced(correct, labels)),
+        **with_interval(
+            "balanced_robust_accuracy_worst", balanced, intervals.balanced(correct, labels)
+        ),
     }
     if (initially := is_correct(clean)).any():
         interval = intervals.proportion(~correct, initially)
@@ -208,7 +251,9 @@ def _worst_case_metrics(clean: pd.DataFrame, worst: pd.DataFrame, context: Evalu
     return result
 
 
-def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: EvaluationContext) -> dict[str, float]:
+def paired_difference(
+    clean: pd.DataFrame, adv: pd.DataFrame, context: EvaluationContext
+) -> dict[str, float]:
     """Adversarially fine-tuned minus clean model on the same images.
 
     ``permutation_p`` is that of the groups' signs. ``mcnemar_p`` takes images for independent, and is too small where a patient
@@ -219,10 +264,15 @@ def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: Evaluatio
     """
     columns = ["path", "label", "group"]
     if not select_predictions(clean)[columns].equals(select_predictions(adv)[columns]):
-        raise InputError("adv: expected predictions for the same images, labels and groups as clean, got others")
+        raise InputError(
+            "adv: expected predictions for the same images, labels and groups as clean, got others"
+        )
     result: dict[str, float] = {}
     for name, eps in (("clean_accuracy", 0.0), ("robust_accuracy_worst", context.eps)):
-        before, after = is_correct(worst_case_predictions(clean, eps)), is_correct(worst_case_predictions(adv, eps))
+        before, after = (
+            is_correct(worst_case_predictions(clean, eps)),
+            is_correct(worst_case_predictions(adv, eps)),
+        )
         change = after.astype(float) - before
         result |= with_interval(name, change.mean(), context.intervals.mean(change))
         result[f"{name}_permutation_p"] = context.intervals.sign_flip_p(change)
@@ -233,4 +283,7 @@ def paired_difference(clean: pd.DataFrame, adv: pd.DataFrame, context: Evaluatio
 def baselines(rows: pd.DataFrame) -> dict[str, float]:
     """What constant predictions reach on the same images: always the majority class; always the class frequencies."""
     frequencies = rows["label"].value_counts(normalize=True).to_numpy()
-    return {"majority_rate": float(frequencies.max()), "prior_log_loss": float(stats.entropy(frequencies))}
+    return {
+        "majority_rate": float(frequencies.max()),
+        "prior_log_loss": float(stats.entropy(frequencies)),
+    }

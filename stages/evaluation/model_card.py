@@ -32,9 +32,17 @@ EVIDENCE = (
         "security and resilience",
         ("robust_accuracy_worst", "attack_success_rate_worst", UNIVERSAL_RATE),
     ),
-    ("EU AI Act, Article 15(1) and (3)", "accuracy", ("clean_accuracy", "balanced_accuracy", "log_loss")),
+    (
+        "EU AI Act, Article 15(1) and (3)",
+        "accuracy",
+        ("clean_accuracy", "balanced_accuracy", "log_loss"),
+    ),
     ("EU AI Act, Article 15(4)", "robustness against errors and faults", (CORRUPTED,)),
-    ("EU AI Act, Article 15(5)", "cybersecurity: adversarial examples", ("robust_accuracy_worst", "attack_success_rate_worst")),
+    (
+        "EU AI Act, Article 15(5)",
+        "cybersecurity: adversarial examples",
+        ("robust_accuracy_worst", "attack_success_rate_worst"),
+    ),
 )
 LABELS = {
     "clean_accuracy": "clean accuracy",
@@ -72,9 +80,14 @@ def front_matter(report: Report) -> str:
     }
     index: list[dict[str, Any]] = []
     for model in report.evaluated:
-        values = [{"type": "accuracy", "name": name, "value": report.metrics[model][key]} for key, name in names.items()]
+        values = [
+            {"type": "accuracy", "name": name, "value": report.metrics[model][key]}
+            for key, name in names.items()
+        ]
         dataset = {"type": dataset_name(report), "name": dataset_name(report), "split": "test"}
-        results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": values}]
+        results = [
+            {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": values}
+        ]
         index.append({"name": model, "results": results})
     content = {
         "license": "mit",
@@ -89,11 +102,17 @@ def front_matter(report: Report) -> str:
 
 def evidence_rows(report: Report) -> list[tuple[str, str, str, list[str]]]:
     """(item, what it is about, number, cells): the numbers of each model that are evidence for an item of EVIDENCE."""
-    corrupted = report_tables.corruption_rows(report.tables["corruptions"], report.evaluated)[-1]["cells"]
+    corrupted = report_tables.corruption_rows(report.tables["corruptions"], report.evaluated)[-1][
+        "cells"
+    ]
     rows = []
     for item, about, keys in EVIDENCE:
         for key in keys:
-            cells = corrupted if key == CORRUPTED else [_number(report.metrics[model], key) for model in report.evaluated]
+            cells = (
+                corrupted
+                if key == CORRUPTED
+                else [_number(report.metrics[model], key) for model in report.evaluated]
+            )
             rows.append((item, about, LABELS[key], cells))
     return rows
 
@@ -101,7 +120,9 @@ def evidence_rows(report: Report) -> list[tuple[str, str, str, list[str]]]:
 def _number(values: Mapping[str, Any], key: str) -> str:
     """One metric with its interval; a dotted key is one attack's."""
     section, _, name = key.rpartition(".")
-    return metric(values.get(section, {}) if section else values, name, unit="" if name == "log_loss" else "%")
+    return metric(
+        values.get(section, {}) if section else values, name, unit="" if name == "log_loss" else "%"
+    )
 
 
 def render(report: Report) -> str:
@@ -114,7 +135,11 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"escape": escape_markdown, "class_label": class_label, "percent": percent}
+    environment.filters |= {
+        "escape": escape_markdown,
+        "class_label": class_label,
+        "percent": percent,
+    }
     transformation_zone = is_transformation_zone(report.counts.index)
     return environment.get_template("model_card.md.jinja").render(
         r=report,
@@ -127,13 +152,19 @@ def render(report: Report) -> str:
         method=summary.method_name(report.params),
         clusters=summary.cluster_name(report.data),
         main_metrics=summary.main_metrics_table(report.metrics),
-        attack_rows=report_tables.attack_rows(report.metrics, report.tables["robustness"], report.steps),
-        per_class=report_tables.per_class_rows(report.tables["per_class"], list(report.counts.index), report.evaluated),
+        attack_rows=report_tables.attack_rows(
+            report.metrics, report.tables["robustness"], report.steps
+        ),
+        per_class=report_tables.per_class_rows(
+            report.tables["per_class"], list(report.counts.index), report.evaluated
+        ),
         min_eps_sentences=summary.min_eps_sentences(report.metrics, report.norm),
         conformal_sentences=summary.conformal_sentences(report.metrics),
         ensemble_sentences=summary.ensemble_sentences(report.ensembles),
         check_summary=summary.check_sentences(report.checks),
-        caveats=summary.caveats(report.metrics, report.tables, report.counts, report.data, report.params),
+        caveats=summary.caveats(
+            report.metrics, report.tables, report.counts, report.data, report.params
+        ),
         limitations=summary.limitations(report.norm, transformation_zone=transformation_zone),
         coverage=1 - ALPHA,
         evidence=evidence_rows(report),

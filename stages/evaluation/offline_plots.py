@@ -23,11 +23,17 @@ def main() -> None:
     try:
         import vl_convert
     except ImportError:
-        raise InputError("vl-convert-python: expected the package, got none: pip install -r requirements-dev.txt") from None
+        raise InputError(
+            "vl-convert-python: expected the package, got none: pip install -r requirements-dev.txt"
+        ) from None
     # In braces, so that no name of the bundle is one of the page.
-    script = "<script>{" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") + "}</script>"
+    script = (
+        "<script>{" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") + "}</script>"
+    )
     TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
-    page = PAGE_HTML.replace("<head>", '<head>\n    <meta charset="utf-8">').replace("{scripts}", script)
+    page = PAGE_HTML.replace("<head>", '<head>\n    <meta charset="utf-8">').replace(
+        "{scripts}", script
+    )
     TEMPLATE.write_text(page, encoding="utf-8")
     setting = ["config", "--local", "plots.html_template", TEMPLATE.relative_to(".dvc").as_posix()]
     subprocess.run([sys.executable, "-m", "dvc", *setting], check=True)  # noqa: S603

@@ -87,7 +87,10 @@ def render(report: Report) -> str:
         "listed": listed,
     }
     tables = report.tables
-    images = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in report.figures.items()}
+    images = {
+        name: "data:image/png;base64," + base64.b64encode(png).decode()
+        for name, png in report.figures.items()
+    }
     return environment.get_template("report.html.jinja").render(
         r=report,
         labels=MODEL_LABELS,
@@ -102,12 +105,20 @@ def render(report: Report) -> str:
         second_sentences=summary.second_norm_sentences(report.metrics),
         second_budget=summary.second_budget(report.params),
         not_run=summary.not_run(report.params),
-        attacked_rows=report_tables.attacked_corruption_rows(tables["attacked_corruptions"], report.evaluated),
-        per_class=report_tables.per_class_rows(tables["per_class"], list(report.counts.index), report.evaluated),
-        conformal_rows=report_tables.conformal_rows(tables["conformal"], report.steps, report.evaluated),
+        attacked_rows=report_tables.attacked_corruption_rows(
+            tables["attacked_corruptions"], report.evaluated
+        ),
+        per_class=report_tables.per_class_rows(
+            tables["per_class"], list(report.counts.index), report.evaluated
+        ),
+        conformal_rows=report_tables.conformal_rows(
+            tables["conformal"], report.steps, report.evaluated
+        ),
         conformal_sentences=summary.conformal_sentences(report.metrics),
         coverage=1 - ALPHA,
-        limitations=summary.limitations(report.norm, transformation_zone=is_transformation_zone(report.counts.index)),
+        limitations=summary.limitations(
+            report.norm, transformation_zone=is_transformation_zone(report.counts.index)
+        ),
         confusions=report_tables.confusion_matrices(tables["confusion"]),
         corruption_rows=report_tables.corruption_rows(tables["corruptions"], report.evaluated),
         check_groups=report_tables.check_groups(report.checks, GROUPS, report.evaluated),

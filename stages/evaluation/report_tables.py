@@ -29,20 +29,29 @@ def attack_rows(
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     """(attack, cells) at the main eps: for each model accuracy with interval, and success rate; the worst case last."""
     eps, models = metrics["eps"], [model for model in MODEL_LABELS if model in metrics]
-    here = robustness[((robustness["eps"] - eps).abs() <= EPS_TOLERANCE * eps) | (robustness["attack"] == CLEAN)]
+    here = robustness[
+        ((robustness["eps"] - eps).abs() <= EPS_TOLERANCE * eps) | (robustness["attack"] == CLEAN)
+    ]
     order = [*(attack for attack in dict.fromkeys(here["attack"]) if attack != WORST), WORST]
     return [
-        (attack_label(attack, steps.get(attack, 0)), [_attack_cell(here, metrics[m], m, attack) for m in models])
+        (
+            attack_label(attack, steps.get(attack, 0)),
+            [_attack_cell(here, metrics[m], m, attack) for m in models],
+        )
         for attack in order
     ]
 
 
-def _attack_cell(table: pd.DataFrame, metrics: Mapping[str, Any], model: str, attack: str) -> tuple[str, str]:
+def _attack_cell(
+    table: pd.DataFrame, metrics: Mapping[str, Any], model: str, attack: str
+) -> tuple[str, str]:
     if attack == CLEAN:
         return _accuracy_cell(table, model, attack), ""
     if attack == WORST:
         return _accuracy_cell(table, model, attack), metric(metrics, "attack_success_rate_worst")
-    return _accuracy_cell(table, model, attack), metric(metrics.get("attack_success_rate", {}), attack)
+    return _accuracy_cell(table, model, attack), metric(
+        metrics.get("attack_success_rate", {}), attack
+    )
 
 
 def _accuracy_cell(table: pd.DataFrame, model: str, attack: str) -> str:
@@ -50,14 +59,18 @@ def _accuracy_cell(table: pd.DataFrame, model: str, attack: str) -> str:
     return proportion(rows[0]) if rows else NOT_AVAILABLE
 
 
-def per_class_rows(table: pd.DataFrame, classes: Sequence[str], models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+def per_class_rows(
+    table: pd.DataFrame, classes: Sequence[str], models: Sequence[str]
+) -> list[tuple[str, int, list[str]]]:
     """(class, n, cells): for each model the recall on clean images and in the worst case."""
     rows = []
     for name in classes:
         members, cells = table[table["class"] == name], []
         for model in models:
             for attack in (CLEAN, WORST):
-                found = members[(members["model"] == model) & (members["attack"] == attack)].to_dict("records")
+                found = members[
+                    (members["model"] == model) & (members["attack"] == attack)
+                ].to_dict("records")
                 cells.append(proportion(found[0], "recall") if found else NOT_AVAILABLE)
         rows.append((name, int(members["count"].max()) if len(members) else 0, cells))
     return rows
@@ -69,13 +82,18 @@ def confusion_matrices(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{MODEL_LABELS[model]}, {names[attack]}",
-            "rows": [(actual, row.to_dict("records")) for actual, row in cells.groupby("actual", sort=False)],
+            "rows": [
+                (actual, row.to_dict("records"))
+                for actual, row in cells.groupby("actual", sort=False)
+            ],
         }
         for (model, attack), cells in table.groupby(["model", "attack"], sort=False)
     ]
 
 
-def cost_rows(metrics: Mapping[str, Any], steps: Mapping[str, int], models: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+def cost_rows(
+    metrics: Mapping[str, Any], steps: Mapping[str, int], models: Sequence[str]
+) -> list[tuple[str, int, list[str]]]:
     """(attack, gradient steps, cells): for each model mean PSNR and SSIM of the attack's adversarial examples."""
     rows = []
     for attack in metrics[models[0]]["robust_accuracy"]:
@@ -87,9 +105,14 @@ def cost_rows(metrics: Mapping[str, Any], steps: Mapping[str, int], models: Sequ
     return rows
 
 
-def attacked_corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[tuple[str, list[str]]]:
+def attacked_corruption_rows(
+    table: pd.DataFrame, models: Sequence[str]
+) -> list[tuple[str, list[str]]]:
     """(corruption, cells): for each model the accuracy with its interval, without attack and under it."""
-    found = {(row["model"], row["corruption"], row["attack"]): proportion(row) for row in table.to_dict("records")}
+    found = {
+        (row["model"], row["corruption"], row["attack"]): proportion(row)
+        for row in table.to_dict("records")
+    }
     rows = []
     for name in dict.fromkeys(table["corruption"]):
         attack = next(attack for _, other, attack in found if other == name and attack != CLEAN)
@@ -98,16 +121,28 @@ def attacked_corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list
     return rows
 
 
-def conformal_rows(table: pd.DataFrame, steps: Mapping[str, int], models: Sequence[str]) -> list[tuple[str, list[str]]]:
+def conformal_rows(
+    table: pd.DataFrame, steps: Mapping[str, int], models: Sequence[str]
+) -> list[tuple[str, list[str]]]:
     """(attack, cells): for each model and calibration the coverage with its interval, and the mean set size."""
     rows = []
-    order = [*(attack for attack in dict.fromkeys(table["attack"]) if attack != WORST), WORST] if len(table) else []
-    found = {(row["model"], row["calibration"], row["attack"]): row for row in table.to_dict("records")}
+    order = (
+        [*(attack for attack in dict.fromkeys(table["attack"]) if attack != WORST), WORST]
+        if len(table)
+        else []
+    )
+    found = {
+        (row["model"], row["calibration"], row["attack"]): row for row in table.to_dict("records")
+    }
     for attack in order:
         cells = []
         for key in itertools.product(models, CALIBRATION_ATTACKS, [attack]):
             row = found.get(key)
-            cells += [proportion(row, "coverage"), f"{row['set_size']:.2f}"] if row else [NOT_AVAILABLE] * 2
+            cells += (
+                [proportion(row, "coverage"), f"{row['set_size']:.2f}"]
+                if row
+                else [NOT_AVAILABLE] * 2
+            )
         rows.append((attack_label(attack, steps.get(attack, 0)), cells))
     return rows
 
@@ -118,15 +153,25 @@ def corruption_rows(table: pd.DataFrame, models: Sequence[str]) -> list[dict[str
     for (name, severity), at in table.groupby(["corruption", "severity"], sort=False):
         cells = [proportion(at[at["model"] == model].iloc[0]) for model in models]
         label = CORRUPTION_LABELS.get(name, name)
-        rows.append({"corruption": capitalized(label) if severity else "Clean", "severity": severity or "", "cells": cells})
+        rows.append(
+            {
+                "corruption": capitalized(label) if severity else "Clean",
+                "severity": severity or "",
+                "cells": cells,
+            }
+        )
     corrupted = table[table["severity"] > 0]
-    means = [percent(corrupted.loc[corrupted["model"] == model, "accuracy"].mean()) for model in models]
+    means = [
+        percent(corrupted.loc[corrupted["model"] == model, "accuracy"].mean()) for model in models
+    ]
     rows.append({"corruption": "Mean of all corruptions", "severity": "", "cells": means})
     return rows
 
 
 def check_groups(
-    checks: Mapping[str, Mapping[str, Mapping[str, Any]]], groups: Mapping[str, Sequence[str]], models: Sequence[str]
+    checks: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    groups: Mapping[str, Sequence[str]],
+    models: Sequence[str],
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """(group, rows): per check its title and threshold, and for each model verdict, value and n."""
     result = []
@@ -136,14 +181,23 @@ def check_groups(
             results = [results[check] for results in checks.values() if check in results]
             if results:
                 cells = [checks.get(model, {}).get(check) for model in models]
-                rows.append({"id": check, "title": results[0]["name"], "threshold": results[0]["threshold"], "cells": cells})
+                rows.append(
+                    {
+                        "id": check,
+                        "title": results[0]["name"],
+                        "threshold": results[0]["threshold"],
+                        "cells": cells,
+                    }
+                )
         result.append((group, rows))
     return result
 
 
 def parameter_rows(params: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, value) of all parameters; eps as a fraction of 255."""
-    return [(key, _parameter_text(key, value, params["attack.norm"])) for key, value in params.items()]
+    return [
+        (key, _parameter_text(key, value, params["attack.norm"])) for key, value in params.items()
+    ]
 
 
 def _parameter_text(key: str, value: Any, norm: str) -> str:

@@ -25,10 +25,19 @@ DIFFERENCE = "difference"
 COLUMNS = ["runs", "model", "metric", "seeds", "mean", "least", "most", "first_seed", "low", "high"]
 
 
-def finished_runs(commits: list[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def finished_runs(
+    commits: list[Mapping[str, Any]],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(params, metrics) of every commit and experiment that has both, from the output of ``dvc exp show --json``."""
     for commit in commits:
-        entries = [commit, *(revision for experiment in commit.get("experiments") or [] for revision in experiment["revs"])]
+        entries = [
+            commit,
+            *(
+                revision
+                for experiment in commit.get("experiments") or []
+                for revision in experiment["revs"]
+            ),
+        ]
         for entry in entries:
             data = entry.get("data") or {}
             params = data.get("params", {}).get("params.yaml", {}).get("data")
@@ -44,7 +53,10 @@ def seed_table(runs: Iterator[tuple[dict[str, Any], dict[str, Any]]]) -> pd.Data
     """
     by_params: dict[str, dict[int, dict[str, Any]]] = {}
     for params, metrics in runs:
-        shared = json.dumps({key: value for key, value in params.items() if key not in ("seed", "runtime")}, sort_keys=True)
+        shared = json.dumps(
+            {key: value for key, value in params.items() if key not in ("seed", "runtime")},
+            sort_keys=True,
+        )
         by_params.setdefault(shared, {})[params["seed"]] = metrics
     rows = []
     repeated = [by_seed for by_seed in by_params.values() if len(by_seed) > 1]
@@ -52,30 +64,57 @@ def seed_table(runs: Iterator[tuple[dict[str, Any], dict[str, Any]]]) -> pd.Data
         first = min(by_seed)
         for model in (*MODEL_LABELS, DIFFERENCE):
             for key, *_ in MAIN_METRICS:
-                values = [metrics[model][key] for metrics in by_seed.values() if key in metrics.get(model, {})]
+                values = [
+                    metrics[model][key]
+                    for metrics in by_seed.values()
+                    if key in metrics.get(model, {})
+                ]
                 if len(values) == len(by_seed):
-                    interval = [by_seed[first][model].get(f"{key}_{end}") for end in ("low", "high")]
+                    interval = [
+                        by_seed[first][model].get(f"{key}_{end}") for end in ("low", "high")
+                    ]
                     seeds = " ".join(map(str, sorted(by_seed)))
                     mean = sum(values) / len(values)
-                    rows.append((number, model, key, seeds, mean, min(values), max(values), first, *interval))
+                    rows.append(
+                        (
+                            number,
+                            model,
+                            key,
+                            seeds,
+                            mean,
+                            min(values),
+                            max(values),
+                            first,
+                            *interval,
+                        )
+                    )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def summary(table: pd.DataFrame) -> str:
     """The table as text, a block for each set of runs."""
-    labels, units = {key: label for key, label, _ in MAIN_METRICS}, {key: unit for key, _, unit in MAIN_METRICS}
+    labels, units = (
+        {key: label for key, label, _ in MAIN_METRICS},
+        {key: unit for key, _, unit in MAIN_METRICS},
+    )
     lines = []
     for _, rows in table.groupby("runs"):
         seeds, first = rows["seeds"].iloc[0].replace(" ", ", "), rows["first_seed"].iloc[0]
-        lines.append(f"Seeds {seeds}: mean (least–most); in brackets the confidence interval of seed {first}")
+        lines.append(
+            f"Seeds {seeds}: mean (least–most); in brackets the confidence interval of seed {first}"
+        )
         for row in rows.to_dict("records"):
             name, unit = row["metric"], units[row["metric"]]
             options: dict[str, Any] = {"unit": unit, "signed": row["model"] == DIFFERENCE}
             least, most = (metric({name: row[end]}, name, **options) for end in ("least", "most"))
             mean = {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
-            value, _, interval = metric({k: v for k, v in mean.items() if pd.notna(v)}, name, **options).partition(" [")
+            value, _, interval = metric(
+                {k: v for k, v in mean.items() if pd.notna(v)}, name, **options
+            ).partition(" [")
             label = f"{MODEL_LABELS.get(row['model'], 'Difference')}, {labels[name]}"
-            lines.append(f"  {label:<76} {value} ({least}–{most})" + (f" [{interval}" if interval else ""))
+            lines.append(
+                f"  {label:<76} {value} ({least}–{most})" + (f" [{interval}" if interval else "")
+            )
     return "\n".join(lines)
 
 
@@ -84,10 +123,14 @@ def main(csv: Path | None) -> pd.DataFrame:
     try:
         commits = json.load(sys.stdin)
     except ValueError as error:
-        raise InputError(f"standard input: expected the output of dvc exp show --json, got: {error}") from error
+        raise InputError(
+            f"standard input: expected the output of dvc exp show --json, got: {error}"
+        ) from error
     table = seed_table(finished_runs(commits))
     if table.empty:
-        raise InputError("standard input: expected runs that differ in nothing but their seed, got none: run make seeds first")
+        raise InputError(
+            "standard input: expected runs that differ in nothing but their seed, got none: run make seeds first"
+        )
     print(summary(table))
     if csv:
         write_csv(csv, table)

@@ -11,7 +11,9 @@ EPS_TOLERANCE = 1e-4  # relative; tables hold eps to 6 digits
 
 def select_predictions(table: pd.DataFrame, attack: str = CLEAN, eps: float = 0.0) -> pd.DataFrame:
     """(n rows) the predictions under one attack at one eps, one row per image, sorted by path."""
-    rows = table[(table["attack"] == attack) & np.isclose(table["eps"], eps, rtol=EPS_TOLERANCE, atol=0)]
+    rows = table[
+        (table["attack"] == attack) & np.isclose(table["eps"], eps, rtol=EPS_TOLERANCE, atol=0)
+    ]
     return rows.sort_values("path", ignore_index=True)
 
 
@@ -22,7 +24,9 @@ def worst_case_predictions(table: pd.DataFrame, eps: float) -> pd.DataFrame:
     so does the clean image.
     """
     rows = table[table["eps"] <= eps * (1 + EPS_TOLERANCE)]
-    rows = rows.assign(correct=is_correct(rows)).sort_values(["path", "correct", "margin", "eps", "attack"])
+    rows = rows.assign(correct=is_correct(rows)).sort_values(
+        ["path", "correct", "margin", "eps", "attack"]
+    )
     return rows.drop_duplicates("path").drop(columns="correct").reset_index(drop=True)
 
 
@@ -43,4 +47,8 @@ def eps_values(table: pd.DataFrame) -> list[float]:
 
 def attacks_at(table: pd.DataFrame, eps: float) -> list[str]:
     """The attacks run at an eps, in the order of the table."""
-    return list(dict.fromkeys(table.loc[np.isclose(table["eps"], eps, rtol=EPS_TOLERANCE, atol=0), "attack"]))
+    return list(
+        dict.fromkeys(
+            table.loc[np.isclose(table["eps"], eps, rtol=EPS_TOLERANCE, atol=0), "attack"]
+        )
+    )

@@ -56,7 +56,9 @@ def render_png(figure: Figure, note: str = "", dpi: int = 120) -> bytes:
     png = encode_png(true_color)
     if len(png) < MAX_PNG_BYTES:
         return png
-    return encode_png(true_color.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    return encode_png(
+        true_color.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    )
 
 
 def encode_png(image: Image.Image) -> bytes:

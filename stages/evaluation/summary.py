@@ -66,7 +66,11 @@ def main_metrics_table(metrics: Mapping[str, Any]) -> list[list[str]]:
     for key, label, unit in MAIN_METRICS:
         if any(key in metrics[model] for model in models):
             cells = [metric(metrics[model], key, unit=unit) for model in models]
-            paired = [metric(change, key, unit=unit, signed=True) if key in change else ""] if change else []
+            paired = (
+                [metric(change, key, unit=unit, signed=True) if key in change else ""]
+                if change
+                else []
+            )
             rows.append([label, *cells, *paired])
     return rows
 
@@ -75,7 +79,10 @@ def terminal_summary(metrics: Mapping[str, Any], level: str, norm: str) -> str:
     """The main metrics as text for the terminal."""
     rows = main_metrics_table(metrics)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     context = (
         f"n = {metrics['n']} test images in {metrics['groups']} groups; {format_budget(metrics['eps'], norm)}; "
         f"{level} confidence intervals in brackets"
@@ -105,7 +112,10 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
     if change := metrics.get("difference"):
         parts = [
             f"{name} by {metric(change, key, signed=True)} ({p_value(change[f'{key}_permutation_p'])}, permutation test)"
-            for key, name in (("robust_accuracy_worst", "robust accuracy"), ("clean_accuracy", "clean accuracy"))
+            for key, name in (
+                ("robust_accuracy_worst", "robust accuracy"),
+                ("clean_accuracy", "clean accuracy"),
+            )
         ]
         sentences.append(f"On the same images, adversarial fine-tuning changes {listed(parts)}.")
     sentences.append(
@@ -127,7 +137,11 @@ def caveats(
         sentences += _model_caveats(metrics, model, tables["confusion"], len(counts))
         accuracy = metrics[model]["clean_accuracy"]
         limit = params["evaluate.suspicious_accuracy"]
-        if accuracy > limit and not data.get("synthetic", False) and is_transformation_zone(counts.index):
+        if (
+            accuracy > limit
+            and not data.get("synthetic", False)
+            and is_transformation_zone(counts.index)
+        ):
             sentences.append(
                 f"{MODEL_LABELS[model]}: a clean accuracy of {percent(accuracy)} is implausibly high for real colposcopy "
                 f"images (above {percent(limit)}). Check for data leakage first: images of one patient in both training and "
@@ -136,10 +150,18 @@ def caveats(
     test = counts["test"]
     if absent := [class_label(name) for name, count in test.items() if count == 0]:
         sentences.append(f"No test image of {listed(absent)}.")
-    if few := [f"{class_label(name)} ({count})" for name, count in test.items() if 0 < count < MIN_IMAGES_PER_CLASS]:
-        sentences.append(f"Fewer than {MIN_IMAGES_PER_CLASS} test images of {listed(few)}: unreliable estimates.")
+    if few := [
+        f"{class_label(name)} ({count})"
+        for name, count in test.items()
+        if 0 < count < MIN_IMAGES_PER_CLASS
+    ]:
+        sentences.append(
+            f"Fewer than {MIN_IMAGES_PER_CLASS} test images of {listed(few)}: unreliable estimates."
+        )
     if metrics["n"] < MIN_IMAGES:
-        sentences.append(f"Only {metrics['n']} test images: interpret the intervals, not the point estimates.")
+        sentences.append(
+            f"Only {metrics['n']} test images: interpret the intervals, not the point estimates."
+        )
     elif metrics["groups"] < MIN_GROUPS:
         sentences.append(
             f"Only {metrics['groups']} {cluster_name(data)} in the test split: interpret the intervals, not the point "
@@ -157,7 +179,9 @@ def caveats(
 
 def limitations(norm: str, *, transformation_zone: bool) -> list[str]:
     """What limits all results of this pipeline."""
-    anatomy = "The classes are types of the transformation zone: normal anatomy, not grades of disease. "
+    anatomy = (
+        "The classes are types of the transformation zone: normal anatomy, not grades of disease. "
+    )
     return [
         "Robust accuracy is an upper bound: a stronger attack can only lower it.",
         f"One threat model: white-box, digital, {NORM_SYMBOLS[norm]}-bounded. Larger perturbations in one spot (patches), "
@@ -170,7 +194,9 @@ def limitations(norm: str, *, transformation_zone: bool) -> list[str]:
     ]
 
 
-def _model_caveats(metrics: Mapping[str, Any], model: str, confusion: pd.DataFrame, classes: int) -> list[str]:
+def _model_caveats(
+    metrics: Mapping[str, Any], model: str, confusion: pd.DataFrame, classes: int
+) -> list[str]:
     values, label, majority = metrics[model], MODEL_LABELS[model], metrics["majority_rate"]
     sentences = []
     if values.get("clean_accuracy_low", 0) <= majority:
@@ -223,11 +249,19 @@ def min_eps_sentences(metrics: Mapping[str, Any], norm: str) -> list[str]:
         values, label = metrics[model], MODEL_LABELS[model]
         n = values["min_eps_images"]
         if "median_min_eps" in values:
-            ends = [format_eps(values[key], norm) for key in ("median_min_eps_low", "median_min_eps_high") if key in values]
+            ends = [
+                format_eps(values[key], norm)
+                for key in ("median_min_eps_low", "median_min_eps_high")
+                if key in values
+            ]
             interval = f" [{', '.join(ends)}]" if ends else ""
-            sentences.append(f"{label}: median {format_eps(values['median_min_eps'], norm)}{interval} (n = {n}).")
+            sentences.append(
+                f"{label}: median {format_eps(values['median_min_eps'], norm)}{interval} (n = {n})."
+            )
         elif n:
-            sentences.append(f"{label}: no eps that was tried suffices for half of the images (n = {n}).")
+            sentences.append(
+                f"{label}: no eps that was tried suffices for half of the images (n = {n})."
+            )
         else:
             sentences.append(f"{label}: no image is classified correctly without attack.")
     return sentences
@@ -239,9 +273,15 @@ def universal_sentences(metrics: Mapping[str, Any]) -> list[str]:
     sentences = []
     for model in evaluated_models(metrics):
         rates = metrics[model].get("attack_success_rate", {})
-        parts = [f"{metric(rates, attack)} under {words}" for attack, words in cases.items() if attack in rates]
+        parts = [
+            f"{metric(rates, attack)} under {words}"
+            for attack, words in cases.items()
+            if attack in rates
+        ]
         if parts:
-            sentences.append(f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {metrics[model]['clean_correct']}).")
+            sentences.append(
+                f"{MODEL_LABELS[model]}: success rate {listed(parts)} (n = {metrics[model]['clean_correct']})."
+            )
     return sentences
 
 
@@ -264,8 +304,16 @@ def second_norm_sentences(metrics: Mapping[str, Any]) -> list[str]:
 def not_run(params: Mapping[str, Any]) -> list[str]:
     """What is off by its parameter."""
     return [
-        *([] if params["attack.second_eps"] else ["attacks in a second norm (attack.second_eps is 0)"]),
-        *(["transfer from a surrogate (attack_eval.surrogate is none)"] if params["attack_eval.surrogate"] == "none" else []),
+        *(
+            []
+            if params["attack.second_eps"]
+            else ["attacks in a second norm (attack.second_eps is 0)"]
+        ),
+        *(
+            ["transfer from a surrogate (attack_eval.surrogate is none)"]
+            if params["attack_eval.surrogate"] == "none"
+            else []
+        ),
     ]
 
 
@@ -282,7 +330,9 @@ def conformal_sentences(metrics: Mapping[str, Any]) -> list[str]:
                 for case, where in (("clean", "without attack"), ("worst", "in the worst case"))
             ]
             images = f"n = {n} clean validation images in {values['conformal_groups']} groups"
-            sentences.append(f"{label}: calibrated on {images}, the sets contain the label of {listed(cases)}.")
+            sentences.append(
+                f"{label}: calibrated on {images}, the sets contain the label of {listed(cases)}."
+            )
         else:
             sentences.append(
                 f"{label}: inconclusive, n = {n} validation images; with fewer than {MIN_CALIBRATION_IMAGES} every set holds "
@@ -295,9 +345,16 @@ def check_sentences(checks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
     """One sentence per model, ``Standard training: 22 of 25 passed; D7 WARN, D25 INFO.``."""
     sentences = []
     for model, results in checks.items():
-        others = ", ".join(f"{check} {result['verdict']}" for check, result in results.items() if result["verdict"] != PASS)
+        others = ", ".join(
+            f"{check} {result['verdict']}"
+            for check, result in results.items()
+            if result["verdict"] != PASS
+        )
         passed = sum(result["verdict"] == PASS for result in results.values())
-        sentences.append(f"{MODEL_LABELS[model]}: {passed} of {len(results)} passed" + (f"; {others}." if others else "."))
+        sentences.append(
+            f"{MODEL_LABELS[model]}: {passed} of {len(results)} passed"
+            + (f"; {others}." if others else ".")
+        )
     return sentences
 
 
@@ -306,7 +363,9 @@ def curve_sentence(robustness: pd.DataFrame, models: Sequence[str], norm: str) -
     sentences = []
     for model in models:
         worst = robustness.query("model == @model and attack == @WORST")
-        points = ", ".join(f"{percent(row.accuracy)} at {format_eps(row.eps, norm)}" for row in worst.itertuples())
+        points = ", ".join(
+            f"{percent(row.accuracy)} at {format_eps(row.eps, norm)}" for row in worst.itertuples()
+        )
         sentences.append(f"{MODEL_LABELS[model]}: {points}")
     return "; ".join(sentences)
 
@@ -318,7 +377,9 @@ def training_sentences(training: Mapping[str, pd.DataFrame]) -> list[str]:
         selected = curve[curve["chosen"] == 1].dropna(axis=1)
         if len(selected) == 1:
             row = selected.iloc[0]
-            sentence = f"{MODEL_LABELS[model]}: epoch {row['epoch']:.0f} of {len(curve)} was selected"
+            sentence = (
+                f"{MODEL_LABELS[model]}: epoch {row['epoch']:.0f} of {len(curve)} was selected"
+            )
             if "val_clean_accuracy" in row:
                 sentence += f"; validation accuracy {percent(row['val_clean_accuracy'])}"
             if "val_robust_accuracy" in row:

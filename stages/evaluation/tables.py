@@ -23,16 +23,22 @@ def robustness_table(model: str, table: pd.DataFrame, context: EvaluationContext
     clean = is_correct(select_predictions(table))
     cases = [(0.0, CLEAN, clean), (0.0, WORST, clean)]
     for eps in eps_values(table):
-        cases += [(eps, attack, correct_under(table, attack, eps)) for attack in attacks_at(table, eps)]
+        cases += [
+            (eps, attack, correct_under(table, attack, eps)) for attack in attacks_at(table, eps)
+        ]
         cases.append((eps, WORST, is_correct(worst_case_predictions(table, eps))))
     rows = [
         (model, eps, attack, correct.mean(), *context.intervals.proportion(correct), len(correct))
         for eps, attack, correct in cases
     ]
-    return pd.DataFrame(rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"])
+    return pd.DataFrame(
+        rows, columns=["model", "eps", "attack", "accuracy", "low", "high", "count"]
+    )
 
 
-def _clean_and_worst(table: pd.DataFrame, context: EvaluationContext) -> list[tuple[str, pd.DataFrame]]:
+def _clean_and_worst(
+    table: pd.DataFrame, context: EvaluationContext
+) -> list[tuple[str, pd.DataFrame]]:
     return [(CLEAN, select_predictions(table)), (WORST, worst_case_predictions(table, context.eps))]
 
 
@@ -42,9 +48,19 @@ def confusion_table(model: str, table: pd.DataFrame, context: EvaluationContext)
     for attack, rows in _clean_and_worst(table, context):
         counts = confusion_matrix(rows["label"], rows["prediction"], labels=classes)
         fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        cells = [(a, p, counts[i, j], fractions[i, j]) for i, a in enumerate(classes) for j, p in enumerate(classes)]
-        parts.append(pd.DataFrame(cells, columns=["actual", "predicted", "count", "share"]).assign(attack=attack))
-    return pd.concat(parts).assign(model=model)[["model", "attack", "actual", "predicted", "count", "share"]]
+        cells = [
+            (a, p, counts[i, j], fractions[i, j])
+            for i, a in enumerate(classes)
+            for j, p in enumerate(classes)
+        ]
+        parts.append(
+            pd.DataFrame(cells, columns=["actual", "predicted", "count", "share"]).assign(
+                attack=attack
+            )
+        )
+    return pd.concat(parts).assign(model=model)[
+        ["model", "attack", "actual", "predicted", "count", "share"]
+    ]
 
 
 def per_class_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
@@ -55,16 +71,24 @@ def per_class_table(model: str, table: pd.DataFrame, context: EvaluationContext)
             members = (rows["label"] == name).to_numpy()
             interval = context.intervals.proportion(is_correct(rows), members)
             parts.append((model, attack, name, recall, *interval, int(members.sum())))
-    return pd.DataFrame(parts, columns=["model", "attack", "class", "recall", "low", "high", "count"])
+    return pd.DataFrame(
+        parts, columns=["model", "attack", "class", "recall", "low", "high", "count"]
+    )
 
 
 def reliability_table(model: str, table: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
     """model,attack,bin,confidence,accuracy,count: clean and in the worst case."""
-    parts = [reliability(rows).assign(attack=attack) for attack, rows in _clean_and_worst(table, context)]
-    return pd.concat(parts).assign(model=model)[["model", "attack", "bin", "confidence", "accuracy", "count"]]
+    parts = [
+        reliability(rows).assign(attack=attack) for attack, rows in _clean_and_worst(table, context)
+    ]
+    return pd.concat(parts).assign(model=model)[
+        ["model", "attack", "bin", "confidence", "accuracy", "count"]
+    ]
 
 
-def minimum_eps_table(model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+def minimum_eps_table(
+    model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame, context: EvaluationContext
+) -> pd.DataFrame:
     """model,eps,changed,low,high,count: fraction of the correctly classified images misclassified within eps.
 
     A row for each eps at which it grows, one for 0 and one for the largest eps tried.
@@ -83,7 +107,9 @@ def minimum_eps_table(model: str, table: pd.DataFrame, minimum_eps: pd.DataFrame
     return pd.DataFrame(cells, columns=["model", "eps", "changed", "low", "high", "count"])
 
 
-def corruptions_table(model: str, table: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext) -> pd.DataFrame:
+def corruptions_table(
+    model: str, table: pd.DataFrame, corruptions: pd.DataFrame, context: EvaluationContext
+) -> pd.DataFrame:
     """model,corruption,severity,accuracy,low,high,count: the same images clean (``none``, 0), then under each corruption."""
     corruptions = corruptions[corruptions["attack"] == CLEAN]
     clean, keys = select_predictions(table), ["corruption", "severity"]
@@ -105,12 +131,16 @@ def attacked_corruptions_table(
     severity = corruptions["corruption"].map(attacked.groupby("corruption")["severity"].first())
     without = corruptions[(corruptions["attack"] == CLEAN) & (corruptions["severity"] == severity)]
     images, cells = select_predictions(table)["path"], []
-    for (name, attack), rows in pd.concat([without, attacked]).groupby(["corruption", "attack"], sort=False):
+    for (name, attack), rows in pd.concat([without, attacked]).groupby(
+        ["corruption", "attack"], sort=False
+    ):
         evaluated = images.isin(rows["path"]).to_numpy()
         correct = images.isin(rows.loc[is_correct(rows), "path"]).to_numpy()
         interval = context.intervals.proportion(correct, evaluated)
         cells.append((model, name, attack, correct[evaluated].mean(), *interval, len(rows)))
-    return pd.DataFrame(cells, columns=["model", "corruption", "attack", "accuracy", "low", "high", "count"])
+    return pd.DataFrame(
+        cells, columns=["model", "corruption", "attack", "accuracy", "low", "high", "count"]
+    )
 
 
 def plot_tables(

@@ -24,8 +24,14 @@ class DatasetSplit:
         """The split train, val or test. Raises InputError when it is empty."""
         rows = dataset.split_rows(name)
         if not len(rows):
-            remedy = "lower data.val_fraction and data.test_fraction" if name == "train" else f"raise data.{name}_fraction"
-            raise InputError(f"expected images in the split {name!r}, got none: {remedy} or add images")
+            remedy = (
+                "lower data.val_fraction and data.test_fraction"
+                if name == "train"
+                else f"raise data.{name}_fraction"
+            )
+            raise InputError(
+                f"expected images in the split {name!r}, got none: {remedy} or add images"
+            )
         return cls(dataset.images, dataset.labels, rows)
 
     def __len__(self) -> int:
@@ -63,7 +69,9 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     return len(labels) / (classes * np.maximum(counts, 1))
 
 
-def epoch_positions(split: DatasetSplit, classes: int, balance: str, generator: torch.Generator) -> np.ndarray:
+def epoch_positions(
+    split: DatasetSplit, classes: int, balance: str, generator: torch.Generator
+) -> np.ndarray:
     """Positions of one epoch's images: a permutation; with "sampler" drawn with replacement, each class as often."""
     if balance == "sampler":
         labels = split.labels[split.rows]

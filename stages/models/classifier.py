@@ -55,7 +55,9 @@ class Classifier(nn.Module):
         if arch not in known:
             raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
         self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
-        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(memory_format=torch.channels_last)
+        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(
+            memory_format=torch.channels_last
+        )
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
@@ -65,13 +67,19 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of x (B, 3, H, W) in [0, 1], as precise as x, also under autocast."""
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # fastest for convolutions
+        x = ((x - self.mean) / self.std).contiguous(
+            memory_format=torch.channels_last
+        )  # fastest for convolutions
         return self.backbone(x).to(x.dtype)
 
     @property
     def head(self) -> str:
         """Name of the last linear layer, the one that gives the logits."""
-        return [name for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+        return [
+            name
+            for name, layer in self.backbone.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+        ][-1]
 
     def freeze(self, last: str) -> None:
         """Stop training every layer of the backbone up to and including the top-level layer ``last`` ("none": train all).
@@ -82,7 +90,9 @@ class Classifier(nn.Module):
         if last != "none" and last not in layers:
             raise ModelError(f"freeze: expected none or one of {', '.join(layers)}, got {last!r}")
         names = list(layers)
-        self._frozen = [layers[name] for name in names[: names.index(last) + 1]] if last != "none" else []
+        self._frozen = (
+            [layers[name] for name in names[: names.index(last) + 1]] if last != "none" else []
+        )
         self.requires_grad_(True)
         for layer in self._frozen:
             layer.requires_grad_(False)
@@ -117,7 +127,9 @@ def check_image_size(model: Classifier) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ModelError(f"data.image_size: expected a size that {model.arch} can take, got {side}: {error}") from error
+        raise ModelError(
+            f"data.image_size: expected a size that {model.arch} can take, got {side}: {error}"
+        ) from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -142,12 +154,18 @@ def fuse_batchnorm(model: Classifier) -> Classifier:
 def save(path: Path, model: Classifier) -> None:
     """Write weights and what rebuilds the model as one safetensors file; the same model gives the same bytes."""
     config = {"arch": model.arch, "classes": model.classes, "image_size": model.image_size}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     # One metadata key only: safetensors writes several in no fixed order.
-    write_bytes(path, safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)}))
+    write_bytes(
+        path, safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)})
+    )
 
 
-def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | None = None) -> Classifier:
+def load(
+    path: Path, classes: tuple[str, ...] | None = None, image_size: int | None = None
+) -> Classifier:
     """The model of a file that ``save`` wrote, in eval mode.
 
     Raises:
@@ -161,11 +179,17 @@ def load(path: Path, classes: tuple[str, ...] | None = None, image_size: int | N
         check_weights(tensors)
         model.load_state_dict(tensors)
     except (OSError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: expected a model that this pipeline saved, got: {error}") from error
+        raise ModelError(
+            f"{path}: expected a model that this pipeline saved, got: {error}"
+        ) from error
     if classes is not None and model.classes != tuple(classes):
-        raise ModelError(f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}")
+        raise ModelError(
+            f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}"
+        )
     if image_size is not None and model.image_size != image_size:
-        raise ModelError(f"{path}: expected a model for {image_size} pixels, got {model.image_size}")
+        raise ModelError(
+            f"{path}: expected a model for {image_size} pixels, got {model.image_size}"
+        )
     return model.eval()
 
 
@@ -173,8 +197,14 @@ def check_weights(tensors: Mapping[str, Tensor]) -> None:
     """Raise ModelError unless all are real numbers in memory, and finite; counters may be whole numbers."""
     for name, tensor in tensors.items():
         whole = name.endswith("num_batches_tracked")
-        if tensor.is_meta or tensor.layout != torch.strided or not (tensor.is_floating_point() or whole):
-            raise ModelError(f"expected floating-point numbers for {name}, got {tensor.dtype} on {tensor.device}")
+        if (
+            tensor.is_meta
+            or tensor.layout != torch.strided
+            or not (tensor.is_floating_point() or whole)
+        ):
+            raise ModelError(
+                f"expected floating-point numbers for {name}, got {tensor.dtype} on {tensor.device}"
+            )
         if not tensor.isfinite().all():
             raise ModelError(f"expected finite numbers for {name}, got NaN or infinity")
 
@@ -185,4 +215,9 @@ def describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"arch": model.arch, "image_size": model.image_size, "parameters": parameters, "sha256": sha256}
+    return {
+        "arch": model.arch,
+        "image_size": model.image_size,
+        "parameters": parameters,
+        "sha256": sha256,
+    }

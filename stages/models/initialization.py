@@ -16,7 +16,9 @@ from stages.models.classifier import Classifier, ModelError, check_image_size, c
 from stages.models.inference import predict_logits
 
 
-def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int) -> Classifier:
+def create_model(
+    arch: str, classes: tuple[str, ...], image_size: int, weights: str, sha256: str, seed: int
+) -> Classifier:
     """A classifier with a fresh head and, unless ``weights`` is "none", a pretrained backbone.
 
     Args:
@@ -38,20 +40,28 @@ def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: 
         # Every residual block starts as the identity (arXiv:1706.02677): from scratch, a few epochs then suffice.
         for block in model.backbone.modules():
             if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
-                nn.init.zeros_((block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2).weight)
+                nn.init.zeros_(
+                    (block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2).weight
+                )
         return model
     state = _read_weights(_download(arch) if weights == "imagenet" else Path(weights), sha256)
     own, head = model.backbone.state_dict(), model.head + "."
     required = {name for name in own if not name.startswith(head)}
-    misshaped = sorted(name for name in required if name in state and state[name].shape != own[name].shape)
+    misshaped = sorted(
+        name for name in required if name in state and state[name].shape != own[name].shape
+    )
     # A checkpoint of before BatchNorm counted its batches lacks only that counter.
-    missing = sorted(name for name in required - state.keys() if not name.endswith("num_batches_tracked"))
+    missing = sorted(
+        name for name in required - state.keys() if not name.endswith("num_batches_tracked")
+    )
     # Training scripts add modules of their own, and heads differ; but the backbone has no further layer.
     parts = {name.partition(".")[0] for name in own} - {head.partition(".")[0]}
     unknown = sorted(name for name in state.keys() - own.keys() if name.partition(".")[0] in parts)
     for problem, names in (("another shape of", misshaped), ("no", missing), ("also", unknown)):
         if names:
-            raise ModelError(f"model.weights: {weights}: expected the layers of {arch}, got {problem} {', '.join(names[:3])}")
+            raise ModelError(
+                f"model.weights: {weights}: expected the layers of {arch}, got {problem} {', '.join(names[:3])}"
+            )
     pretrained = {name: state[name] for name in required if name in state}
     try:
         check_weights(pretrained)
@@ -61,7 +71,9 @@ def create_model(arch: str, classes: tuple[str, ...], image_size: int, weights: 
     # Finite numbers can still overflow in the network.
     x = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not predict_logits(model, x).isfinite().all():
-        raise ModelError(f"model.weights: {weights}: expected weights that give finite logits, got NaN or infinity")
+        raise ModelError(
+            f"model.weights: {weights}: expected weights that give finite logits, got NaN or infinity"
+        )
     return model
 
 
@@ -85,16 +97,29 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         else:
             _check_uncompressed(path)
             state = torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors for a corrupt file; all mean the same to the user
-        raise ModelError(f"model.weights: {path}: expected a state dict or a safetensors file, got: {error}") from error
+    except (
+        Exception
+    ) as error:  # each format has its own errors for a corrupt file; all mean the same to the user
+        raise ModelError(
+            f"model.weights: {path}: expected a state dict or a safetensors file, got: {error}"
+        ) from error
     for wrapper in ("state_dict", "model"):  # training scripts wrap the state dict
         state = state.get(wrapper, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        what = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        what = (
+            ", ".join(map(str, list(state)[:5]))
+            if isinstance(state, dict)
+            else type(state).__name__
+        )
         raise ModelError(f"model.weights: {path}: expected a state dict of tensors, got {what}")
     names = {name: re.sub(r"^(module\.|model\.|backbone\.)+", "", name) for name in state}
     # torchvision's files of DenseNets are older than its names of their layers.
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", names[name]): state[name] for name in state}
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", names[name]): state[name]
+        for name in state
+    }
 
 
 def _check_uncompressed(path: Path) -> None:
@@ -115,7 +140,11 @@ def _download(arch: str) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             print(f"downloading {file.name}", flush=True)
             torch.hub.download_url_to_file(url, str(file), _sha256_in_name(file), progress=True)
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash of an incomplete download
+    except (
+        URLError,
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the hash of an incomplete download
         raise ModelError(
             f"model.weights: expected to download {file.name}, got: {error}. Two ways out: put the file into "
             f"{file.parent}, or set model.weights to its path (or to none)"

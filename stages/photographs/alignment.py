@@ -13,10 +13,19 @@ START = 32  # pixels, side at which the displacement is searched that the alignm
 MAX_SHIFT = 10  # of those pixels, to each side: 31 %
 SAME_SCENE = 0.55  # correlation after that displacement from which an alignment is tried
 MAX_CHANGE = 0.4  # a larger step, or other scale, rotation or shear, in half widths, is a wrong alignment, not another crop
-MAX_WARP = np.array([[MAX_CHANGE, MAX_CHANGE, 0.7]] * 2)  # of the whole map: displacements may be larger
+MAX_WARP = np.array(
+    [[MAX_CHANGE, MAX_CHANGE, 0.7]] * 2
+)  # of the whole map: displacements may be larger
 MAX_STRETCH = 0.15  # half the difference of the scales in two directions: of a crop of three quarters of one side
 BORDER = 1 / 16  # of the side: so close to an edge a filter sees other surroundings in each image
-BLURS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Gaussian widths in pixels of 64 by which the sharper image is blurred
+BLURS = (
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    3.0,
+)  # Gaussian widths in pixels of 64 by which the sharper image is blurred
 NOISE_LEVEL = 2.5  # intensity levels of 255: weaker detail than this isn't amplified
 
 
@@ -40,7 +49,9 @@ def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) 
     for side, steps in PYRAMID:
         if side == first.shape[1]:
             first[active], second[active] = _equally_sharp(first[active], second[active])
-        fixed, moving = (bandpass(_reduce(images[active], side), 1, 4) for images in (first, second))
+        fixed, moving = (
+            bandpass(_reduce(images[active], side), 1, 4) for images in (first, second)
+        )
         result[active], warps[active] = _align(fixed, moving, warps[active], steps)
         active = active[result[active] >= least]
     warped, inside = _warp(second[active], warps[active])
@@ -51,13 +62,17 @@ def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) 
 
 def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest correlation (B,) over all displacements by up to MAX_SHIFT, and those as maps (B, 2, 3)."""
-    size = START + MAX_SHIFT + 6  # padded with zeros, so that no displacement wraps around; a multiple of 16
+    size = (
+        START + MAX_SHIFT + 6
+    )  # padded with zeros, so that no displacement wraps around; a multiple of 16
     spectra = []
     for images in (first, second):
         band = bandpass(_reduce(images, START), 1, 4)
         band = band / np.sqrt((band**2).sum(axis=(1, 2), keepdims=True) + 1e-12)
         spectra.append(rfft2(band, (size, size)))
-    shifts = np.array(sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs))  # at a tie the smallest wins
+    shifts = np.array(
+        sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs)
+    )  # at a tie the smallest wins
     products = irfft2(spectra[0].conj() * spectra[1], (size, size))[:, shifts][:, :, shifts]
     overlap = 1 - abs(shifts) / START
     values = (products / np.sqrt(np.outer(overlap, overlap))).reshape(len(first), -1)
@@ -69,14 +84,18 @@ def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 def _equally_sharp(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair the sharper image blurred like the other one, as far as BLURS go: focus isn't detail."""
-    smooth = [gaussian_filter(images, (0, 1, 1)) for images in (first, second)]  # noise has all frequencies
+    smooth = [
+        gaussian_filter(images, (0, 1, 1)) for images in (first, second)
+    ]  # noise has all frequencies
     sharpness = [_sharpness(images) for images in smooth]
     pair = [first.copy(), second.copy()]
     for one, other in ((0, 1), (1, 0)):
         rows = np.flatnonzero(sharpness[one] > sharpness[other])
         goal = sharpness[other][rows]
         reached = [sharpness[one][rows]]
-        reached += [_sharpness(gaussian_filter(smooth[one][rows], (0, width, width))) for width in BLURS]
+        reached += [
+            _sharpness(gaussian_filter(smooth[one][rows], (0, width, width))) for width in BLURS
+        ]
         best = abs(np.log(np.array(reached) / goal)).argmin(axis=0)
         for number, width in enumerate(BLURS, 1):
             chosen = rows[best == number]
@@ -88,7 +107,9 @@ def _sharpness(images: np.ndarray) -> np.ndarray:
     """Power of the second differences by that of the first ones, the mean squared frequency: whatever the contrast, (B,)."""
     dx, dy = np.diff(images, axis=2), np.diff(images, axis=1)
     first = (dx**2).mean(axis=(1, 2)) + (dy**2).mean(axis=(1, 2))
-    second = (np.diff(dx, axis=2) ** 2).mean(axis=(1, 2)) + (np.diff(dy, axis=1) ** 2).mean(axis=(1, 2))
+    second = (np.diff(dx, axis=2) ** 2).mean(axis=(1, 2)) + (np.diff(dy, axis=1) ** 2).mean(
+        axis=(1, 2)
+    )
     return (second + 1e-3) / (first + 1e-3)
 
 
@@ -98,7 +119,9 @@ def bandpass(images: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
     images: (B, n, n), 0..255.
     """
     images = images.astype(np.float32)
-    band = gaussian_filter(images, (0, finest, finest)) - gaussian_filter(images, (0, coarsest, coarsest))
+    band = gaussian_filter(images, (0, finest, finest)) - gaussian_filter(
+        images, (0, coarsest, coarsest)
+    )
     return band / np.sqrt(gaussian_filter(band**2, (0, coarsest, coarsest)) + NOISE_LEVEL**2)
 
 
@@ -106,7 +129,9 @@ def _reduce(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means of blocks: (B, n, n) -> (B, side, side), float."""
     factor = thumbnails.shape[1] // side
     # The rows first: far faster than both at once.
-    rows = thumbnails.reshape(len(thumbnails), side, factor, side * factor).sum(axis=2, dtype=np.float32)
+    rows = thumbnails.reshape(len(thumbnails), side, factor, side * factor).sum(
+        axis=2, dtype=np.float32
+    )
     return rows.reshape(len(thumbnails), side, side, factor).sum(axis=3) / factor**2
 
 
@@ -121,13 +146,19 @@ def _warp(images: np.ndarray, warps: np.ndarray, limit: float = 1) -> tuple[np.n
     count, side = images.shape[:2]
     images, warps = images.astype(np.float32), warps.astype(np.float32)
     x, y = _coordinates(side)
-    u, v = (warps[:, k, 0, None, None] * x + warps[:, k, 1, None, None] * y + warps[:, k, 2, None, None] for k in (0, 1))
+    u, v = (
+        warps[:, k, 0, None, None] * x + warps[:, k, 1, None, None] * y + warps[:, k, 2, None, None]
+        for k in (0, 1)
+    )
     column, row = (((value + 1) / 2 * side - 0.5).clip(0, side - 1) for value in (u, v))
     left, top = (np.minimum(value.astype(int), side - 2) for value in (column, row))
     right_weight, lower_weight = column - left, row - top
     corner = (top * side + left).reshape(count, side * side)
     flat = images.reshape(count, side * side)
-    nw, ne, sw, se = (np.take_along_axis(flat, corner + o, 1).reshape(count, side, side) for o in (0, 1, side, side + 1))
+    nw, ne, sw, se = (
+        np.take_along_axis(flat, corner + o, 1).reshape(count, side, side)
+        for o in (0, 1, side, side + 1)
+    )
     upper, lower = nw + right_weight * (ne - nw), sw + right_weight * (se - sw)
     inside = (abs(u) <= limit) & (abs(v) <= limit) & (abs(x) <= limit) & (abs(y) <= limit)
     return upper + lower_weight * (lower - upper), inside
@@ -138,7 +169,9 @@ def _stretch(warps: np.ndarray) -> np.ndarray:
     return np.hypot(warps[:, 0, 0] - warps[:, 1, 1], warps[:, 0, 1] + warps[:, 1, 0]) / 2
 
 
-def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _align(
+    fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Correlation (B,) after alignment, and the maps (B, 2, 3); -1 and no map where the alignment diverges.
 
     Gauss-Newton steps: Lucas and Kanade 1981 in the inverse compositional form of Baker and Matthews 2004.
@@ -146,7 +179,9 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
     count, side = fixed.shape[:2]
     x, y = _coordinates(side)
     down, across = np.gradient(fixed * side / 2, axis=(1, 2))
-    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=-1)  # (B, side, side, 6)
+    slopes = np.stack(
+        [across * x, across * y, across, down * x, down * y, down], axis=-1
+    )  # (B, side, side, 6)
     identity = np.tile(np.eye(3), (count, 1, 1))
     diverged = np.zeros(count, bool)
     for _ in range(steps):
@@ -154,7 +189,9 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
         difference = (warped - fixed) * inside
         slope = (slopes * inside[..., None]).reshape(count, side * side, 6)
         normal = (slope.transpose(0, 2, 1) @ slope).astype(np.float64)
-        gradient = (slope.transpose(0, 2, 1) @ difference.reshape(count, side * side, 1)).astype(np.float64)
+        gradient = (slope.transpose(0, 2, 1) @ difference.reshape(count, side * side, 1)).astype(
+            np.float64
+        )
         # Damped, so that a flat image has a solution, too.
         normal += 1e-4 * (np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
         change = np.linalg.solve(normal, gradient).reshape(count, 2, 3)
@@ -163,7 +200,9 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
         step[:, :2] += np.where(diverged[:, None, None], 0, change)
         whole[:, :2] = warps
         warps = (whole @ np.linalg.inv(step))[:, :2]
-        diverged |= (abs(warps - np.eye(2, 3)) > MAX_WARP).any(axis=(1, 2)) | (_stretch(warps) > MAX_STRETCH)
+        diverged |= (abs(warps - np.eye(2, 3)) > MAX_WARP).any(axis=(1, 2)) | (
+            _stretch(warps) > MAX_STRETCH
+        )
         warps = np.where(diverged[:, None, None], np.eye(2, 3), warps)
     warped, inside = _warp(moving, warps, 1 - 2 * BORDER)
     return np.where(diverged, -1, _correlation(fixed, warped, inside)), warps
@@ -172,6 +211,9 @@ def _align(fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int)
 def _correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Pair by pair over the pixels inside: (B, n, n) -> (B,)."""
     count = inside.sum(axis=(1, 2), keepdims=True)
-    a, b = ((values - (values * inside).sum(axis=(1, 2), keepdims=True) / count) * inside for values in (a, b))
+    a, b = (
+        (values - (values * inside).sum(axis=(1, 2), keepdims=True) / count) * inside
+        for values in (a, b)
+    )
     power = (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
     return (a * b).sum(axis=(1, 2)) / np.sqrt(power + 1e-12)

@@ -15,7 +15,9 @@ from stages.core.errors import InputError
 
 TIMEOUT = 10  # seconds until a scheduler that doesn't answer counts as unreachable
 # When this process imported it: a worker that has run for long may know older code than its files have.
-CODE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+CODE = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
 
 
 @contextmanager
@@ -29,11 +31,15 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
         from distributed import Client
     except ImportError:
         remedy = "pip install -r requirements-cluster.txt"
-        raise InputError(f"runtime.cluster: expected the package distributed, got none: {remedy}") from None
+        raise InputError(
+            f"runtime.cluster: expected the package distributed, got none: {remedy}"
+        ) from None
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except OSError as error:
-        raise InputError(f"runtime.cluster: expected a Dask scheduler at {address}, got {error}") from None
+        raise InputError(
+            f"runtime.cluster: expected a Dask scheduler at {address}, got {error}"
+        ) from None
     with client:
         folder = str(Path.cwd())
         answers = client.run(describe_process, folder, on_error="return")
@@ -72,7 +78,9 @@ def _check_processes(answers: dict[str, dict[str, str] | Exception]) -> None:
     for process, answer in answers.items():
         if isinstance(answer, Exception):
             remedy = "start scheduler and workers in this project's environment, its folder in PYTHONPATH"
-            raise InputError(f"runtime.cluster: expected {process} to know this project, got {answer!r}: {remedy}")
+            raise InputError(
+                f"runtime.cluster: expected {process} to know this project, got {answer!r}: {remedy}"
+            )
         for name, value in expected.items():
             if answer.get(name) != value:
                 raise InputError(

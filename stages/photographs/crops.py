@@ -62,12 +62,18 @@ def _detect_cervix(image: Image.Image) -> tuple[float, float, float, float] | No
     scale = GRID / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     preview = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
-    red, green, blue = ndimage.gaussian_filter(np.asarray(preview, np.float64), (1, 1, 0)).transpose(2, 0, 1)
-    redness = (red - (green + blue) / 2) / (red + green + blue + 30)  # the 30 steadies pixels that are nearly black
+    red, green, blue = ndimage.gaussian_filter(
+        np.asarray(preview, np.float64), (1, 1, 0)
+    ).transpose(2, 0, 1)
+    redness = (red - (green + blue) / 2) / (
+        red + green + blue + 30
+    )  # the 30 steadies pixels that are nearly black
     rows, columns = redness.shape
     y, x = np.mgrid[:rows, :columns]
     distance = np.hypot((x - (columns - 1) / 2) / columns, (y - (rows - 1) / 2) / rows)
-    x, y = ((values - values.mean()).ravel() / (values.std() + 1e-9) for values in (distance, redness))
+    x, y = (
+        (values - values.mean()).ravel() / (values.std() + 1e-9) for values in (distance, redness)
+    )
     responsibility, nearer = _fit_two_component_gmm(x, y, distance.ravel() < np.median(distance))
     inside = ((responsibility > 0.5) == nearer).reshape(redness.shape)
     inside = ndimage.binary_fill_holes(ndimage.binary_opening(inside, iterations=2))
@@ -85,10 +91,17 @@ def _detect_cervix(image: Image.Image) -> tuple[float, float, float, float] | No
     ):
         return None
     across, down = image.width / columns, image.height / rows
-    return horizontal.start * across, vertical.start * down, horizontal.stop * across, vertical.stop * down
+    return (
+        horizontal.start * across,
+        vertical.start * down,
+        horizontal.stop * across,
+        vertical.stop * down,
+    )
 
 
-def _fit_two_component_gmm(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, bool]:
+def _fit_two_component_gmm(
+    x: np.ndarray, y: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """Fit two Gaussians to points of the plane.
 
     Returns how much each point belongs to the first, 0..1, and whether the first has the smaller mean x.

@@ -15,7 +15,18 @@ from stages.photographs.reading import DecodedImages
 
 REJECTED = "rejected.csv"
 SPOOL = "decoded.part"  # pixels of every valid image in the order of decoding
-METADATA = ("width", "height", "mode", "stain_guess", "disputed", "crop", "left", "top", "right", "bottom")
+METADATA = (
+    "width",
+    "height",
+    "mode",
+    "stain_guess",
+    "disputed",
+    "crop",
+    "left",
+    "top",
+    "right",
+    "bottom",
+)
 
 
 @contextmanager
@@ -59,7 +70,9 @@ def write_dataset(
     image_bytes = size * size * 3
     with open_atomic(folder / IMAGES) as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(splits), size, size, 3)})
+        np.lib.format.write_array_header_1_0(
+            stream, header | {"shape": (len(splits), size, size, 3)}
+        )
         for row in splits:  # streamed: as a memory map, a large dataset would fill the memory before it reaches the disk
             spool.seek(row * image_bytes)
             stream.write(spool.read(image_bytes))
@@ -68,7 +81,15 @@ def write_dataset(
         record, image = decoded.records[row], decoded.metadata[row]
         box = image.crop_box
         edges = (f"{edge:.4f}" for edge in (box.left, box.top, box.right, box.bottom))
-        metadata = (image.width, image.height, image.mode, image.stain, int(row in conflicts), box.kind, *edges)
+        metadata = (
+            image.width,
+            image.height,
+            image.mode,
+            image.stain,
+            int(row in conflicts),
+            box.kind,
+            *edges,
+        )
         rows.append((record.path, record.label, groups[row], split, decoded.hashes[row], *metadata))
     _write_csv(folder / MANIFEST, (*COLUMNS, *METADATA), rows)
 

@@ -50,10 +50,14 @@ def load_entry(entry: Path, size: int) -> DecodedImage | None:
         with np.load(io.BytesIO(entry.read_bytes()), allow_pickle=False) as stored:
             metadata = json.loads(str(stored["metadata"]))
             crop_box = CropBox(**metadata.pop("crop_box"))
-            image = DecodedImage(stored["pixels"], stored["thumbnail"], crop_box=crop_box, **metadata)
+            image = DecodedImage(
+                stored["pixels"], stored["thumbnail"], crop_box=crop_box, **metadata
+            )
         with contextlib.suppress(OSError):  # a cache that may only be read is one, too
             os.utime(entry)  # used now: the last to be evicted
-    except Exception:  # zipfile and numpy raise many kinds for damaged files, and all mean the same: decode again
+    except (
+        Exception
+    ):  # zipfile and numpy raise many kinds for damaged files, and all mean the same: decode again
         return None
     return image if image.pixels.shape == (size, size, 3) else None
 

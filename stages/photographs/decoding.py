@@ -20,7 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # every further decoder can be reached
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself warns of a decompression bomb
 MAX_WEBP_PIXELS = 25_000_000  # Pillow holds the file three times, and 22 bytes for each pixel
 MIN_SIDE = 32  # pixels: smaller images are icons and previews
-MAX_ELONGATION = 16  # longer side / shorter side: beyond panoramas; the preview for the cervix grows with it
+MAX_ELONGATION = (
+    16  # longer side / shorter side: beyond panoramas; the preview for the cervix grows with it
+)
 THUMBNAIL = 64  # pixels, side of the gray image that duplicates are found with
 OVERSAMPLE = 1.5  # smallest reduction that is left to the final filter; twice that where a crop is yet to be found
 MCU = 16  # pixels: the most rows that one row of JPEG blocks covers
@@ -80,14 +82,27 @@ def decode_image(content: bytes, size: int, crop: str, usable_part: float) -> De
     image, original, mode = decode_and_orient(content, min_side, usable_part)
     crop_box = find_crop(image, crop)
     width, height = image.size
-    box = (crop_box.left * width, crop_box.top * height, crop_box.right * width, crop_box.bottom * height)
+    box = (
+        crop_box.left * width,
+        crop_box.top * height,
+        crop_box.right * width,
+        crop_box.bottom * height,
+    )
     # As in the decoder, means of whole blocks come first as far as they may: several times faster than a wide filter.
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=OVERSAMPLE))
-    thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return DecodedImage(pixels, np.asarray(thumbnail), *original, mode, estimate_stain(pixels), crop_box)
+    pixels = np.asarray(
+        image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=OVERSAMPLE)
+    )
+    thumbnail = image.convert("L").resize(
+        (THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0
+    )
+    return DecodedImage(
+        pixels, np.asarray(thumbnail), *original, mode, estimate_stain(pixels), crop_box
+    )
 
 
-def decode_and_orient(content: bytes, min_side: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str]:
+def decode_and_orient(
+    content: bytes, min_side: float, usable_part: float
+) -> tuple[Image.Image, tuple[int, int], str]:
     """The whole upright image in RGB, its shorter side at least `min_side` if it can be; the original's size; format and mode.
 
     Raises:
@@ -108,11 +123,16 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-def _decode(content: bytes, min_side: float, usable_part: float) -> tuple[Image.Image, tuple[int, int], str, int]:
+def _decode(
+    content: bytes, min_side: float, usable_part: float
+) -> tuple[Image.Image, tuple[int, int], str, int]:
     """The pixels, the size before any reduction, format and mode, EXIF orientation (1..8)."""
     image = _open_valid(content)
     original, mode = image.size, f"{image.format} {image.mode}"
-    scaled = (math.ceil(original[0] * min_side / min(original)), math.ceil(original[1] * min_side / min(original)))
+    scaled = (
+        math.ceil(original[0] * min_side / min(original)),
+        math.ceil(original[1] * min_side / min(original)),
+    )
     if _load(image, scaled, len(content)):
         # Not before the pixels: Pillow would decode a PNG in search of metadata behind them, and their errors would be lost.
         return image, original, mode, _orientation(image)
@@ -134,13 +154,19 @@ def _load(image: ImageFile.ImageFile, scaled: tuple[int, int], block: int) -> bo
     except Exception as error:
         if "truncated" not in str(error).lower():
             raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
-        return image.format == "PNG" and not image.tile  # the end is missing, but only of metadata behind the pixels
+        return (
+            image.format == "PNG" and not image.tile
+        )  # the end is missing, but only of metadata behind the pixels
     return True
 
 
 def _keeps_rows_in_order(image: Image.Image) -> bool:
     """Whether a truncated file has its upper rows whole; interlaced and progressive ones spread the damage over all rows."""
-    return image.format in ("JPEG", "MPO", "PNG") and not image.info.get("progressive") and not image.info.get("interlace")
+    return (
+        image.format in ("JPEG", "MPO", "PNG")
+        and not image.info.get("progressive")
+        and not image.info.get("interlace")
+    )
 
 
 def _open_valid(content: bytes) -> ImageFile.ImageFile:
@@ -220,7 +246,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     result = Image.new("RGB", image.size)
     try:
         for top in range(0, height, STRIP):
-            result.paste(_strip_to_rgb(image.crop((0, top, width, min(top + STRIP, height)))), (0, top))
+            result.paste(
+                _strip_to_rgb(image.crop((0, top, width, min(top + STRIP, height)))), (0, top)
+            )
     except Exception as error:  # a corrupt palette, for example
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
     return result

@@ -24,7 +24,9 @@ from stages.photographs.parallel import ParallelMap
 
 COARSE = 24  # pixels, side of the images that propose neighbors
 NEIGHBORS = 2  # proposals per image by coarse structure; a chain of duplicates is joined by one correct proposal for each
-CANDIDATE_SIMILARITY = 0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
+CANDIDATE_SIMILARITY = (
+    0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
+)
 SPECTRUM = 32  # pixels, side of the images whose spectra propose neighbors
 RADIUS = 10  # highest frequency of the spectra that are compared, in cycles per side
 SPECTRUM_NEIGHBORS = 3  # proposals per image by spectra
@@ -44,7 +46,11 @@ class DuplicatePair:
 
 
 def find_duplicates(
-    hashes: Sequence[str], thumbnails: np.ndarray, similarity: float, map_: ParallelMap, scratch: Path
+    hashes: Sequence[str],
+    thumbnails: np.ndarray,
+    similarity: float,
+    map_: ParallelMap,
+    scratch: Path,
 ) -> list[DuplicatePair]:
     """All pairs, in order of rows. Copies are paired with the first of them; only first ones are compared with others.
 
@@ -56,7 +62,11 @@ def find_duplicates(
         scratch: folder for a temporary file, which all processes see.
     """
     firsts: dict[str, int] = {}
-    pairs = [DuplicatePair(firsts[h], i, COPY, 1.0) for i, h in enumerate(hashes) if firsts.setdefault(h, i) != i]
+    pairs = [
+        DuplicatePair(firsts[h], i, COPY, 1.0)
+        for i, h in enumerate(hashes)
+        if firsts.setdefault(h, i) != i
+    ]
     rows = np.array(sorted(firsts.values()))
     candidates = candidate_pairs(thumbnails, rows, map_, scratch)
     batches = [candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH)]
@@ -74,7 +84,9 @@ def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarra
     return fine_similarity(*pairs, least)
 
 
-def candidate_pairs(thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap, scratch: Path) -> np.ndarray:
+def candidate_pairs(
+    thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap, scratch: Path
+) -> np.ndarray:
     """Each image with its nearest in coarse structure and those in amplitude spectrum, of the images of some rows.
 
     Returns:
@@ -98,7 +110,9 @@ def _amplitude_spectrum(thumbnails: np.ndarray) -> np.ndarray:
     Amplitudes are the same wherever a crop begins, and what focus does to a frequency cancels.
     """
     window = np.sqrt(np.hanning(SPECTRUM + 2)[1:-1]).astype(np.float32)
-    amplitudes = abs(np.fft.rfft2(bandpass(downscale(thumbnails, SPECTRUM), 1, 4) * np.outer(window, window)))
+    amplitudes = abs(
+        np.fft.rfft2(bandpass(downscale(thumbnails, SPECTRUM), 1, 4) * np.outer(window, window))
+    )
     rows, columns = np.fft.fftfreq(SPECTRUM, 1 / SPECTRUM)[:, None], np.arange(SPECTRUM // 2 + 1)
     rings = np.round(np.hypot(rows, columns)).astype(int)
     vectors = []
@@ -109,13 +123,19 @@ def _amplitude_spectrum(thumbnails: np.ndarray) -> np.ndarray:
     return np.concatenate(vectors, axis=1)
 
 
-def assign_groups(paths: Sequence[str], patients: Sequence[str], pairs: Sequence[DuplicatePair]) -> list[str]:
+def assign_groups(
+    paths: Sequence[str], patients: Sequence[str], pairs: Sequence[DuplicatePair]
+) -> list[str]:
     """For each row the smallest path of its group: what pairs or one patient ("" = unknown) join, directly or in a chain."""
     first_of: dict[str, int] = {}
     edges = [(pair.first, pair.second) for pair in pairs]
-    edges += [(first_of.setdefault(patient, row), row) for row, patient in enumerate(patients) if patient]
+    edges += [
+        (first_of.setdefault(patient, row), row) for row, patient in enumerate(patients) if patient
+    ]
     ends = np.array(edges, dtype=int).reshape(-1, 2).T
-    graph = coo_array((np.ones(ends.shape[1], bool), (ends[0], ends[1])), shape=(len(paths), len(paths)))
+    graph = coo_array(
+        (np.ones(ends.shape[1], bool), (ends[0], ends[1])), shape=(len(paths), len(paths))
+    )
     numbers = connected_components(graph, directed=False)[1]
     names: dict[int, str] = {}
     for path, number in sorted(zip(paths, numbers.tolist(), strict=True)):
@@ -123,9 +143,13 @@ def assign_groups(paths: Sequence[str], patients: Sequence[str], pairs: Sequence
     return [names[number] for number in numbers.tolist()]
 
 
-def find_label_conflicts(records: Sequence[ImageRecord], pairs: Sequence[DuplicatePair]) -> set[int]:
+def find_label_conflicts(
+    records: Sequence[ImageRecord], pairs: Sequence[DuplicatePair]
+) -> set[int]:
     """Rows with a copy of another label, or that are near-duplicates of such, or of an image with another label."""
-    first = {pair.second: pair.first for pair in pairs if pair.kind == COPY}  # copies count as the first of them
+    first = {
+        pair.second: pair.first for pair in pairs if pair.kind == COPY
+    }  # copies count as the first of them
     labels: dict[int, set[str]] = {}
     for row, record in enumerate(records):
         labels.setdefault(first.get(row, row), set()).add(record.label)
@@ -137,7 +161,11 @@ def find_label_conflicts(records: Sequence[ImageRecord], pairs: Sequence[Duplica
 
 
 def rows_to_drop(
-    records: Sequence[ImageRecord], hashes: Sequence[str], pairs: Sequence[DuplicatePair], *, drop_conflicts: bool
+    records: Sequence[ImageRecord],
+    hashes: Sequence[str],
+    pairs: Sequence[DuplicatePair],
+    *,
+    drop_conflicts: bool,
 ) -> dict[int, str]:
     """Rows to exclude, with the reason: all but one of equal copies with one label, and on demand label conflicts.
 
@@ -146,7 +174,9 @@ def rows_to_drop(
     dropped = {}
     stays: dict[tuple[str, str], int] = {}
     preference = {"test": 0, "val": 1}
-    for row in sorted(range(len(records)), key=lambda row: (preference.get(records[row].split, 2), row)):
+    for row in sorted(
+        range(len(records)), key=lambda row: (preference.get(records[row].split, 2), row)
+    ):
         kept = stays.setdefault((hashes[row], records[row].label), row)
         if kept != row:
             dropped[row] = f"copy: of {records[kept].path}"

@@ -27,7 +27,11 @@ def reason_category(reason: str) -> str:
 
 def check_invalid_fraction(rejected: Mapping[str, str], decoded: int, most: float) -> None:
     """Raise TooManyRejectedError, with a summary, when the fraction of invalid files is above `most`."""
-    invalid = {path: reason for path, reason in rejected.items() if reason_category(reason) not in NOT_INVALID}
+    invalid = {
+        path: reason
+        for path, reason in rejected.items()
+        if reason_category(reason) not in NOT_INVALID
+    }
     fraction = len(invalid) / max(1, len(invalid) + decoded)
     if fraction > most:
         counts = Counter(reason_category(reason) for reason in invalid.values()).most_common()
@@ -92,7 +96,9 @@ def summarize(
         "label_fixes": listing.label_fixes,
         "official_test": {
             "found": listing.official_test,
-            "used": sum(decoded.records[row].split == TEST for row in rows) if listing.official_test else 0,
+            "used": sum(decoded.records[row].split == TEST for row in rows)
+            if listing.official_test
+            else 0,
         },
         "duplicates": {
             "copies": sum(pair.kind == COPY for pair in pairs),
@@ -110,7 +116,9 @@ def summarize(
         "cropped": sum(not decoded.metadata[row].crop_box.is_whole for row in rows),
         "crops": dict(Counter(decoded.metadata[row].crop_box.kind for row in rows)),
         "modes": dict(Counter(decoded.metadata[row].mode for row in rows)),
-        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows)) if is_transformation_zone(classes) else {},
+        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows))
+        if is_transformation_zone(classes)
+        else {},
         "shorter_side": {
             "smallest": int(sizes.min()),
             "median": float(np.median(sizes.min(1))),
@@ -121,7 +129,11 @@ def summarize(
 
 
 def _split_summary(
-    decoded: DecodedImages, groups: Sequence[str], splits: Mapping[int, str], classes: Sequence[str], name: str
+    decoded: DecodedImages,
+    groups: Sequence[str],
+    splits: Mapping[int, str],
+    classes: Sequence[str],
+    name: str,
 ) -> dict[str, Any]:
     rows = [row for row, split in splits.items() if split == name]
     labels = [decoded.records[row].label for row in rows]
@@ -139,7 +151,11 @@ def format_summary(metrics: Mapping[str, Any]) -> str:
     def listed(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
-    rejected, leakage, official = metrics["rejected"], metrics["nearest_in_train"], metrics["official_test"]
+    rejected, leakage, official = (
+        metrics["rejected"],
+        metrics["nearest_in_train"],
+        metrics["official_test"],
+    )
     return (
         f"{metrics['images']} images in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
         f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; near-duplicates of training "

@@ -15,7 +15,9 @@ SIDE = 32  # pixels, of the gray images that are compared
 THRESHOLD = 0.93  # correlation from which two images are called near-duplicates
 
 
-def max_train_similarity(vectors: Path, split: Sequence[str], name: str, map_: ParallelMap) -> np.ndarray:
+def max_train_similarity(
+    vectors: Path, split: Sequence[str], name: str, map_: ParallelMap
+) -> np.ndarray:
     """For each image of a split, the largest correlation with a training image: float32, -1..1.
 
     Args:
@@ -25,7 +27,9 @@ def max_train_similarity(vectors: Path, split: Sequence[str], name: str, map_: P
         map_: runs the comparison.
     """
     names = np.array(split)
-    return largest_similarities(vectors, np.flatnonzero(names == name), np.flatnonzero(names == TRAIN), map_)
+    return largest_similarities(
+        vectors, np.flatnonzero(names == name), np.flatnonzero(names == TRAIN), map_
+    )
 
 
 def leakage_check(

@@ -17,12 +17,29 @@ from stages.core.dataset import SPLITS
 from stages.core.errors import InputError
 from stages.core.params import DataParams
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")  # an image by its name
-SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # left behind by file managers, like all names that begin with a dot
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".heic",
+)  # an image by its name
+SYSTEM_FILES = (
+    "thumbs.db",
+    "desktop.ini",
+)  # left behind by file managers, like all names that begin with a dot
 TEST_FOLDER = "test"  # the competition's test images lie in test/test, without a class folder: no class can have this name
-UNLABELLED_FOLDER = "test_stg2"  # those of its second stage, whose labels were never published: no class either
+UNLABELLED_FOLDER = (
+    "test_stg2"  # those of its second stage, whose labels were never published: no class either
+)
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report on them says so
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that end lines of tables and logs, or steer a terminal
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f]"
+)  # characters that end lines of tables and logs, or steer a terminal
 SOLUTION = "solution_stg1_release.csv"  # image_name and one column of 0 or 1 for each class
 
 
@@ -65,10 +82,18 @@ def list_images(data: DataParams) -> ImageIndex:
         got = "a file" if source.exists() else "nothing there"
         raise SourceError(f"data.source: {source}: expected a folder of images, got {got}")
     # Tables in the source are watched by DVC with the source.
-    table, exclude, groups = (_table_in(source, data, key) for key in ("table", "exclude", "groups"))
+    table, exclude, groups = (
+        _table_in(source, data, key) for key in ("table", "exclude", "groups")
+    )
     if table and data.test == "official":
-        raise SourceError(f"data.test: expected split with a table (its column split may name the test), got {data.test}")
-    listing = _from_table(source, table) if table else _from_folders(source, official=data.test == "official")
+        raise SourceError(
+            f"data.test: expected split with a table (its column split may name the test), got {data.test}"
+        )
+    listing = (
+        _from_table(source, table)
+        if table
+        else _from_folders(source, official=data.test == "official")
+    )
     listing.synthetic = (source / SYNTHETIC_MARKER).exists()
     _exclude(listing, exclude)
     _apply_label_corrections(listing, Path(data.label_fixes))
@@ -82,11 +107,17 @@ def list_images(data: DataParams) -> ImageIndex:
             )
     classes = {record.label for record in listing.images}
     if len(classes) < 2:
-        found = f"{len(listing.images)} images of {len(classes)} class" + (f" ({classes.pop()})" if classes else "es")
+        found = f"{len(listing.images)} images of {len(classes)} class" + (
+            f" ({classes.pop()})" if classes else "es"
+        )
         if listing.rejected:  # links to the class folders, for example
             path, reason = min(listing.rejected.items())
-            found += f", and {len(listing.rejected)} that can't be used, the first is {path} ({reason})"
-        raise SourceError(f"data.source: {source}: expected images of at least two classes, got {found}")
+            found += (
+                f", and {len(listing.rejected)} that can't be used, the first is {path} ({reason})"
+            )
+        raise SourceError(
+            f"data.source: {source}: expected images of at least two classes, got {found}"
+        )
     return listing
 
 
@@ -95,9 +126,13 @@ def _table_in(source: Path, data: DataParams, key: str) -> Path | None:
     if name == "none":
         return None
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise SourceError(f"data.{key}: expected a CSV file in the source folder {source}, got {name}")
+        raise SourceError(
+            f"data.{key}: expected a CSV file in the source folder {source}, got {name}"
+        )
     if not (source / name).exists():
-        raise SourceError(f"data.{key}: expected a CSV file in the source folder {source}, or none; got no file {name} there")
+        raise SourceError(
+            f"data.{key}: expected a CSV file in the source folder {source}, or none; got no file {name} there"
+        )
     return source / name
 
 
@@ -113,7 +148,9 @@ def _from_folders(source: Path, official: bool) -> ImageIndex:
         subfolders.sort()
         here = Path(folder)
         for name in subfolders:
-            if (here / name).is_symlink():  # os.walk doesn't follow it: it may lead outside or in a circle
+            if (
+                here / name
+            ).is_symlink():  # os.walk doesn't follow it: it may lead outside or in a circle
                 index.rejected[_relative(here / name, source)] = "link: to a folder"
         has_images = any(Path(name).suffix.lower() in SUFFIXES for name in names)
         for name in sorted(names):
@@ -150,7 +187,12 @@ def _rejection_by_place(file: Path, source: Path) -> str:
 
 def _relative(file: Path, source: Path) -> str:
     r"""Posix path below the source. Bytes that are no UTF-8 are shown as \\x.. so that every table can hold the name."""
-    path = file.relative_to(source).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    path = (
+        file.relative_to(source)
+        .as_posix()
+        .encode("utf-8", "surrogateescape")
+        .decode("utf-8", "backslashreplace")
+    )
     return _escape(path)
 
 
@@ -178,7 +220,9 @@ def _rejection_reason(file: Path, root: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
-def _add_official_test(listing: ImageIndex, source: Path, tests: list[ImageRecord], solutions: list[Path]) -> None:
+def _add_official_test(
+    listing: ImageIndex, source: Path, tests: list[ImageRecord], solutions: list[Path]
+) -> None:
     if not tests or len(solutions) != 1:
         raise SourceError(
             f"data.test: official: expected images in test/test and one {SOLUTION} below {source}, "
@@ -186,9 +230,15 @@ def _add_official_test(listing: ImageIndex, source: Path, tests: list[ImageRecor
         )
     labels, file = {}, solutions[0]
     for number, row in _read_table(file, "image_name"):
-        chosen = [name for name, value in row.items() if name != "image_name" and value.strip() in ("1", "1.0")]
+        chosen = [
+            name
+            for name, value in row.items()
+            if name != "image_name" and value.strip() in ("1", "1.0")
+        ]
         if len(chosen) != 1:
-            raise SourceError(f"{file}: line {number}: expected 1 for exactly one class, got {len(chosen)}")
+            raise SourceError(
+                f"{file}: line {number}: expected 1 for exactly one class, got {len(chosen)}"
+            )
         labels[row["image_name"]] = chosen[0]
     for record in tests:
         label = labels.pop(record.file.name, None)
@@ -217,18 +267,26 @@ def _from_table(source: Path, table: Path) -> ImageIndex:
         if reason := _rejection_reason(file, root):
             listing.rejected[_escape(path)] = reason
         else:
-            listing.images.append(ImageRecord(path, file, row["label"].strip(), row.get("group", "").strip(), split))
+            listing.images.append(
+                ImageRecord(path, file, row["label"].strip(), row.get("group", "").strip(), split)
+            )
     return listing
 
 
 def _exclude(listing: ImageIndex, table: Path | None) -> None:
     if not table:
         return
-    unwanted = {_checked_path(row["path"], table, number) for number, row in _read_table(table, "path")}
+    unwanted = {
+        _checked_path(row["path"], table, number) for number, row in _read_table(table, "path")
+    }
     kept = [record for record in listing.images if record.path not in unwanted]
     applied = len(listing.images) - len(kept)
     listing.excluded = {"applied": applied, "not_found": len(unwanted) - applied}
-    listing.rejected |= {record.path: f"excluded: by {table.name}" for record in listing.images if record.path in unwanted}
+    listing.rejected |= {
+        record.path: f"excluded: by {table.name}"
+        for record in listing.images
+        if record.path in unwanted
+    }
     listing.images = kept
 
 
@@ -242,7 +300,9 @@ def _apply_label_corrections(listing: ImageIndex, table: Path) -> None:
         if label is None:
             continue
         if label not in classes:
-            raise SourceError(f"{table}: {record.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}")
+            raise SourceError(
+                f"{table}: {record.path}: expected a class out of {', '.join(sorted(classes))}, got {label!r}"
+            )
         listing.images[index] = replace(record, label=label)
         listing.label_fixes["applied"] += 1
     listing.label_fixes["not_found"] = len(fixes) - listing.label_fixes["applied"]
@@ -257,9 +317,13 @@ def _assign_patients(listing: ImageIndex, table: Path | None, pattern: str) -> N
     try:
         expression = None if pattern == "none" else re.compile(pattern)
     except re.error as error:
-        raise SourceError(f"data.group_pattern: expected a regular expression, got {pattern!r}: {error}") from None
+        raise SourceError(
+            f"data.group_pattern: expected a regular expression, got {pattern!r}: {error}"
+        ) from None
     if expression and expression.groups < 1:
-        raise SourceError(f"data.group_pattern: expected one (group) that names the patient, got {pattern!r}")
+        raise SourceError(
+            f"data.group_pattern: expected one (group) that names the patient, got {pattern!r}"
+        )
     in_table = in_pattern = 0
     for index, record in enumerate(listing.images):
         match = expression.search(record.path) if expression else None
@@ -270,9 +334,13 @@ def _assign_patients(listing: ImageIndex, table: Path | None, pattern: str) -> N
     # A table or pattern made for other images would silently leave every patient unknown.
     count = len(listing.images)
     if count and table and not in_table:
-        raise SourceError(f"data.groups: {table}: expected paths of the source's images, got none of {count}")
+        raise SourceError(
+            f"data.groups: {table}: expected paths of the source's images, got none of {count}"
+        )
     if count and expression and not in_pattern:
-        raise SourceError(f"data.group_pattern: expected a match in the images' paths, got none in {count}: {pattern!r}")
+        raise SourceError(
+            f"data.group_pattern: expected a match in the images' paths, got none in {count}: {pattern!r}"
+        )
 
 
 def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
@@ -283,11 +351,15 @@ def _read_table(file: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
             columns = reader.fieldnames or ()
             missing = [name for name in required if name not in columns]
             if missing:
-                raise SourceError(f"{file}: expected the columns {', '.join(required)}, got {', '.join(columns) or 'none'}")
+                raise SourceError(
+                    f"{file}: expected the columns {', '.join(required)}, got {', '.join(columns) or 'none'}"
+                )
             rows = []
             for row in reader:
                 if None in row:  # where DictReader puts what has no column
-                    raise SourceError(f"{file}: line {reader.line_num}: expected {len(columns)} fields, got more")
+                    raise SourceError(
+                        f"{file}: line {reader.line_num}: expected {len(columns)} fields, got more"
+                    )
                 rows.append((reader.line_num, row))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -23,7 +23,12 @@ COLUMNS = 4096  # vectors at a time that are computed, or only searched for a ma
 
 def downscale(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means over boxes: uint8 (B, n, n) -> (B, side, side)."""
-    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in thumbnails])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
+            for image in thumbnails
+        ]
+    )
 
 
 @contextmanager
@@ -47,7 +52,9 @@ def unit_vectors(
                 part -= part.mean(axis=1, keepdims=True)
                 part /= np.linalg.norm(part, axis=1, keepdims=True) + 1e-9
                 if start == 0:
-                    header = np.lib.format.header_data_from_array_1_0(part) | {"shape": (len(rows), part.shape[1])}
+                    header = np.lib.format.header_data_from_array_1_0(part) | {
+                        "shape": (len(rows), part.shape[1])
+                    }
                     np.lib.format.write_array_header_1_0(stream, header)
                 stream.write(part.tobytes())
         yield file
@@ -61,7 +68,9 @@ def _blocks(rows: np.ndarray, columns: int) -> list[np.ndarray]:
     return [rows[start : start + height] for start in range(0, len(rows), height)]
 
 
-def nearest_pairs(vectors: Path, count: int, neighbors: int, least: float, map_: ParallelMap) -> np.ndarray:
+def nearest_pairs(
+    vectors: Path, count: int, neighbors: int, least: float, map_: ParallelMap
+) -> np.ndarray:
     """Each vector with the ``neighbors`` most similar others, of those from ``least`` on, at a tie the first ones.
 
     Args:
@@ -98,7 +107,9 @@ def _nearest_in_block(rows: np.ndarray, vectors: Path, neighbors: int, least: fl
     return np.stack([rows[row], other], axis=1)
 
 
-def largest_similarities(vectors: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap) -> np.ndarray:
+def largest_similarities(
+    vectors: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap
+) -> np.ndarray:
     """For each of ``rows`` the largest similarity to one of ``columns``: float32 (M,)."""
     search = partial(_largest_in_block, vectors=vectors, columns=columns)
     return np.concatenate([np.empty(0, np.float32), *map_(search, _blocks(rows, COLUMNS))])
@@ -108,5 +119,7 @@ def _largest_in_block(rows: np.ndarray, vectors: Path, columns: np.ndarray) -> n
     every = np.load(vectors, mmap_mode="r")
     mine, largest = every[rows], np.full(len(rows), -np.inf, np.float32)
     for start in range(0, len(columns), COLUMNS):
-        np.maximum(largest, (mine @ every[columns[start : start + COLUMNS]].T).max(axis=1), out=largest)
+        np.maximum(
+            largest, (mine @ every[columns[start : start + COLUMNS]].T).max(axis=1), out=largest
+        )
     return largest

@@ -30,7 +30,9 @@ def parallel_map(workers: int, cluster: str = "none") -> Iterator[ParallelMap]:
         with cluster_executor(cluster) as (executor, threads):
             yield partial(_ordered, executor, threads)
         return
-    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    workers = workers or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     if workers == 1:
         yield map
         return
@@ -60,7 +62,9 @@ def _ignoring_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _ordered(executor: Executor, workers: int, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def _ordered(
+    executor: Executor, workers: int, function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
     """The results in the order of the items; only a few chunks are under way at a time."""
     running: deque[Future[list[Any]]] = deque()
     items = iter(items)
@@ -73,7 +77,9 @@ def _ordered(executor: Executor, workers: int, function: Callable[[Any], Any], i
 
 
 def _apply(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    threadpool_limits(1)  # the order in which a sum is computed must not depend on the number of cores
+    threadpool_limits(
+        1
+    )  # the order in which a sum is computed must not depend on the number of cores
     return [function(item) for item in items]
 
 

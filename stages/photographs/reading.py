@@ -47,7 +47,9 @@ class DecodedImages:
     thumbnails: np.ndarray
 
 
-def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, map_: ParallelMap, cache: Path) -> DecodedImages:
+def decode_all(
+    records: list[ImageRecord], data: DataParams, spool: BinaryIO, map_: ParallelMap, cache: Path
+) -> DecodedImages:
     """Write the pixels of each valid image to `spool`, in the order of `records`."""
     config = DecodeConfig(data.image_size, data.crop, data.usable_part)
     folder = cache / config.cache_key()
@@ -57,13 +59,27 @@ def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, ma
     metadata: list[DecodedImage] = []
     # One block from the start: small arrays kept between large ones that come and go would fragment the heap.
     thumbnails = np.empty((len(records), THUMBNAIL, THUMBNAIL), np.uint8)
-    results = map_(partial(decode_file, config=config, cache=folder), [record.file.absolute() for record in records])
+    results = map_(
+        partial(decode_file, config=config, cache=folder),
+        [record.file.absolute() for record in records],
+    )
     # On a terminal only: a bar in a log is noise.
-    progress = {"desc": "images", "total": len(records), "unit": "img", "disable": None, "smoothing": 0.05}
+    progress = {
+        "desc": "images",
+        "total": len(records),
+        "unit": "img",
+        "disable": None,
+        "smoothing": 0.05,
+    }
     warned = False
-    for record, (digest, result, cache_error) in tqdm(zip(records, results, strict=True), **progress):
+    for record, (digest, result, cache_error) in tqdm(
+        zip(records, results, strict=True), **progress
+    ):
         if cache_error and not warned:
-            print(f"warning: {cache_error}: goes on without the cache of decoded images", file=sys.stderr)
+            print(
+                f"warning: {cache_error}: goes on without the cache of decoded images",
+                file=sys.stderr,
+            )
             warned = True
         if isinstance(result, str):
             rejected[record.path] = result
@@ -77,7 +93,9 @@ def decode_all(records: list[ImageRecord], data: DataParams, spool: BinaryIO, ma
     return DecodedImages(decoded, rejected, hashes, metadata, thumbnails[: len(decoded)])
 
 
-def decode_file(file: Path, config: DecodeConfig, cache: Path) -> tuple[str, DecodedImage | str, str]:
+def decode_file(
+    file: Path, config: DecodeConfig, cache: Path
+) -> tuple[str, DecodedImage | str, str]:
     """(sha256 of the content, the image or the reason why it is none, why the cache could not take it or "")."""
     try:
         with file.open("rb") as stream:

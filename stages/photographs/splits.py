@@ -21,7 +21,12 @@ class SplitError(InputError):
 
 
 def assign_splits(
-    labels: Sequence[str], groups: Sequence[str], given: Sequence[str], val_fraction: float, test_fraction: float, seed: int
+    labels: Sequence[str],
+    groups: Sequence[str],
+    given: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
 ) -> list[str]:
     """One of train, val, test or leak for each row; groups never straddle two splits.
 
@@ -39,11 +44,17 @@ def assign_splits(
     Raises:
         SplitError: when a class can't be in every split.
     """
-    label, group, preset = np.array(labels, object), np.array(groups, object), np.array(given, object)
+    label, group, preset = (
+        np.array(labels, object),
+        np.array(groups, object),
+        np.array(given, object),
+    )
     split = np.full(len(label), TRAIN, object)
     random, test_given, val_given = not any(given), TEST in given, VAL in given
     if not random and not test_given:
-        raise SplitError(f"split: expected test among the given splits, got {', '.join(sorted(set(given) - {''}))}")
+        raise SplitError(
+            f"split: expected test among the given splits, got {', '.join(sorted(set(given) - {''}))}"
+        )
     for held_out in (VAL, TEST):  # test last, so that it wins
         claimed = np.isin(group, group[preset == held_out])
         split[claimed] = np.where(preset[claimed] == held_out, held_out, EXCLUDED_LEAK)
@@ -57,7 +68,9 @@ def assign_splits(
     for name in sorted(set(labels), key=natural_sort_key):
         for part in SPLITS:
             if not counts[name, part]:
-                raise SplitError(f"class {name}: expected images in train, val and test, got none in {part}")
+                raise SplitError(
+                    f"class {name}: expected images in train, val and test, got none in {part}"
+                )
     return split.tolist()
 
 
@@ -71,7 +84,9 @@ def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
             )
 
 
-def _assign_held_out(split: np.ndarray, name: str, fraction: float, labels: np.ndarray, groups: np.ndarray, seed: int) -> None:
+def _assign_held_out(
+    split: np.ndarray, name: str, fraction: float, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> None:
     """Move about this fraction of the training rows to another split: whole groups, and as even by class as groups allow."""
     # Here, because each worker of preprocess imports this file with its main module and would carry 50 MiB for nothing.
     from sklearn.model_selection import StratifiedGroupKFold
@@ -86,9 +101,13 @@ def _assign_held_out(split: np.ndarray, name: str, fraction: float, labels: np.n
     # one that leaves a class out only where there is no choice.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds: checked by the caller
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # a class with fewer images than folds: checked by the caller
         members = [part for _, part in splitter.split(rows, codes, groups[rows])]
-    counts = np.array([np.bincount(codes[part], minlength=len(classes)) for part in members])  # (folds, classes)
+    counts = np.array(
+        [np.bincount(codes[part], minlength=len(classes)) for part in members]
+    )  # (folds, classes)
     total = counts.sum(axis=0)
 
     def class_imbalance(chosen: tuple[int, ...]) -> tuple[int, float]:

@@ -15,7 +15,9 @@ STRONG = 0.5  # saturation of the brown that iodine causes; a yellow lamp causes
 
 def estimate_stain(pixels: np.ndarray) -> str:
     """One of STAINS. pixels: uint8 (H, W, 3), RGB."""
-    color = pixels.sum(axis=0).sum(axis=0) / pixels[..., 0].size  # whole rows at a time: 20 times as fast as mean() here
+    color = (
+        pixels.sum(axis=0).sum(axis=0) / pixels[..., 0].size
+    )  # whole rows at a time: 20 times as fast as mean() here
     hue, saturation, _ = colorsys.rgb_to_hsv(*color)
     if YELLOW <= 360 * hue < CYAN:
         return GREEN

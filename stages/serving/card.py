@@ -47,18 +47,28 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
         fields = json.loads(text)
-        estimates = {key: Estimate(**value) for key, value in fields.items() if isinstance(value, dict)}
+        estimates = {
+            key: Estimate(**value) for key, value in fields.items() if isinstance(value, dict)
+        }
         return cls(**(fields | estimates))
 
     def disclaimer(self) -> str:
         """What must accompany every prediction of the model."""
-        clean, robust, budget = self.clean_accuracy, self.robust_accuracy_worst, format_budget(self.eps, self.norm)
+        clean, robust, budget = (
+            self.clean_accuracy,
+            self.robust_accuracy_worst,
+            format_budget(self.eps, self.norm),
+        )
         text = (
             f"Clean accuracy {_percent(clean)}, robust accuracy {_percent(robust)} under white-box attacks "
             f"({budget}), on {self.images} test images ({self.confidence:.0%} confidence intervals). "
             "Not a medical device."
         )
-        return text + (" Trained on synthetic images: the predictions have no clinical meaning." if self.synthetic else "")
+        return text + (
+            " Trained on synthetic images: the predictions have no clinical meaning."
+            if self.synthetic
+            else ""
+        )
 
 
 def _percent(estimate: Estimate) -> str:
@@ -74,19 +84,30 @@ def read_card(model: str) -> ModelCard:
     evaluation, inventory = METRICS / "evaluate.json", METRICS / "data.json"
     try:
         lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
-        metrics, data = (json.loads(path.read_text(encoding="utf-8")) for path in (evaluation, inventory))
-        attacked, evaluated, prepared = lock[f"attack_eval@{model}"], lock["evaluate"], lock["preprocess"]
+        metrics, data = (
+            json.loads(path.read_text(encoding="utf-8")) for path in (evaluation, inventory)
+        )
+        attacked, evaluated, prepared = (
+            lock[f"attack_eval@{model}"],
+            lock["evaluate"],
+            lock["preprocess"],
+        )
         weights, tables = weights_path(model), PREDICTIONS / model
         chain = {
             weights: (md5(weights), _locked_md5(attacked, "deps", weights)),
-            PROCESSED: (_locked_md5(prepared, "outs", PROCESSED), _locked_md5(attacked, "deps", PROCESSED)),
+            PROCESSED: (
+                _locked_md5(prepared, "outs", PROCESSED),
+                _locked_md5(attacked, "deps", PROCESSED),
+            ),
             tables: (_locked_md5(attacked, "outs", tables), _locked_md5(evaluated, "deps", tables)),
             evaluation: (md5(evaluation), _locked_md5(evaluated, "outs", evaluation)),
             inventory: (md5(inventory), _locked_md5(prepared, "outs", inventory)),
         }
         for path, (found, recorded) in chain.items():
             if found != recorded:
-                raise InputError(f"{path}: expected the one that dvc.lock records ({recorded}), got {found}: run `dvc repro`")
+                raise InputError(
+                    f"{path}: expected the one that dvc.lock records ({recorded}), got {found}: run `dvc repro`"
+                )
         part, how = metrics[model], prepared["params"]["params.yaml"]["data"]
         return ModelCard(
             model=model,
@@ -102,7 +123,9 @@ def read_card(model: str) -> ModelCard:
             robust_accuracy_worst=_estimate(part, "robust_accuracy_worst"),
         )
     except (FileNotFoundError, KeyError) as error:
-        raise InputError(f"{error}: expected the results of a whole `dvc repro`, got none") from None
+        raise InputError(
+            f"{error}: expected the results of a whole `dvc repro`, got none"
+        ) from None
 
 
 def _estimate(metrics: dict[str, Any], name: str) -> Estimate:

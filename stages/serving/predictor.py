@@ -36,6 +36,8 @@ class ImagePredictor:
         for start in range(0, len(pixels), BATCH):
             images = np.stack(pixels[start : start + BATCH])  # (B, size, size, 3)
             rows = np.arange(len(images))
-            x, _ = DatasetSplit(images, np.zeros(len(images), np.int64), rows).load(rows, torch.device("cpu"))
+            x, _ = DatasetSplit(images, np.zeros(len(images), np.int64), rows).load(
+                rows, torch.device("cpu")
+            )
             batches.append(predict_logits(self.model, x).softmax(1).numpy())
         return np.concatenate(batches)

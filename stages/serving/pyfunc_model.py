@@ -36,7 +36,9 @@ class ServedModel(PythonModel):
         card = ModelCard.from_json(Path(context.artifacts["card"]).read_text(encoding="utf-8"))
         self.predictor = ImagePredictor(Path(context.artifacts["weights"]), card)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict | None = None
+    ) -> list[dict[str, Any]]:
         """One prediction for each row of the column ``image``: base64 text, bytes, or a uint8 array.
 
         Raises:
@@ -48,11 +50,15 @@ class ServedModel(PythonModel):
             raise
         except Exception as error:  # a bug, for which MLflow would respond with status 400
             logger.exception("prediction failed")
-            raise MlflowException(f"prediction failed: {type(error).__name__}", INTERNAL_ERROR) from error
+            raise MlflowException(
+                f"prediction failed: {type(error).__name__}", INTERNAL_ERROR
+            ) from error
 
     def _predict(self, model_input: pd.DataFrame) -> list[dict[str, Any]]:
         if len(model_input) > MAX_IMAGES:
-            raise MlflowException.invalid_parameter_value(f"expected at most {MAX_IMAGES} images, got {len(model_input)}")
+            raise MlflowException.invalid_parameter_value(
+                f"expected at most {MAX_IMAGES} images, got {len(model_input)}"
+            )
         pixels = []
         for number, image in enumerate(model_input["image"]):
             try:
@@ -80,15 +86,29 @@ class ServedModel(PythonModel):
         """The image as uint8 (size, size, 3); raises ValueError or ImageDecodeError."""
         if isinstance(image, str | bytes):
             if len(image) > MAX_BYTES:
-                raise ValueError(f"expected an image of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes")
+                raise ValueError(
+                    f"expected an image of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes"
+                )
             try:
-                content = base64.b64decode(image, validate=True) if isinstance(image, str) else image
+                content = (
+                    base64.b64decode(image, validate=True) if isinstance(image, str) else image
+                )
             except binascii.Error as error:
                 raise ValueError(f"expected base64, got an error: {error}") from None
             return self.predictor.preprocess(content)
-        array, shape = np.array(image), (self.predictor.size, self.predictor.size, 3)  # a ragged list is a ValueError
-        if array.shape != shape or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-            raise ValueError(f"expected base64 or whole numbers 0..255 of shape {shape}, got {array.dtype} {array.shape}")
+        array, shape = (
+            np.array(image),
+            (self.predictor.size, self.predictor.size, 3),
+        )  # a ragged list is a ValueError
+        if (
+            array.shape != shape
+            or array.dtype.kind not in "iu"
+            or array.min() < 0
+            or array.max() > 255
+        ):
+            raise ValueError(
+                f"expected base64 or whole numbers 0..255 of shape {shape}, got {array.dtype} {array.shape}"
+            )
         return array.astype(np.uint8)
 
 

@@ -14,7 +14,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 48 * 2**20  # bytes of a request: an image of MAX_BYTES in base64, and some
-MAX_VALUES = 2**22  # of a request's JSON, each of which takes up to some 100 bytes of memory: 20 arrays of 224 x 224 pixels
+MAX_VALUES = (
+    2**22
+)  # of a request's JSON, each of which takes up to some 100 bytes of memory: 20 arrays of 224 x 224 pixels
 BODY_SECONDS = 60.0  # for the body to arrive
 MAX_REASON = 500  # characters
 INPUT_KEYS = {"dataframe_split", "dataframe_records", "inputs", "instances"}  # of MLflow's protocol
@@ -50,7 +52,9 @@ class RequestGuard:
             return
         except RefusedRequestError as refused:
             # As MLflow's errors. ASCII: the reason may quote half a surrogate pair of the request, which has no UTF-8.
-            content = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": refused.reason})
+            content = json.dumps(
+                {"error_code": "INVALID_PARAMETER_VALUE", "message": refused.reason}
+            )
             response = Response(content, refused.status, media_type="application/json")
         await response(scope, receive, send)
 
@@ -63,7 +67,9 @@ class RequestGuard:
         request = Request(scope, receive)
         body = await read_body(request)
         check_content_type(request.headers.get("content-type", ""))
-        await asyncio.to_thread(check_json, body)  # in the thread of MLflow's own parsing, see above
+        await asyncio.to_thread(
+            check_json, body
+        )  # in the thread of MLflow's own parsing, see above
         messages: list[Message] = [{"type": "http.request", "body": body}]
         del body  # not to be held twice while the request waits
         sent: list[Message] = []
@@ -80,11 +86,18 @@ class RequestGuard:
             # The served model responds to its own bugs with status 500 (ServedModel.predict). What is raised here, MLflow
             # raised about the request, and that may be nearly every kind of exception.
             logger.warning("MLflow failed on a request", exc_info=True)
-            raise RefusedRequestError(400, "expected a request as MLflow documents it, got one that it fails on") from None
-        status, content = sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+            raise RefusedRequestError(
+                400, "expected a request as MLflow documents it, got one that it fails on"
+            ) from None
+        status, content = (
+            sent[0]["status"],
+            b"".join(message.get("body", b"") for message in sent[1:]),
+        )
         if 400 <= status < 500:
             # MLflow puts the request in front of the reason.
-            raise RefusedRequestError(status, json.loads(content)["message"].rpartition("\nError: ")[2])
+            raise RefusedRequestError(
+                status, json.loads(content)["message"].rpartition("\nError: ")[2]
+            )
         return Response(content, status, media_type="application/json")
 
 
@@ -112,23 +125,39 @@ async def read_body(request: Request) -> bytes:
                 else:  # read to its end, but not kept: most clients look for a response only when they have sent all
                     body.clear()
     except TimeoutError:
-        raise RefusedRequestError(408, f"expected the whole request within {BODY_SECONDS:g} s, got {size} bytes") from None
+        raise RefusedRequestError(
+            408, f"expected the whole request within {BODY_SECONDS:g} s, got {size} bytes"
+        ) from None
     if size > MAX_BODY:
-        raise RefusedRequestError(413, f"expected a request of at most {MAX_BODY // 2**20} MiB, got {size} bytes")
+        raise RefusedRequestError(
+            413, f"expected a request of at most {MAX_BODY // 2**20} MiB, got {size} bytes"
+        )
     return bytes(body)
 
 
 def check_json(body: bytes) -> None:
     """Raises RefusedRequestError unless it is an object with one of the keys of MLflow's protocol, and params at most."""
-    if sum(map(body.count, b",[{")) > MAX_VALUES:  # one of these signs precedes each value but the first
-        raise RefusedRequestError(413, f"expected JSON of at most {MAX_VALUES} values, got more; images in base64 are shorter")
+    if (
+        sum(map(body.count, b",[{")) > MAX_VALUES
+    ):  # one of these signs precedes each value but the first
+        raise RefusedRequestError(
+            413,
+            f"expected JSON of at most {MAX_VALUES} values, got more; images in base64 are shorter",
+        )
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, or too many digits
-        raise RefusedRequestError(400, f"expected JSON, got {type(error).__name__}: {error}") from None
+        raise RefusedRequestError(
+            400, f"expected JSON, got {type(error).__name__}: {error}"
+        ) from None
     # Other keys could make MLflow take it for a request to a language model, which it checks less.
-    if not isinstance(content, dict) or len(content.keys() & INPUT_KEYS) != 1 or content.keys() - INPUT_KEYS - {"params"}:
+    if (
+        not isinstance(content, dict)
+        or len(content.keys() & INPUT_KEYS) != 1
+        or content.keys() - INPUT_KEYS - {"params"}
+    ):
         got = list(content)[:5] if isinstance(content, dict) else type(content).__name__
         raise RefusedRequestError(
-            400, f"expected a JSON object with one of the keys {', '.join(sorted(INPUT_KEYS))}, got {got}"
+            400,
+            f"expected a JSON object with one of the keys {', '.join(sorted(INPUT_KEYS))}, got {got}",
         )

@@ -23,12 +23,19 @@ def main() -> int:
     for stage in stage_outputs.stage_names():
         if stage in outdated:
             print(f"{stage}: skipped: outputs are out of date (run `dvc repro`)")
-        elif session.find({"stage": stage, "content": stage_outputs.digest_files(stage_outputs.output_files(stage))}):
+        elif session.find(
+            {
+                "stage": stage,
+                "content": stage_outputs.digest_files(stage_outputs.output_files(stage)),
+            }
+        ):
             print(f"{stage}: logged already")
         else:
             sections = tuple(f"{key}." for key in stage_outputs.dvc_entries(stage, "params"))
             # Where and with what it ran isn't in the files, so no environment.
-            session.log_stage(stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {})
+            session.log_stage(
+                stage, {k: v for k, v in params.items() if f"{k}.".startswith(sections)}, {}
+            )
             print(f"{stage}: logged")
     if not outdated and session.log_pipeline():
         print("the pipeline: logged")
@@ -37,7 +44,12 @@ def main() -> int:
 
 def _outdated_stages() -> dict[str, Any]:
     """Stages whose outputs DVC calls out of date."""
-    status = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True, check=False)
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if status.returncode:
         raise SystemExit(f"`dvc status` failed: {status.stderr.strip()}")
     return json.loads(status.stdout)

@@ -22,8 +22,12 @@ COLUMNS = {
     "metrics.`adv/clean_accuracy`": 190,
     "metrics.`adv/robust_accuracy_worst`": 190,
 }
-VIEW_KEY = "mlflow.sharedViewState.headlines"  # of the experiment's tag; "headlines" stands in the link
-VIEW = json.dumps({"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS})
+VIEW_KEY = (
+    "mlflow.sharedViewState.headlines"  # of the experiment's tag; "headlines" stands in the link
+)
+VIEW = json.dumps(
+    {"selectedColumns": [*COLUMNS], "columnOrder": [*COLUMNS], "columnWidths": COLUMNS}
+)
 
 
 def tracking_uri(root: Path) -> str:
@@ -36,7 +40,9 @@ def tracking_uri(root: Path) -> str:
 def open_session() -> MlflowSession:
     """Open MLflow: 2 to 3 s, or 10 s where the database isn't there yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is gone costs seconds, not minutes
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
+    )  # a server that is gone costs seconds, not minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
     from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -49,7 +55,9 @@ def open_session() -> MlflowSession:
     mlflow.set_tracking_uri(uri)
     # A server has a place of its own for artifacts; ours must not be the temporary folder of an experiment.
     artifact_root = (
-        (root / "mlartifacts").resolve().as_uri() if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES else None
+        (root / "mlartifacts").resolve().as_uri()
+        if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
+        else None
     )
     # Stages that start at once must create nothing twice: MLflow's own creation of a database fails in all of them but one.
     with (lock := FileLock(root / ".mlflow.lock", timeout=300)):
@@ -57,7 +65,11 @@ def open_session() -> MlflowSession:
             SqlAlchemyStore(uri, artifact_root)
         client = mlflow.MlflowClient(uri)
         known = client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=artifact_root)
+        experiment = (
+            known.experiment_id
+            if known
+            else client.create_experiment(EXPERIMENT, artifact_location=artifact_root)
+        )
         if known is None or known.tags.get(VIEW_KEY) != VIEW:
             client.set_experiment_tag(experiment, VIEW_KEY, VIEW)
     return MlflowSession(client, experiment, lock, code_tags())

@@ -10,13 +10,19 @@ from importlib import metadata
 from stages.core.params_file import load_params
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
-CODE = ("stages", "dvc.yaml", "requirements.txt")  # what "uncommitted" is about: params have a place, results always differ
+CODE = (
+    "stages",
+    "dvc.yaml",
+    "requirements.txt",
+)  # what "uncommitted" is about: params have a place, results always differ
 
 
 def _git(*args: str) -> str:
     """What git says, or nothing where there is no git or no repository."""
     try:
-        return subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=20).stdout.rstrip()  # noqa: S603, S607
+        return subprocess.run(
+            ["git", *args], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.rstrip()  # noqa: S603, S607
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -24,7 +30,10 @@ def _git(*args: str) -> str:
 def code_tags() -> dict[str, str]:
     """Which code this is, as tags."""
     dirty = ", ".join(line[3:] for line in _git("status", "--porcelain", "--", *CODE).splitlines())
-    return {"mlflow.source.git.commit": _git("rev-parse", "HEAD") or "unknown", "git.uncommitted": dirty or "none"}
+    return {
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "unknown",
+        "git.uncommitted": dirty or "none",
+    }
 
 
 def environment_tags() -> dict[str, str]:

@@ -29,10 +29,14 @@ def _log_errors_only(function: Callable[..., None]) -> Callable[..., None]:
         global _failed
         try:
             function(stage, *args)
-        except Exception as error:  # whatever fails between here and the server, hours of training are worth more
+        except (
+            Exception
+        ) as error:  # whatever fails between here and the server, hours of training are worth more
             if not _failed:
                 text = "MLflow: %s is not logged (%s: %.300s); its files are: `python -m stages.tracking` logs them later"
-                logging.getLogger(__name__).warning(text, stage, type(error).__name__, str(error).partition("\n")[0])
+                logging.getLogger(__name__).warning(
+                    text, stage, type(error).__name__, str(error).partition("\n")[0]
+                )
             _failed = True
 
     return logging_errors_only

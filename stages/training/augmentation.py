@@ -22,11 +22,16 @@ def augment(x: Tensor, p: AugmentParams, random: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) in [0, 1].
     """
-    flip, turn, zoom, dx, dy, brightness, contrast, saturation = random.to(x.device).unbind(1)  # (B,) each
+    flip, turn, zoom, dx, dy, brightness, contrast, saturation = random.to(x.device).unbind(
+        1
+    )  # (B,) each
     angle = (turn * 4).floor() * (math.pi / 2) * p.rotate90
     size = 1 + p.zoom * (2 * zoom - 1)
     # Whole pixels: without zoom nothing is interpolated, and the network trains on images as sharp as it is tested on.
-    shifts = [(p.shift * side * (2 * d - 1)).round() * 2 / side for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))]
+    shifts = [
+        (p.shift * side * (2 * d - 1)).round() * 2 / side
+        for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))
+    ]
     mirror = torch.where((flip < 0.5) & torch.tensor(p.flip, device=x.device), -1.0, 1.0)
     cos, sin = angle.cos().round(decimals=6) * size, angle.sin().round(decimals=6) * size
     theta = torch.stack(

@@ -51,7 +51,9 @@ class TrainingMethod:
         """x_adv (B, 3, H, W); noise is uniform in [-1, 1]."""
         return x
 
-    def losses(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
         """Losses (B,), and logits (B, K) for the training accuracy: by default the criterion on x_adv alone."""
         logits = model(x_adv)
         return criterion(logits, y), logits
@@ -148,7 +150,11 @@ def train_epoch(
         FloatingPointError: when the loss is not finite, in all processes.
     """
     classes = len(learner.module.classes)
-    weights = class_weights(train.labels[train.rows], classes) if p.balance == "loss" else np.ones(classes)
+    weights = (
+        class_weights(train.labels[train.rows], classes)
+        if p.balance == "loss"
+        else np.ones(classes)
+    )
     class_weight = torch.tensor(weights, dtype=torch.float32, device=fabric.device)
     criterion = partial(F.cross_entropy, reduction="none", label_smoothing=p.label_smoothing)
 
@@ -164,7 +170,9 @@ def train_epoch(
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(epoch_seed)  # for dropout layers, which know no other generator
     order = epoch_positions(train, classes, p.balance, torch.Generator().manual_seed(epoch_seed))
-    generator = torch.Generator(fabric.device).manual_seed(epoch_seed)  # where so many numbers are drawn fastest
+    generator = torch.Generator(fabric.device).manual_seed(
+        epoch_seed
+    )  # where so many numbers are drawn fastest
     steps = steps_per_epoch(train, p)
     step_losses = torch.zeros(steps, device=fabric.device)
     correct, seen = torch.zeros((), device=fabric.device), 0
@@ -175,11 +183,15 @@ def train_epoch(
         for step in range(steps):
             if step % method.replays == 0:
                 first = step // method.replays * p.batch_size
-                batch = load_batch(fabric, train, order[first : first + p.batch_size], p, method, generator)
+                batch = load_batch(
+                    fabric, train, order[first : first + p.batch_size], p, method, generator
+                )
             eps = method.eps_at(epoch * steps + step, p.epochs * steps)
             attacked = slice(batch.clean, None)
             with fabric.autocast():
-                perturbed = method.perturb(learner.module, batch.x[attacked], batch.y[attacked], eps, batch.noise[attacked])
+                perturbed = method.perturb(
+                    learner.module, batch.x[attacked], batch.y[attacked], eps, batch.noise[attacked]
+                )
             perturbed.requires_grad_(method.replays > 1)
             x_adv = torch.cat([batch.x[: batch.clean], perturbed]) if batch.clean else perturbed
             with method.weight_perturbation(fabric, learner.module, loss_of):
@@ -193,7 +205,10 @@ def train_epoch(
             correct += (logits.argmax(1) == batch.y).sum()
             seen += batch.size
             if show and step % 20 == 0:
-                bar.set_postfix({"loss": f"{step_losses[: step + 1].mean():.3f}", **_accuracies(previous)}, refresh=False)
+                bar.set_postfix(
+                    {"loss": f"{step_losses[: step + 1].mean():.3f}", **_accuracies(previous)},
+                    refresh=False,
+                )
             bar.update(batch.size)
     step_losses = reduced(fabric, step_losses, "mean")
     correct = reduced(fabric, correct, "sum")
@@ -249,9 +264,14 @@ def fit(
         if fabric.is_global_zero:  # fabric.print would speak once on every node
             print(text, flush=True)
 
-    if (saved := fabric.broadcast(checkpoint.load() if fabric.is_global_zero else None)) is not None:
+    if (
+        saved := fabric.broadcast(checkpoint.load() if fabric.is_global_zero else None)
+    ) is not None:
         learner.load_state_dict(saved["learner"])
-        history, best = saved["history"], Best(tuple(saved["best"]["score"]), saved["best"]["epoch"], saved["best"]["state"])
+        history, best = (
+            saved["history"],
+            Best(tuple(saved["best"]["score"]), saved["best"]["epoch"], saved["best"]["state"]),
+        )
         say(f"resuming after epoch {len(history)}/{p.epochs}")
 
     while len(history) < p.epochs and not _stop_reason(history, best.epoch, p, validation):
@@ -260,20 +280,28 @@ def fit(
             "epoch": epoch + 1,
             "lr": learner.lr,
             "eps": method.eps_at((epoch + 1) * steps, p.epochs * steps),
-            **train_epoch(fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}),
+            **train_epoch(
+                fabric, learner, train, p, method, seed, epoch, history[-1] if history else {}
+            ),
         }
         # All processes have the same weights: one validates and broadcasts the metrics.
         metrics: EpochMetrics = {}
         if fabric.is_global_zero:
-            metrics = validate(fabric, fuse_batchnorm(learner.eval_model), validation, seed, p.batch_size * 2)
+            metrics = validate(
+                fabric, fuse_batchnorm(learner.eval_model), validation, seed, p.batch_size * 2
+            )
         row |= fabric.broadcast(metrics)
         if not math.isfinite(loss := row["val_loss"] + row["val_robust_loss"]):
-            raise FloatingPointError(f"epoch {epoch + 1}: expected a finite validation loss, got {loss}; {REMEDY}")
+            raise FloatingPointError(
+                f"epoch {epoch + 1}: expected a finite validation loss, got {loss}; {REMEDY}"
+            )
         history.append(row | validation.history_metrics([*history, row]))
         if (score := validation.score(row)) > best.score:
             best = Best(score, epoch + 1, copy.deepcopy(learner.eval_model.state_dict()))
         if fabric.is_global_zero:
-            checkpoint.save({"learner": learner.state_dict(), "history": history, "best": vars(best)})
+            checkpoint.save(
+                {"learner": learner.state_dict(), "history": history, "best": vars(best)}
+            )
             on_epoch(history[-1])
         say(
             f"epoch {epoch + 1:3d}/{p.epochs}  loss {row['train_loss']:.3f}  val: accuracy {row['val_clean_accuracy']:.3f}"
@@ -285,7 +313,9 @@ def fit(
     return TrainingResult(best.state, best.epoch, history)
 
 
-def _stop_reason(history: Sequence[EpochMetrics], best_epoch: int, p: TrainingParams, validation: Validation) -> str:
+def _stop_reason(
+    history: Sequence[EpochMetrics], best_epoch: int, p: TrainingParams, validation: Validation
+) -> str:
     if history and (reason := validation.stop_reason(history)):
         return reason
     if p.patience and len(history) - best_epoch >= p.patience:

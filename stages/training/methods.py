@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stages.attacks import perturbations
-from stages.attacks.perturbations import loss_and_gradient, normalize_noise, project, random_start, steepest_ascent
+from stages.attacks.perturbations import (
+    loss_and_gradient,
+    normalize_noise,
+    project,
+    random_start,
+    steepest_ascent,
+)
 from stages.core.params import TrainAdvParams
 from stages.models.inference import frozen_eval_mode
 from stages.training.loop import Criterion, TrainingMethod, reduced
@@ -37,7 +43,11 @@ class AdversarialTraining(TrainingMethod):
         self, fabric: Fabric, model: nn.Module, loss: Callable[[nn.Module], Tensor]
     ) -> AbstractContextManager[None]:
         """AWP where ``train_adv.awp`` asks for it."""
-        return adversarial_weight_perturbation(fabric, model, loss, gamma=self.p.awp) if self.p.awp else nullcontext()
+        return (
+            adversarial_weight_perturbation(fabric, model, loss, gamma=self.p.awp)
+            if self.p.awp
+            else nullcontext()
+        )
 
 
 class FGSM(AdversarialTraining):
@@ -55,7 +65,9 @@ class FGSMRS(AdversarialTraining):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
         """x_adv (B, 3, H, W)."""
-        return last_pgd_iterate(model, x, y, eps, noise, alpha_rel=self.p.alpha_rel, steps=1, norm=self.norm)
+        return last_pgd_iterate(
+            model, x, y, eps, noise, alpha_rel=self.p.alpha_rel, steps=1, norm=self.norm
+        )
 
 
 class NFGSM(AdversarialTraining):
@@ -69,7 +81,9 @@ class NFGSM(AdversarialTraining):
         start = (x + 2 * eps * normalize_noise(noise, norm=self.norm)).clamp(0, 1)
         with frozen_eval_mode(model):
             _, _, gradient = loss_and_gradient(model, start, y)
-        return (start + self.p.alpha_rel * eps * steepest_ascent(gradient, norm=self.norm)).clamp(0, 1)
+        return (start + self.p.alpha_rel * eps * steepest_ascent(gradient, norm=self.norm)).clamp(
+            0, 1
+        )
 
 
 class PGD(AdversarialTraining):
@@ -77,7 +91,9 @@ class PGD(AdversarialTraining):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
         """x_adv (B, 3, H, W)."""
-        return last_pgd_iterate(model, x, y, eps, noise, alpha_rel=self.p.alpha_rel, steps=self.p.steps, norm=self.norm)
+        return last_pgd_iterate(
+            model, x, y, eps, noise, alpha_rel=self.p.alpha_rel, steps=self.p.steps, norm=self.norm
+        )
 
 
 class TRADES(AdversarialTraining):
@@ -91,9 +107,13 @@ class TRADES(AdversarialTraining):
         with frozen_eval_mode(model), torch.no_grad():
             prediction = model(x).softmax(1)  # (B, K)
         alpha_rel, steps = self.p.alpha_rel, self.p.steps
-        return last_pgd_iterate(model, x, prediction, eps, noise, alpha_rel=alpha_rel, steps=steps, norm=self.norm)
+        return last_pgd_iterate(
+            model, x, prediction, eps, noise, alpha_rel=alpha_rel, steps=steps, norm=self.norm
+        )
 
-    def losses(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
         """Losses (B,), logits of x_adv (B, K)."""
         logits, logits_adv = model(torch.cat([x, x_adv])).chunk(2)
         return criterion(logits, y) + self.p.beta * kl_divergence(logits, logits_adv), logits_adv
@@ -106,15 +126,21 @@ class MART(PGD):
     misclassified examples, ICLR 2020.
     """
 
-    def losses(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
         """Losses (B,), logits of x_adv (B, K)."""
         logits, logits_adv = model(torch.cat([x, x_adv])).chunk(2)
-        other = logits_adv.scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)  # (B, 1): the likeliest other class
+        other = logits_adv.scatter(1, y[:, None], -torch.inf).argmax(
+            1, keepdim=True
+        )  # (B, 1): the likeliest other class
         # -log(1 - p_other), from the logits of all but that class.
         margin = logits_adv.logsumexp(1) - logits_adv.scatter(1, other, -torch.inf).logsumexp(1)
         misclassification = 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
         divergence = kl_divergence(logits, logits_adv)
-        return criterion(logits_adv, y) + margin + self.p.beta * misclassification * divergence, logits_adv
+        return criterion(
+            logits_adv, y
+        ) + margin + self.p.beta * misclassification * divergence, logits_adv
 
 
 class Free(AdversarialTraining):
@@ -134,7 +160,9 @@ class Free(AdversarialTraining):
 
     def update_noise(self, noise: Tensor, gradient: Tensor) -> Tensor:
         """The noise of the next replay: one step along the gradient of the training loss at x_adv."""
-        return normalize_noise(noise, norm=self.norm) + self.p.alpha_rel * steepest_ascent(gradient, norm=self.norm)
+        return normalize_noise(noise, norm=self.norm) + self.p.alpha_rel * steepest_ascent(
+            gradient, norm=self.norm
+        )
 
 
 METHODS: dict[str, type[AdversarialTraining]] = {
@@ -154,20 +182,32 @@ def make_training_method(p: TrainAdvParams, *, norm: str, eps: float) -> Adversa
 
 
 def last_pgd_iterate(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor, *, alpha_rel: float, steps: int, norm: str
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    noise: Tensor,
+    *,
+    alpha_rel: float,
+    steps: int,
+    norm: str,
 ) -> Tensor:
     """The last of some steps of alpha_rel * eps on the cross-entropy, from a random start; y: (B,), or probabilities (B, K)."""
     point = random_start(x, eps, noise, norm=norm)
     with frozen_eval_mode(model):
         for _ in range(steps):
             _, _, gradient = loss_and_gradient(model, point, y)
-            point = project(x, point + alpha_rel * eps * steepest_ascent(gradient, norm=norm), eps, norm=norm)
+            point = project(
+                x, point + alpha_rel * eps * steepest_ascent(gradient, norm=norm), eps, norm=norm
+            )
     return point
 
 
 def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the predictions on x_adv from those on x: (B, K), (B, K) -> (B,)."""
-    return F.kl_div(logits_adv.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return F.kl_div(
+        logits_adv.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
 
 
 class _WithBuffers(nn.Module):

@@ -28,8 +28,13 @@ def make_optimizer(model: Classifier, p: TrainingParams) -> torch.optim.Optimize
     for name, parameter in model.backbone.named_parameters():
         if parameter.requires_grad:
             lr = p.lr if name.startswith(head) else p.lr * p.backbone_lr
-            groups.setdefault((lr, p.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    settings = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
+            groups.setdefault((lr, p.weight_decay if parameter.ndim > 1 else 0.0), []).append(
+                parameter
+            )
+    settings = [
+        {"params": members, "lr": lr, "weight_decay": decay}
+        for (lr, decay), members in groups.items()
+    ]
     if p.optimizer == "adamw":
         return torch.optim.AdamW(settings, fused=True)
     return torch.optim.SGD(settings, momentum=0.9, nesterov=True, fused=True)
@@ -52,9 +57,13 @@ class Learner:
         self._fabric, self._clip_norm = fabric, p.clip_norm
         self.model, self.optimizer = fabric.setup(model, make_optimizer(model, p))
         self.module: Classifier = self.model.module
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warmup_cosine(step, steps, p.warmup))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step, steps, p.warmup)
+        )
         ema = get_ema_multi_avg_fn(p.ema)
-        self._average = AveragedModel(self.module, multi_avg_fn=ema, use_buffers=True) if p.ema else None
+        self._average = (
+            AveragedModel(self.module, multi_avg_fn=ema, use_buffers=True) if p.ema else None
+        )
 
     @property
     def eval_model(self) -> Classifier:
@@ -77,7 +86,9 @@ class Learner:
     def step(self) -> None:
         """Update the weights."""
         if self._clip_norm:
-            self._fabric.clip_gradients(self.model, self.optimizer, max_norm=self._clip_norm, error_if_nonfinite=False)
+            self._fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self._clip_norm, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self._schedule.step()
         if self._average is not None:

@@ -27,15 +27,21 @@ class RobustValidation(Validation):
         """Robust accuracy; at a tie the lower loss under attack."""
         return row["val_robust_accuracy"], -row["val_robust_loss"]
 
-    def image_metrics(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def image_metrics(
+        self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
         """Whether FGSM fails, and the cosine of the loss gradients at x and at a random point in the ball, (B,) each.
 
         Both need the gradient at x, so the two cost two gradients and one forward pass.
         """
         with frozen_eval_mode(model):
             _, _, at_x = loss_and_gradient(model, x, y)
-            _, _, nearby = loss_and_gradient(model, random_start(x, self.eps, noise, norm=self.norm), y)
-            x_adv = project(x, x + self.eps * steepest_ascent(at_x, norm=self.norm), self.eps, norm=self.norm)
+            _, _, nearby = loss_and_gradient(
+                model, random_start(x, self.eps, noise, norm=self.norm), y
+            )
+            x_adv = project(
+                x, x + self.eps * steepest_ascent(at_x, norm=self.norm), self.eps, norm=self.norm
+            )
             with torch.no_grad():
                 prediction = model(x_adv).argmax(1)
         return {
@@ -50,7 +56,8 @@ class RobustValidation(Validation):
         """
         row = history[-1]
         return {
-            "robust_overfitting": max(r["val_robust_accuracy"] for r in history) - row["val_robust_accuracy"],
+            "robust_overfitting": max(r["val_robust_accuracy"] for r in history)
+            - row["val_robust_accuracy"],
             "catastrophic_overfitting": float(bool(self.stop_reason(history))),
         }
 
@@ -64,7 +71,11 @@ class RobustValidation(Validation):
         if len(history) < 2 or any(row["eps"] < self.eps for row in history[-2:]):
             return ""
         row = history[-1]
-        before, pgd, fgsm = history[-2]["val_robust_accuracy"], row["val_robust_accuracy"], row["val_fgsm_accuracy"]
+        before, pgd, fgsm = (
+            history[-2]["val_robust_accuracy"],
+            row["val_robust_accuracy"],
+            row["val_fgsm_accuracy"],
+        )
         if fgsm - pgd > MAX_FGSM_PGD_GAP and pgd <= before:
             return f"catastrophic overfitting: accuracy {fgsm:.0%} under FGSM, {pgd:.0%} under PGD"
         if before - pgd > MAX_PGD_DROP:

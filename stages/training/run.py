@@ -56,7 +56,15 @@ def run_training(
     with Checkpoint(stage, fingerprint).lock(fabric) as checkpoint:
         on_epoch = partial(log_epoch, stage)
         result = fit(
-            fabric, model, train, validation, training, method=method, seed=p.seed, checkpoint=checkpoint, on_epoch=on_epoch
+            fabric,
+            model,
+            train,
+            validation,
+            training,
+            method=method,
+            seed=p.seed,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
         )
         if fabric.is_global_zero:
             model.load_state_dict(result.state)

@@ -39,7 +39,9 @@ class Validation:
         """The weights of the epoch with the largest one are kept: accuracy on few images is too coarse to tell epochs apart."""
         return (-row["val_loss"],)
 
-    def image_metrics(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def image_metrics(
+        self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
         """Name -> (B,) further metrics of attacked images, reported by their means."""
         return {}
 
@@ -52,7 +54,9 @@ class Validation:
         return ""
 
 
-def validate(fabric: Fabric, model: nn.Module, validation: Validation, seed: int, batch_size: int) -> EpochMetrics:
+def validate(
+    fabric: Fabric, model: nn.Module, validation: Validation, seed: int, batch_size: int
+) -> EpochMetrics:
     """Losses and accuracies on the validation images, attacked within the same eps and from the same noise every time."""
     labels: list[Tensor] = []
     clean: list[Tensor] = []
@@ -73,17 +77,31 @@ def validate(fabric: Fabric, model: nn.Module, validation: Validation, seed: int
                 noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
                 # No early stop: a loss at the decision boundary would flatter the weaker epoch.
                 alpha, steps = pgd_step_size(validation.eps, validation.steps), validation.steps
-                x_adv = pgd(model, x, y, validation.eps, noise, alpha=alpha, steps=steps, norm=validation.norm)
+                x_adv = pgd(
+                    model,
+                    x,
+                    y,
+                    validation.eps,
+                    noise,
+                    alpha=alpha,
+                    steps=steps,
+                    norm=validation.norm,
+                )
                 with torch.no_grad():
                     attacked.append(model(x_adv))
                 labels_adv.append(y)
                 extra.append(validation.image_metrics(model, x, y, noise))
-    y, logits, y_adv, logits_adv = (torch.cat(batches) for batches in (labels, clean, labels_adv, attacked))
+    y, logits, y_adv, logits_adv = (
+        torch.cat(batches) for batches in (labels, clean, labels_adv, attacked)
+    )
     return {
         "val_loss": F.cross_entropy(logits, y).item(),
         "val_clean_accuracy": (logits.argmax(1) == y).float().mean().item(),
         "val_balanced_accuracy": float(balanced_accuracy_score(y.cpu(), logits.argmax(1).cpu())),
         "val_robust_loss": F.cross_entropy(logits_adv, y_adv).item(),
         "val_robust_accuracy": (logits_adv.argmax(1) == y_adv).float().mean().item(),
-        **{name: torch.cat([batch[name] for batch in extra]).float().mean().item() for name in extra[0]},
+        **{
+            name: torch.cat([batch[name] for batch in extra]).float().mean().item()
+            for name in extra[0]
+        },
     }

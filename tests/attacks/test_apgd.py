@@ -46,7 +46,9 @@ def _float64():
 
 def library_points(model, x, y, target, start, eps, norm):
     recorder = Recorder(model)
-    attack = LibraryAPGD(recorder, n_iter=STEPS, norm=autoattack.NORMS[norm], eps=eps, device=x.device)
+    attack = LibraryAPGD(
+        recorder, n_iter=STEPS, norm=autoattack.NORMS[norm], eps=eps, device=x.device
+    )
     attack.loss, attack.target = "ce-targeted", target
     attack.init_hyperparam(x)
     attack.attack_single_run(x, y, start)
@@ -64,7 +66,9 @@ def test_every_step_is_the_library_s(loss, norm, monkeypatch):
     model, x = model.double(), x.double()
     eps = 0.3 * EPS[norm]  # too small for success, after which an image would leave
     target = (y + 1) % 4 if loss == "margin" else torch.full_like(y, apgd.CROSS_ENTROPY)
-    start = (x + eps * (2 * torch.rand_like(x) - 1) / (1 if norm == "linf" else x[0].numel() ** 0.5)).clamp(0, 1)
+    start = (
+        x + eps * (2 * torch.rand_like(x) - 1) / (1 if norm == "linf" else x[0].numel() ** 0.5)
+    ).clamp(0, 1)
     expected = library_points(model, x, y, target, start, eps, norm)
     recorder = Recorder(model)
     with frozen_eval_mode(model):
@@ -93,11 +97,17 @@ class CountRuns(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.parametrize(("classes", "targets", "runs"), [(2, 3, 2), (3, 3, 3), (10, 3, 4), (10, 9, 10)])
-def test_one_run_per_target_and_one_on_cross_entropy_in_no_larger_batches_than_the_caller_s(classes, targets, runs):
+@pytest.mark.parametrize(
+    ("classes", "targets", "runs"), [(2, 3, 2), (3, 3, 3), (10, 3, 4), (10, 9, 10)]
+)
+def test_one_run_per_target_and_one_on_cross_entropy_in_no_larger_batches_than_the_caller_s(
+    classes, targets, runs
+):
     model, x, y = toy_problem(classes)
     counter = CountRuns(model)
-    x_adv = apgd.apgd_ensemble(counter, x, y, 1e-6, noise_of(x), steps=4, targets=targets, norm="linf")
+    x_adv = apgd.apgd_ensemble(
+        counter, x, y, 1e-6, noise_of(x), steps=4, targets=targets, norm="linf"
+    )
     check_within_budget(x, x_adv, 1e-6, norm="linf")
     assert sum(counter.batches) == 5 * runs * len(x)
     assert max(counter.batches) <= max(len(x), 2 * runs)
@@ -133,7 +143,14 @@ def test_result_does_not_depend_on_the_batch_or_on_other_images(norm):
     for i in (0, 5, 11):
         one = slice(i, i + 1)
         single = apgd.apgd_ensemble(
-            model, x[one], y[one], EPS[norm], lambda d, s, one=one: noise[one], steps=15, targets=2, norm=norm
+            model,
+            x[one],
+            y[one],
+            EPS[norm],
+            lambda d, s, one=one: noise[one],
+            steps=15,
+            targets=2,
+            norm=norm,
         )
         assert torch.allclose(x_adv[one], single, atol=1e-4), i
 
@@ -148,7 +165,9 @@ class Coarse(nn.Module):
     def forward(self, x):
         logits = self.model(x).to(x.dtype)
         if torch.is_autocast_enabled("cpu"):
-            logits = logits - self.optimism * F.one_hot(torch.full((len(x),), self.y_logit), logits.shape[1])
+            logits = logits - self.optimism * F.one_hot(
+                torch.full((len(x),), self.y_logit), logits.shape[1]
+            )
         return logits
 
 
@@ -177,12 +196,18 @@ def test_float32_steps_finish_what_coarse_logits_could_not():
 
         def forward(self, x):
             logits = self.model(x)
-            return logits.detach().to(x.dtype) + 0 * x.sum() if torch.is_autocast_enabled("cpu") else logits
+            return (
+                logits.detach().to(x.dtype) + 0 * x.sum()
+                if torch.is_autocast_enabled("cpu")
+                else logits
+            )
 
     model, x, y = toy_problem(3, images=40)
     eps = 6 * EPS["linf"]
     with torch.autocast("cpu", torch.bfloat16):
-        x_adv = apgd.apgd_ensemble(Blind(model), x, y, eps, noise_of(x), steps=10, targets=2, norm="linf")
+        x_adv = apgd.apgd_ensemble(
+            Blind(model), x, y, eps, noise_of(x), steps=10, targets=2, norm="linf"
+        )
     check_within_budget(x, x_adv, eps, norm="linf")
     assert (model(x_adv).argmax(1) != y).any()
     assert (margin_loss(model(x_adv), y) > margin_loss(model(x), y)).float().mean() > 0.9

@@ -12,10 +12,14 @@ from stages.models.inference import frozen_eval_mode
 EPS = {"linf": 0.012, "l2": 0.09}
 
 
-def toy_problem(classes: int, images: int = 12, seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def toy_problem(
+    classes: int, images: int = 12, seed: int = 0
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A smooth random net that classifies every image correctly, some near the decision boundary."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 24), nn.GELU(), nn.Linear(24, classes)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 6 * 6, 24), nn.GELU(), nn.Linear(24, classes)
+    ).eval()
     x = torch.rand(images, 3, 6, 6)
     return model, x, model(x).argmax(1)
 
@@ -60,13 +64,17 @@ def test_ensemble_matches_library_standard_attack_for_ten_classes(norm):
     expected_success = model(x_expected).argmax(1) != y
     x_adv, remaining = x.clone(), torch.arange(len(x))
     for attack in ensemble(10, norm, steps=100, queries=5000).values():
-        candidate = attack(model, x[remaining], y[remaining], EPS[norm], library_noise(x[remaining]))
+        candidate = attack(
+            model, x[remaining], y[remaining], EPS[norm], library_noise(x[remaining])
+        )
         check_within_budget(x[remaining], candidate, EPS[norm], norm=norm)
         x_adv[remaining] = candidate
         remaining = remaining[model(candidate).argmax(1) == y[remaining]]
         if not len(remaining):
             break
-    assert 0 < expected_success.sum() < len(x), "an eps at which all or no attacks succeed tests nothing"
+    assert 0 < expected_success.sum() < len(x), (
+        "an eps at which all or no attacks succeed tests nothing"
+    )
     assert torch.equal(model(x_adv).argmax(1) != y, expected_success)
 
 
@@ -93,7 +101,9 @@ def test_every_attack_keeps_budget_and_leaves_generator_and_model_unchanged(clas
         before = torch.get_rng_state()
         uniform = torch.rand(x.shape)
         torch.set_rng_state(before)
-        x_adv = attack(model, x, y, eps, lambda distribution, sample, uniform=uniform: 2 * uniform - 1)
+        x_adv = attack(
+            model, x, y, eps, lambda distribution, sample, uniform=uniform: 2 * uniform - 1
+        )
         check_within_budget(x, x_adv, eps, norm=norm, name=name)
         successes[name] = int((model(x_adv).argmax(1) != y).sum())
         assert torch.equal(torch.get_rng_state(), before), name
@@ -111,7 +121,13 @@ def test_no_attack_depends_on_the_batch(norm):
     for name, attack in ensemble(3, norm, steps=15).items():
         batch = attack(model, x, y, EPS[norm], lambda distribution, sample: noise)
         for i in (0, 5, 11):
-            single = attack(model, x[i : i + 1], y[i : i + 1], EPS[norm], lambda distribution, sample, i=i: noise[i : i + 1])
+            single = attack(
+                model,
+                x[i : i + 1],
+                y[i : i + 1],
+                EPS[norm],
+                lambda distribution, sample, i=i: noise[i : i + 1],
+            )
             assert torch.allclose(batch[i], single[0], atol=1e-4), (name, i)
 
 
@@ -121,7 +137,10 @@ def test_margin_apgd_and_fab_match_linear_closed_form():
     x = torch.full((1, 3, 4, 4), 0.5)
     with torch.no_grad():
         y = model(x).argmax(1)
-        weight, bias = (model[1].weight[y] - model[1].weight[1 - y])[0], (model[1].bias[y] - model[1].bias[1 - y])[0]
+        weight, bias = (
+            (model[1].weight[y] - model[1].weight[1 - y])[0],
+            (model[1].bias[y] - model[1].bias[1 - y])[0],
+        )
         minimum = ((weight @ x.flatten() + bias) / weight.abs().sum()).item()
     with frozen_eval_mode(model):
         for name in ("apgd_margin", "fab_t"):

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from stages.attacks import suite
-from stages.attacks.corruptions import ANGLES, CORRUPTIONS, SHIFTS, corrupt, evaluate_corruptions, rotate_and_shift
+from stages.attacks.corruptions import (
+    ANGLES,
+    CORRUPTIONS,
+    SHIFTS,
+    corrupt,
+    evaluate_corruptions,
+    rotate_and_shift,
+)
 from stages.attacks.suite import per_image_noise
 from stages.core.checkpoints import StepCache
 from stages.core.devices import make_fabric
@@ -51,7 +58,9 @@ def test_corruption_does_not_depend_on_the_batch(name, severity, x):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_corruption_grows_with_severity(name, x):
     noise = noise_of(range(4), x)
-    changes = [float((corrupt(name, severity, x, noise) - x).abs().mean()) for severity in SEVERITIES]
+    changes = [
+        float((corrupt(name, severity, x, noise) - x).abs().mean()) for severity in SEVERITIES
+    ]
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
@@ -60,9 +69,15 @@ def test_predictions_in_lower_precision_are_those_of_float32(trained):
     dataset, model = trained
     tables = []
     for precision in ("fp32", "bf16"):
-        runtime = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu", "precision": precision})
+        runtime = load_params(ROOT / "params.yaml").runtime.model_copy(
+            update={"device": "cpu", "precision": precision}
+        )
         target = under_attack(make_fabric(runtime), model, dataset, batch_size=7)
-        tables.append(evaluate_corruptions(target, dataset, partial(suite.fgsm, norm="linf"), 0.02, StepCache()))
+        tables.append(
+            evaluate_corruptions(
+                target, dataset, partial(suite.fgsm, norm="linf"), 0.02, StepCache()
+            )
+        )
     single, lower = (table[table["attack"] == "none"] for table in tables)
     assert (single["prediction"] == lower["prediction"]).all()
     assert (single["confidence"] != lower["confidence"]).any()
@@ -76,7 +91,9 @@ def outcomes(table, **case) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", [5, 24])
-def test_attack_on_corrupted_images_is_worse_than_the_corruption_and_stronger_with_eps(batch_size, trained, fabric):
+def test_attack_on_corrupted_images_is_worse_than_the_corruption_and_stronger_with_eps(
+    batch_size, trained, fabric
+):
     dataset, model = trained
     target = under_attack(fabric, model, dataset, batch_size=batch_size)
     tables = [evaluate_corruptions(target, dataset, PGD, eps, StepCache()) for eps in (0.01, 0.1)]
@@ -96,9 +113,14 @@ def test_spatial_case_is_the_worst_of_all_rotations_and_shifts(trained, fabric):
     table = evaluate_corruptions(target, dataset, PGD, 0.01, StepCache())
     x, y, _ = target.load(np.arange(24))
     with torch.no_grad():
-        each = [model(rotate_and_shift(x, angle, shift)).argmax(1) == y for angle, shift in itertools.product(ANGLES, SHIFTS)]
+        each = [
+            model(rotate_and_shift(x, angle, shift)).argmax(1) == y
+            for angle, shift in itertools.product(ANGLES, SHIFTS)
+        ]
     assert len(each) == 25
-    assert (outcomes(table, corruption="spatial", attack="grid") == torch.stack(each).all(0).numpy()).all()
+    assert (
+        outcomes(table, corruption="spatial", attack="grid") == torch.stack(each).all(0).numpy()
+    ).all()
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 32)])
@@ -108,9 +130,13 @@ def test_rotation_and_shift_move_a_spot_where_they_should(shape):
     image = torch.rand(1, 3, *shape)
     assert torch.allclose(rotate_and_shift(image, 0, (0, 0)), image, atol=1e-5)
     assert torch.allclose(
-        rotate_and_shift(image, 0, (2 / width, -1 / height))[..., : height - 1, 2:], image[..., 1:, :-2], atol=1e-4
+        rotate_and_shift(image, 0, (2 / width, -1 / height))[..., : height - 1, 2:],
+        image[..., 1:, :-2],
+        atol=1e-4,
     )
-    x[..., height // 2 - 1 : height // 2 + 1, width // 2 + 7 : width // 2 + 9] = 1  # eight pixels right of the middle
+    x[..., height // 2 - 1 : height // 2 + 1, width // 2 + 7 : width // 2 + 9] = (
+        1  # eight pixels right of the middle
+    )
     turned = rotate_and_shift(x, 90, (0, 0))[0, 0]
     row, column = np.unravel_index(int(turned.argmax()), shape)
     assert abs(abs(row + 0.5 - height / 2) - 8) <= 1

@@ -26,9 +26,13 @@ def noise_for(x):
 
 
 def found_eps(fabric, model, x, y, norm="linf", rounds=14, steps=10, low=0.0, high=float("inf")):
-    target = ModelUnderAttack(fabric, model, model, split=None, norm=norm, batch_size=len(x), seed=0)
+    target = ModelUnderAttack(
+        fabric, model, model, split=None, norm=norm, batch_size=len(x), seed=0
+    )
     bracket = (torch.full((len(x),), value) for value in (low, high))
-    return bisect_eps(target, x, y, noise_for(x)("uniform", 0), *bracket, rounds=rounds, steps=steps)
+    return bisect_eps(
+        target, x, y, noise_for(x)("uniform", 0), *bracket, rounds=rounds, steps=steps
+    )
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
@@ -63,13 +67,17 @@ def test_bisection_keeps_known_upper_bound(fabric):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_minimum_eps_agrees_with_fab(norm, fabric):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 24), nn.GELU(), nn.Linear(24, 3)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 6 * 6, 24), nn.GELU(), nn.Linear(24, 3)
+    ).eval()
     x = torch.rand(8, 3, 6, 6)
     y = model(x).argmax(1)
     found = found_eps(fabric, model, x, y, norm, rounds=12, steps=20)
     fab = autoattack.ensemble_attacks(3, steps=100, queries=1, norm=norm, seed=0)["fab_t"]
     x_adv = fab(model, x, y, max_eps(x, norm=norm), noise_for(x))
-    expected = torch.where(margin_loss(model(x_adv), y) > 0, perturbation_norm(x, x_adv, norm=norm), torch.inf)
+    expected = torch.where(
+        margin_loss(model(x_adv), y) > 0, perturbation_norm(x, x_adv, norm=norm), torch.inf
+    )
     assert torch.isfinite(found).all()
     assert torch.allclose(found, expected, rtol=0.1), (found, expected)
 
@@ -85,18 +93,33 @@ def test_initial_bracket_comes_from_predictions():
     table = pd.DataFrame(rows, columns=["attack", "eps", "prediction", "linf"]).assign(label="a")
     assert initial_bracket(table, norm="linf") == (0.02, 0.03)
     assert initial_bracket(table[table["prediction"] == "a"], norm="linf") == (0.02, float("inf"))
-    assert initial_bracket(table.assign(label="b"), norm="linf") == (0.0, 0.0)  # misclassified without a perturbation
+    assert initial_bracket(table.assign(label="b"), norm="linf") == (
+        0.0,
+        0.0,
+    )  # misclassified without a perturbation
 
 
 def test_image_misclassified_without_a_perturbation_is_not_searched(fabric, small_net, monkeypatch):
     """Its eps is 0, by which nothing can be divided."""
     dataset, seen, bisect = toy_dataset(size=16), [], minimum_eps.bisect_eps
-    p = AttackEvalParams.model_validate(PARAMS.attack_eval.model_dump() | {"aa_steps": 2, "aa_queries": 2})
+    p = AttackEvalParams.model_validate(
+        PARAMS.attack_eval.model_dump() | {"aa_steps": 2, "aa_queries": 2}
+    )
     target = under_attack(fabric, small_net, dataset)
-    predictions = attack_predictions(fabric, small_net, dataset, ThreatModel(norm="linf", eps=0.03, eps_grid=(0.03,)), p)
-    monkeypatch.setattr(minimum_eps, "bisect_eps", lambda *args, **sizes: seen.append(args[5]) or bisect(*args, **sizes))
-    table = minimum_eps.find_minimum_eps(target, dataset, np.arange(len(target.split)), predictions, p, StepCache())
-    wrong = predictions[predictions["attack"] == "none"].set_index("path").eval("label != prediction")
+    predictions = attack_predictions(
+        fabric, small_net, dataset, ThreatModel(norm="linf", eps=0.03, eps_grid=(0.03,)), p
+    )
+    monkeypatch.setattr(
+        minimum_eps,
+        "bisect_eps",
+        lambda *args, **sizes: seen.append(args[5]) or bisect(*args, **sizes),
+    )
+    table = minimum_eps.find_minimum_eps(
+        target, dataset, np.arange(len(target.split)), predictions, p, StepCache()
+    )
+    wrong = (
+        predictions[predictions["attack"] == "none"].set_index("path").eval("label != prediction")
+    )
     assert 0 < wrong.sum() < len(wrong)
     assert (table.set_index("path")["eps"] == 0).sum() == wrong.sum()
     assert all((high > 0).all() for high in seen)

@@ -18,12 +18,16 @@ def noise_like(x):
 
 
 def tensors_and_modes(model):
-    return {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    return {k: v.clone() for k, v in model.state_dict().items()}, [
+        m.training for m in model.modules()
+    ]
 
 
 ATTACKS = {
     "fgsm": lambda m, x, y, eps=EPS, norm="linf": fgsm(m, x, y, eps, norm=norm),
-    "pgd": lambda m, x, y, eps=EPS, norm="linf": pgd(m, x, y, eps, noise_like(x), alpha=eps / 4, steps=5, norm=norm),
+    "pgd": lambda m, x, y, eps=EPS, norm="linf": pgd(
+        m, x, y, eps, noise_like(x), alpha=eps / 4, steps=5, norm=norm
+    ),
     "pgd_early_stop": lambda m, x, y, eps=EPS, norm="linf": pgd(
         m, x, y, eps, noise_like(x), alpha=eps / 4, steps=5, norm=norm, early_stop_margin=0
     ),
@@ -92,7 +96,16 @@ def test_attack_on_linear_model_succeeds_exactly_above_its_distance(attack, line
             if attack == "fgsm":
                 x_adv = fgsm(linear, image, label, eps, norm="linf")
             else:
-                x_adv = pgd(linear, image, label, eps, noise_like(image), alpha=eps / 2, steps=8, norm="linf")
+                x_adv = pgd(
+                    linear,
+                    image,
+                    label,
+                    eps,
+                    noise_like(image),
+                    alpha=eps / 2,
+                    steps=8,
+                    norm="linf",
+                )
             assert (linear(x_adv).argmax(1) != y[i]).item() is expected
 
 
@@ -136,8 +149,12 @@ def test_gradient_agrees_with_finite_differences(small_net, images):
     _, _, gradient = loss_and_gradient(model, x, y)
     direction = torch.randn_like(x)
     h = 1e-6
-    ahead, behind = (F.cross_entropy(model(x + side * h * direction), y, reduction="none") for side in (1, -1))
-    assert torch.allclose((ahead - behind) / (2 * h), (gradient * direction).flatten(1).sum(1), rtol=1e-4, atol=1e-7)
+    ahead, behind = (
+        F.cross_entropy(model(x + side * h * direction), y, reduction="none") for side in (1, -1)
+    )
+    assert torch.allclose(
+        (ahead - behind) / (2 * h), (gradient * direction).flatten(1).sum(1), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_linf_projection_is_the_nearest_allowed_point():
@@ -148,9 +165,13 @@ def test_linf_projection_is_the_nearest_allowed_point():
 
 def test_l2_projection_scales_back_to_the_ball():
     x = torch.full((2, 3, 2, 2), 0.5)
-    x_adv = x + torch.tensor([0.2, 0.01]).view(2, 1, 1, 1)  # norms 0.2 and 0.01 times the root of 12
+    x_adv = x + torch.tensor([0.2, 0.01]).view(
+        2, 1, 1, 1
+    )  # norms 0.2 and 0.01 times the root of 12
     projected = project(x, x_adv, 0.1, norm="l2")
-    assert torch.allclose(perturbation_norm(x, projected, norm="l2"), torch.tensor([0.1, 0.01 * 12**0.5]))
+    assert torch.allclose(
+        perturbation_norm(x, projected, norm="l2"), torch.tensor([0.1, 0.01 * 12**0.5])
+    )
 
 
 def test_margin_loss_is_positive_exactly_when_misclassified():

@@ -21,7 +21,9 @@ PARAMS = load_params(ROOT / "params.yaml").attack_eval.model_copy(update={"pgd_s
 def check_model(fabric, dataset, model, norm="linf") -> dict[str, CheckResult]:
     test = DatasetSplit.from_dataset(dataset, "test")
     target = ModelUnderAttack(fabric, model, model, test, norm, batch_size=7, seed=0)
-    results = run_sanity_checks(target, np.arange(24), np.ones(24, bool), EPS if norm == "linf" else 1.0, PARAMS)
+    results = run_sanity_checks(
+        target, np.arange(24), np.ones(24, bool), EPS if norm == "linf" else 1.0, PARAMS
+    )
     return {result.id: result for result in results}
 
 
@@ -69,10 +71,14 @@ def test_sound_model_fails_no_check(norm, fabric, trained):
 
 def test_rounded_inputs_fail_gradient_and_unbounded_attack_checks(fabric, trained):
     dataset, model = trained
-    results = check_model(fabric, dataset, WrappedModel(model, inputs=lambda x: (8 * x).round() / 8))
+    results = check_model(
+        fabric, dataset, WrappedModel(model, inputs=lambda x: (8 * x).round() / 8)
+    )
     assert results["D5"].verdict == FAIL
     assert results["D5"].value == 1.0
-    assert results["D12"].verdict == FAIL, "rounding hides the gradient: even an unbounded attack fails"
+    assert results["D12"].verdict == FAIL, (
+        "rounding hides the gradient: even an unbounded attack fails"
+    )
 
 
 def test_large_logits_hide_the_gradient_of_cross_entropy_only(fabric, trained):
@@ -84,7 +90,12 @@ def test_large_logits_hide_the_gradient_of_cross_entropy_only(fabric, trained):
 
 def test_softmax_outputs_are_not_logits(fabric, trained):
     dataset, model = trained
-    assert check_model(fabric, dataset, WrappedModel(model, logits=lambda z: z.softmax(1)))["D2"].verdict == FAIL
+    assert (
+        check_model(fabric, dataset, WrappedModel(model, logits=lambda z: z.softmax(1)))[
+            "D2"
+        ].verdict
+        == FAIL
+    )
     assert check_model(fabric, dataset, model)["D2"].verdict == PASS
 
 
@@ -101,7 +112,9 @@ def test_model_in_train_mode_fails(fabric, trained):
 
 def test_prediction_that_depends_on_the_batch_fails(fabric, trained):
     dataset, model = trained
-    results = check_model(fabric, dataset, WrappedModel(model, inputs=lambda x: x - x.mean(0, keepdim=True) + 0.5))
+    results = check_model(
+        fabric, dataset, WrappedModel(model, inputs=lambda x: x - x.mean(0, keepdim=True) + 0.5)
+    )
     assert results["D3"].verdict == FAIL
 
 
@@ -124,4 +137,9 @@ def test_attack_checks_are_inconclusive_without_correct_predictions(fabric, trai
     dataset, model = trained
     mislabeled = dataclasses.replace(dataset, labels=(dataset.labels + 1) % 3)
     results = check_model(fabric, mislabeled, model)
-    assert {check for check, result in results.items() if result.verdict == INCONCLUSIVE} >= {"D12", "D13", "D16", "D22"}
+    assert {check for check, result in results.items() if result.verdict == INCONCLUSIVE} >= {
+        "D12",
+        "D13",
+        "D16",
+        "D22",
+    }

@@ -17,7 +17,14 @@ def reference(x: np.ndarray, y: np.ndarray) -> float:
             return gaussian_filter(z, 1.5, radius=5, mode="mirror")
 
         mean_a, mean_b = mean(a), mean(b)
-        cov = [mean(p * q) - m * n for p, q, m, n in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b))]
+        cov = [
+            mean(p * q) - m * n
+            for p, q, m, n in (
+                (a, a, mean_a, mean_a),
+                (b, b, mean_b, mean_b),
+                (a, b, mean_a, mean_b),
+            )
+        ]
         ssim = (2 * mean_a * mean_b + 1e-4) * (2 * cov[2] + 9e-4)
         values.append(ssim / ((mean_a**2 + mean_b**2 + 1e-4) * (cov[0] + cov[1] + 9e-4)))
     return float(np.mean(values))
@@ -40,5 +47,7 @@ def test_ssim_is_one_of_the_same_image_symmetric_and_falls_with_the_noise():
     assert torch.allclose(values[0], torch.ones(3))
     assert (values[0] > values[1]).all()
     assert (values[1] > values[2]).all()
-    assert torch.allclose(structural_similarity(x, noise.abs()), structural_similarity(noise.abs(), x), atol=1e-6)
+    assert torch.allclose(
+        structural_similarity(x, noise.abs()), structural_similarity(noise.abs(), x), atol=1e-6
+    )
     assert structural_similarity(torch.rand(1, 3, 4, 5), torch.rand(1, 3, 4, 5)).isfinite().all()

@@ -67,7 +67,9 @@ def mislabeled(trained, fabric):
     labels[::5] = (labels[::5] + 1) % 3
     manifest = dataset.manifest.assign(label=[dataset.classes[k] for k in labels])
     dataset = dataclasses.replace(dataset, labels=labels, manifest=manifest)
-    table = attack_predictions(fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS,)), PARAMS)
+    table = attack_predictions(
+        fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS,)), PARAMS
+    )
     clean = table[table["attack"] == "none"].set_index("path")
     return table, clean.loc[table["path"]].reset_index()
 
@@ -89,7 +91,10 @@ def test_more_restarts_are_never_weaker(trained):
     dataset, model = trained
     x, y = images_of_test_split(dataset)
     for eps in (0.02, 0.05, 0.1, 0.2):
-        adversarial = [suite.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r, norm="linf") for r in (1, 2, 4)]
+        adversarial = [
+            suite.pgd(model, x, y, eps, noise_for(x), steps=3, restarts=r, norm="linf")
+            for r in (1, 2, 4)
+        ]
         success = [margin_loss(model(x_adv), y) > suite.EARLY_STOP_MARGIN for x_adv in adversarial]
         assert (success[0] <= success[1]).all()
         assert (success[1] <= success[2]).all()
@@ -100,9 +105,9 @@ def test_predictions_do_not_depend_on_batch_size(norm, eps, trained, fabric):
     dataset, model = trained
     threat = ThreatModel(norm=norm, eps=eps, eps_grid=(eps / 2, eps))
     first, *others = (
-        attack_predictions(fabric, model, dataset, threat, PARAMS.model_copy(update={"batch_size": size})).sort_values(
-            ["path", "attack", "eps"], ignore_index=True
-        )
+        attack_predictions(
+            fabric, model, dataset, threat, PARAMS.model_copy(update={"batch_size": size})
+        ).sort_values(["path", "attack", "eps"], ignore_index=True)
         for size in (1, 5, 24)
     )
     for other in others:
@@ -114,7 +119,9 @@ def test_predictions_are_valid_and_robust_accuracy_falls_with_eps(trained, fabri
     dataset, model = trained
     threat = ThreatModel(norm="linf", eps=16 / 255, eps_grid=(2 / 255, 8 / 255, 32 / 255, 96 / 255))
     table = validate_predictions(attack_predictions(fabric, model, dataset, threat, PARAMS))
-    pgd_rows = table[table["attack"] == "pgd"].assign(correct=lambda t: t["label"] == t["prediction"])
+    pgd_rows = table[table["attack"] == "pgd"].assign(
+        correct=lambda t: t["label"] == t["prediction"]
+    )
     robust_accuracy = pgd_rows.groupby("eps")["correct"].mean()
     assert len(robust_accuracy) == 5  # attack.eps is attacked, in the grid or not
     assert (np.diff(robust_accuracy) <= 0).all()
@@ -128,7 +135,9 @@ class SimulatedCrash(BaseException):
     """Ends a run as a killed process does."""
 
 
-def test_interrupted_attacks_resume_with_identical_predictions(trained, fabric, tmp_path, monkeypatch):
+def test_interrupted_attacks_resume_with_identical_predictions(
+    trained, fabric, tmp_path, monkeypatch
+):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     dataset, model = trained
     threat = ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS))
@@ -149,7 +158,9 @@ def test_interrupted_attacks_resume_with_identical_predictions(trained, fabric, 
         monkeypatch.setattr(runner, "attack_remaining", crash_after(limit))
         try:
             with checkpoint.lock(fabric):
-                table = attack_predictions(fabric, model, dataset, threat, PARAMS, cache=StepCache(checkpoint))
+                table = attack_predictions(
+                    fabric, model, dataset, threat, PARAMS, cache=StepCache(checkpoint)
+                )
                 assert checkpoint.file.exists()
         except SimulatedCrash:
             assert limit < 99
@@ -178,18 +189,27 @@ def test_square_is_run_on_so_many_of_the_remaining_images_only(trained, fabric, 
     assert len(ensemble) == 24
     assert (ensemble["label"] == ensemble["prediction"]).sum() >= config["square_remaining"] - 4
     full = PARAMS.model_copy(update={"ensemble": "full"})
-    assert runner.run_attack_suite(target, dataset, threat, full, StepCache())[1]["square_images"] > 4
+    assert (
+        runner.run_attack_suite(target, dataset, threat, full, StepCache())[1]["square_images"] > 4
+    )
 
 
 def test_transfer_stays_within_eps_and_is_weaker_than_white_box(trained, fabric):
     dataset, model = trained
     torch.manual_seed(3)
-    source = dataclasses.replace(under_attack(fabric, SmallNet().eval(), dataset, batch_size=7), fused_model=SmallNet().eval())
+    source = dataclasses.replace(
+        under_attack(fabric, SmallNet().eval(), dataset, batch_size=7),
+        fused_model=SmallNet().eval(),
+    )
     target = dataclasses.replace(source, model=model, fused_model=model)
     pairs = {"target": target, "source": target}, {"target": target, "source": source}
-    attacks = [{"transfer": {name: runner.pgd_on(model, 10) for name, model in pair.items()}} for pair in pairs]
+    attacks = [
+        {"transfer": {name: runner.pgd_on(model, 10) for name, model in pair.items()}}
+        for pair in pairs
+    ]
     tables = (
-        runner.run_transfer_attacks(pair, dataset, 0.1, made, StepCache()) for pair, made in zip(pairs, attacks, strict=True)
+        runner.run_transfer_attacks(pair, dataset, 0.1, made, StepCache())
+        for pair, made in zip(pairs, attacks, strict=True)
     )
     white_box, transfer = (table.query("target == 'target'") for table in tables)
     paths = list(dataset.manifest["path"].iloc[target.split.rows])
@@ -218,7 +238,10 @@ def test_noise_belongs_to_the_image():
         (lambda x: x.double(), "expected float32"),
         (lambda x: x * float("nan"), "expected finite pixels"),
         (lambda x: x + 1, r"expected pixels in \[0, 1\]"),
-        (lambda x: (x + 0.05).clamp(0, 1), r"expected perturbations of at most eps = 0\.04 \(linf\), got 0\.05"),
+        (
+            lambda x: (x + 0.05).clamp(0, 1),
+            r"expected perturbations of at most eps = 0\.04 \(linf\), got 0\.05",
+        ),
     ],
 )
 def test_budget_check_refuses_invalid_images(change, message):
@@ -232,7 +255,9 @@ def test_l2_budget_is_measured_in_l2():
     x = torch.full((2, 3, 4, 4), 0.5)
     x_adv = x + 0.1 / 48**0.5  # a perturbation of norm 0.1
     check_within_budget(x, x_adv, 0.1001, norm="l2")
-    with pytest.raises(BudgetViolationError, match=r"expected perturbations of at most eps = 0\.09 \(l2\), got 0\."):
+    with pytest.raises(
+        BudgetViolationError, match=r"expected perturbations of at most eps = 0\.09 \(l2\), got 0\."
+    ):
         check_within_budget(x, x_adv, 0.09, norm="l2")
 
 
@@ -245,18 +270,27 @@ def test_pgd_agrees_with_foolbox(steps, trained):
     for eps in (0.02, 0.05, 0.1, 0.2):
         attack = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=False)
         expected = attack(oracle, x, y, epsilons=eps)[2]
-        success = margin_loss(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps, norm="linf")), y) > 0
+        success = (
+            margin_loss(model(pgd(model, x, y, eps, alpha=eps / 4, steps=steps, norm="linf")), y)
+            > 0
+        )
         assert (expected <= success).all()
         assert abs(int(expected.sum()) - int(success.sum())) <= 1
 
 
-def test_prepared_attacks_count_in_the_worst_case_and_the_ensemble_attacks_what_they_left(trained, fabric):
+def test_prepared_attacks_count_in_the_worst_case_and_the_ensemble_attacks_what_they_left(
+    trained, fabric
+):
     dataset, model = trained
     target = under_attack(fabric, model, dataset, batch_size=7)
     threat = ThreatModel(norm="linf", eps=0.15, eps_grid=(0.15,))
-    weak = PARAMS.model_copy(update={"noise_draws": 1, "bim_steps": 1, "pgd_steps": 1, "pgd_restarts": 1})
+    weak = PARAMS.model_copy(
+        update={"noise_draws": 1, "bim_steps": 1, "pgd_steps": 1, "pgd_restarts": 1}
+    )
     strong = runner.pgd_on(target, 50)
-    table, ensemble = runner.run_attack_suite(target, dataset, threat, weak, StepCache(), {"surrogate": strong})
+    table, ensemble = runner.run_attack_suite(
+        target, dataset, threat, weak, StepCache(), {"surrogate": strong}
+    )
     without, more = runner.run_attack_suite(target, dataset, threat, weak, StepCache())
     rows = table[table["attack"] == "surrogate"]
     assert set(rows["steps"]) == {50}
@@ -271,6 +305,8 @@ def test_prepared_attacks_count_in_the_worst_case_and_the_ensemble_attacks_what_
 
 def test_ssim_column_says_how_much_an_image_changed(trained, fabric):
     dataset, model = trained
-    table = attack_predictions(fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 4, EPS)), PARAMS)
+    table = attack_predictions(
+        fabric, model, dataset, ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 4, EPS)), PARAMS
+    )
     assert (table.loc[table["l2"] == 0, "ssim"] == 1).all()
     assert table.loc[table["l2"] > 0, "ssim"].between(0, 1, inclusive="neither").all()

@@ -6,7 +6,14 @@ from stages.core.budgets import format_budget, format_eps
 
 
 @pytest.mark.parametrize(
-    ("eps", "text"), [(8 / 255, "8/255"), (0.000980392, "0.25/255"), (0.031373, "8/255"), (0.01, "0.01"), (0.0, "0")]
+    ("eps", "text"),
+    [
+        (8 / 255, "8/255"),
+        (0.000980392, "0.25/255"),
+        (0.031373, "8/255"),
+        (0.01, "0.01"),
+        (0.0, "0"),
+    ],
 )
 def test_linf_eps_reads_as_it_was_written(eps, text):
     assert format_eps(eps, "linf") == text

@@ -95,7 +95,10 @@ def train_run():
     """A function that trains in a folder, on one thread as the interrupted process does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    fabric, method = Fabric(accelerator="cpu", devices=1), make_training_method(PARAMS, norm="linf", eps=EPS)
+    fabric, method = (
+        Fabric(accelerator="cpu", devices=1),
+        make_training_method(PARAMS, norm="linf", eps=EPS),
+    )
     yield lambda folder: train(fabric, folder, PARAMS, method)
     torch.set_num_threads(threads)
 
@@ -107,9 +110,13 @@ def uninterrupted(train_run, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", ["ready", "1", "2"])
-def test_sigkill_loses_at_most_one_epoch_and_resume_is_bit_identical(train_run, uninterrupted, tmp_path, after):
+def test_sigkill_loses_at_most_one_epoch_and_resume_is_bit_identical(
+    train_run, uninterrupted, tmp_path, after
+):
     folder = tmp_path / "interrupted"
-    process = subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     while process.stdout.readline().strip() != after:
         assert process.poll() is None
     time.sleep(0.05)  # somewhere in an epoch

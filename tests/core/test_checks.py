@@ -10,7 +10,9 @@ from tests.helpers.repository import ROOT
 IDS = [f"D{i}" for i in range(1, 29)]
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.005, PASS), (0.01, PASS), (0.05, WARN), (0.1, WARN), (0.5, FAIL)])
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.005, PASS), (0.01, PASS), (0.05, WARN), (0.1, WARN), (0.5, FAIL)]
+)
 def test_verdict_follows_the_thresholds(value, verdict):
     assert grade("D5", value, 300, warn=0.01, fail=0.1).verdict == verdict
 
@@ -35,4 +37,9 @@ def test_rate_of_fewer_images_than_its_limit_needs_is_inconclusive_or_bad():
 def test_every_diagnostic_has_a_title_a_group_and_a_line_in_the_docs():
     assert list(TITLES) == IDS
     assert sorted(check for members in GROUPS.values() for check in members) == sorted(IDS)
-    assert re.findall(r"^\| (D\d+) \|", (ROOT / "docs/diagnostics.md").read_text(encoding="utf-8"), re.M) == IDS
+    assert (
+        re.findall(
+            r"^\| (D\d+) \|", (ROOT / "docs/diagnostics.md").read_text(encoding="utf-8"), re.M
+        )
+        == IDS
+    )

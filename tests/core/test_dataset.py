@@ -32,19 +32,33 @@ def test_unknown_split_is_refused(folder):
 
 
 def test_class_names_stay_text(folder):
-    (folder / MANIFEST).write_text(ROWS.replace("Type_10", "NA").replace("Type_2", "1"), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        ROWS.replace("Type_10", "NA").replace("Type_2", "1"), encoding="utf-8"
+    )
     assert load_dataset(folder).classes == ("1", "NA")
 
 
 def test_natural_sort_order():
     names = ["Type_10", "b", "Type_2", "a", "2", "10", "Type_02", "", "²"]
-    assert sorted(names, key=natural_sort_key) == ["", "2", "10", "a", "b", "Type_02", "Type_2", "Type_10", "²"]
+    assert sorted(names, key=natural_sort_key) == [
+        "",
+        "2",
+        "10",
+        "a",
+        "b",
+        "Type_02",
+        "Type_2",
+        "Type_10",
+        "²",
+    ]
 
 
 @pytest.mark.parametrize("name", [IMAGES, MANIFEST])
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(FileFormatError, match=f"{name}: expected a file written by preprocess, got none"):
+    with pytest.raises(
+        FileFormatError, match=f"{name}: expected a file written by preprocess, got none"
+    ):
         load_dataset(folder)
 
 
@@ -58,7 +72,10 @@ def test_truncated_images_are_refused(folder):
     ("rows", "message"),
     [
         (ROWS + "d.jpg,Type_2,j,test,3\n", r"expected uint8 of shape \(4, H, W, 3\)"),
-        (ROWS.replace("val", "dev"), "split: expected images in train, val, test, got dev, test, train"),
+        (
+            ROWS.replace("val", "dev"),
+            "split: expected images in train, val, test, got dev, test, train",
+        ),
         (ROWS.replace("test", "val"), "split: expected images in train, val, test, got train, val"),
         (ROWS.replace("Type_10", ""), "row 1: label: expected a value, got none"),
         (ROWS.replace("Type_10", "\0"), "a NUL character"),
@@ -66,7 +83,10 @@ def test_truncated_images_are_refused(folder):
         (ROWS.replace(",h,", ",g,"), "expected each group in one split, got g in several"),
         (ROWS.replace(",val,1", ",val,1,2"), "Expected 5 fields in line 3, saw 6"),
         ("", "No columns"),
-        (ROWS.replace("group,", "").replace(",g,", ",").replace(",h,", ",").replace(",i,", ","), "got none named group"),
+        (
+            ROWS.replace("group,", "").replace(",g,", ",").replace(",h,", ",").replace(",i,", ","),
+            "got none named group",
+        ),
     ],
 )
 def test_manifest_that_does_not_fit_is_refused(folder, rows, message):

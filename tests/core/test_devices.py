@@ -26,7 +26,9 @@ RUNTIME = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device":
 def test_auto_precision_is_bfloat16_only_where_it_is_faster(cpu, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert bf16_is_faster("cpu") is expected
-    assert make_fabric(RUNTIME).strategy.precision.precision == ("bf16-mixed" if expected else "32-true")
+    assert make_fabric(RUNTIME).strategy.precision.precision == (
+        "bf16-mixed" if expected else "32-true"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -39,7 +41,9 @@ def test_explicit_precision_is_used_on_any_hardware(precision, monkeypatch):
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without MPS")
 def test_missing_device_is_named():
-    with pytest.raises(InputError, match=r"runtime.device: expected a device of this machine \(cpu.*\), got mps"):
+    with pytest.raises(
+        InputError, match=r"runtime.device: expected a device of this machine \(cpu.*\), got mps"
+    ):
         make_fabric(RUNTIME.model_copy(update={"device": "mps"}))
 
 

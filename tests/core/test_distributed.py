@@ -7,14 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from stages.core import distributed
 from stages.core.distributed import cluster_environment, gather, replace_by_srun
 from stages.core.errors import InputError
 from tests.helpers.repository import ROOT
 
-BATCH = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "wrap", "SLURM_PROCID": "0"}
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NAME": "wrap",
+    "SLURM_PROCID": "0",
+}
 STEP = BATCH | {
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_NODES": "2",
@@ -47,15 +56,27 @@ def test_step_of_the_right_size_is_used(monkeypatch):
 
 
 def test_torchrun_is_used(monkeypatch):
-    set_environment(monkeypatch, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"})
+    set_environment(
+        monkeypatch, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    )
     assert isinstance(cluster_environment(2, 1), TorchElasticEnvironment)
 
 
 @pytest.mark.parametrize(
     ("variables", "nodes", "devices", "message"),
     [
-        ({}, 2, 1, "runtime.nodes: expected a SLURM allocation or torchrun for 2 nodes, got neither"),
-        (BATCH, 3, 1, "runtime.nodes: expected at most the 2 nodes of this SLURM allocation, got 3"),
+        (
+            {},
+            2,
+            1,
+            "runtime.nodes: expected a SLURM allocation or torchrun for 2 nodes, got neither",
+        ),
+        (
+            BATCH,
+            3,
+            1,
+            "runtime.nodes: expected at most the 2 nodes of this SLURM allocation, got 3",
+        ),
         (STEP, 2, 1, "expected a SLURM step of 2 nodes with 2 tasks, got 2 with 4"),
     ],
 )
@@ -88,7 +109,9 @@ def test_batch_script_repeats_its_command_as_a_step(monkeypatch, tmp_path):
         cluster_environment(2, 4)
     ((file, command),) = started
     assert file == str(srun)
-    assert {"--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "--kill-on-bad-exit=1"} < set(command)
+    assert {"--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "--kill-on-bad-exit=1"} < set(
+        command
+    )
     assert command[-4:] == [sys.executable, "-m", "stages.attack_eval", "adv"]
 
 
@@ -99,7 +122,9 @@ def test_error_of_one_process_is_raised_by_the_first_and_silent_in_the_others(mo
 
     monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", exchange)
     fabric = SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0)
-    with pytest.raises(ValueError if rank == 0 else SystemExit, match="broken" if rank == 0 else "1"):
+    with pytest.raises(
+        ValueError if rank == 0 else SystemExit, match="broken" if rank == 0 else "1"
+    ):
         gather(fabric, lambda: 1)
 
 
@@ -119,7 +144,9 @@ def test_nodes_without_allocation_stop_the_stage_with_one_line(tmp_path):
         "from stages.core.devices import make_fabric;"
         f"run_cli(lambda: make_fabric(RuntimeParams(**{params['runtime']!r})))"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
+    }
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from stages.core.checks import CheckResult
-from stages.core.files import FileFormatError, open_atomic, read_csv, read_json, write_bytes, write_csv
+from stages.core.files import (
+    FileFormatError,
+    open_atomic,
+    read_csv,
+    read_json,
+    write_bytes,
+    write_csv,
+)
 from tests.helpers.full_disk import file_size_limit
 
 TABLE = pd.DataFrame({"path": ["1", "NA", 'a,"b\n'], "eps": [0.0, 0.1, 1e-9]})
@@ -31,7 +38,9 @@ def test_failed_writer_leaves_no_file(tmp_path):
 
 def test_table_round_trips_with_text_as_text(tmp_path):
     write_csv(tmp_path / "t.csv", TABLE)
-    pd.testing.assert_frame_equal(read_csv(tmp_path / "t.csv", "stage", ("path",)), TABLE, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_csv(tmp_path / "t.csv", "stage", ("path",)), TABLE, check_dtype=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,18 +60,28 @@ def test_table_round_trips_with_text_as_text(tmp_path):
 )
 def test_damaged_table_is_named(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(FileFormatError, match=rf"t\.csv: expected a table written by train, got an error: .*{message}"):
+    with pytest.raises(
+        FileFormatError,
+        match=rf"t\.csv: expected a table written by train, got an error: .*{message}",
+    ):
         read_csv(tmp_path / "t.csv", "train", ("path",))
 
 
-@pytest.mark.parametrize("content", [b"", b"[", b"null", b"{}", b"[1]", b'[{"id": "D1"}]', b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "content", [b"", b"[", b"null", b"{}", b"[1]", b'[{"id": "D1"}]', b"\xff", b"[" * 10**5]
+)
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
-    with pytest.raises(FileFormatError, match=r"c\.json: expected JSON written by attack_eval, got"):
+    with pytest.raises(
+        FileFormatError, match=r"c\.json: expected JSON written by attack_eval, got"
+    ):
         read_json(tmp_path / "c.json", "attack_eval", list[CheckResult])
 
 
 def test_missing_file_names_the_stage_to_run(tmp_path):
     for read, kind in ((read_csv, ()), (read_json, list)):
-        with pytest.raises(FileFormatError, match="x: expected a file written by evaluate, got none: run that stage first"):
+        with pytest.raises(
+            FileFormatError,
+            match="x: expected a file written by evaluate, got none: run that stage first",
+        ):
             read(tmp_path / "x", "evaluate", kind)

@@ -25,7 +25,9 @@ def leaf_keys(section, prefix=""):
     return [
         key
         for name, value in section.items()
-        for key in (leaf_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name])
+        for key in (
+            leaf_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        )
     ]
 
 
@@ -91,7 +93,8 @@ def test_schema_has_exactly_the_keys_of_the_file():
 
 
 @pytest.mark.parametrize(
-    ("written", "value"), [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), (0.01, 0.01), ("1e-05", 1e-5), ("5e-05", 5e-5)]
+    ("written", "value"),
+    [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), (0.01, 0.01), ("1e-05", 1e-5), ("5e-05", 5e-5)],
 )
 def test_numbers_may_be_fractions_or_exponents(edited_file, written, value):
     assert load_params(edited_file({"attack.eps": written})).attack.eps == pytest.approx(value)
@@ -100,10 +103,18 @@ def test_numbers_may_be_fractions_or_exponents(edited_file, written, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attack.eps", 8, r"attack\.eps: expected a number in \(0, 0\.5\] \(pixel units: write 8/255, not 8\), got 8"),
+        (
+            "attack.eps",
+            8,
+            r"attack\.eps: expected a number in \(0, 0\.5\] \(pixel units: write 8/255, not 8\), got 8",
+        ),
         ("attack.eps", 1, r"attack\.eps: expected a number in \(0, 0\.5\] .*, got 1"),
         ("attack.eps", 0, r"attack\.eps: expected a number in \(0, "),
-        ("attack.eps_grid", [0.1, 0.6], r"attack\.eps_grid: expected .* numbers in \(0, 0\.5\] .*, got .*0\.6"),
+        (
+            "attack.eps_grid",
+            [0.1, 0.6],
+            r"attack\.eps_grid: expected .* numbers in \(0, 0\.5\] .*, got .*0\.6",
+        ),
         ("attack.eps", "8/0", r"attack\.eps: expected a number or a fraction"),
         ("attack.eps", ".nan", r"attack\.eps: expected a number"),
         ("attack.eps", math.nan, r"attack\.eps: expected a number, got nan"),
@@ -111,7 +122,11 @@ def test_numbers_may_be_fractions_or_exponents(edited_file, written, value):
         ("attack.eps", True, r"attack\.eps: expected a number, got True"),
         ("attack.eps", None, r"attack\.eps: expected a number, got None"),
         ("attack.eps", [1], r"attack\.eps: expected a number, got \[1\]"),
-        ("attack.second_eps", 101, r"attack\.second_eps: expected a number in \(0, 100\] .* or 0 for none, got 101"),
+        (
+            "attack.second_eps",
+            101,
+            r"attack\.second_eps: expected a number in \(0, 100\] .* or 0 for none, got 101",
+        ),
         ("attack.second_eps", -1, r"attack\.second_eps: expected a number in \(0, 100\]"),
         ("attack.eps_grid", [], r"attack\.eps_grid: expected a list of increasing numbers"),
         ("attack.eps_grid", [0.2, 0.1], r"attack\.eps_grid: expected a list of increasing numbers"),
@@ -123,13 +138,29 @@ def test_numbers_may_be_fractions_or_exponents(edited_file, written, value):
         ),
         ("attack.eps", MISSING, r"attack\.eps: expected a number, got no such key"),
         ("attack", MISSING, r"attack: expected a mapping of keys, got no such key"),
-        ("attak", {}, r"attak: expected one of the keys seed, .*, got an unknown key \(did you mean attack\?\)"),
+        (
+            "attak",
+            {},
+            r"attak: expected one of the keys seed, .*, got an unknown key \(did you mean attack\?\)",
+        ),
         ("zzz", 1, r"zzz: expected one of the keys seed, .*, got an unknown key$"),
-        ("train_clean.epochs", 1.5, r"train_clean\.epochs: expected a whole number of at least 1, got 1\.5"),
+        (
+            "train_clean.epochs",
+            1.5,
+            r"train_clean\.epochs: expected a whole number of at least 1, got 1\.5",
+        ),
         ("train_clean.epochs", "ten", r"train_clean\.epochs: expected a whole number"),
-        ("train_clean.augment.flip", "yes please", r"train_clean\.augment\.flip: expected true or false"),
+        (
+            "train_clean.augment.flip",
+            "yes please",
+            r"train_clean\.augment\.flip: expected true or false",
+        ),
         ("train_clean.augment", 3, r"train_clean\.augment: expected a mapping"),
-        ("train_clean.val_eps", 8, r"train_clean\.val_eps: expected a number .* \(pixel units: write 8/255, not 8\), got 8"),
+        (
+            "train_clean.val_eps",
+            8,
+            r"train_clean\.val_eps: expected a number .* \(pixel units: write 8/255, not 8\), got 8",
+        ),
         (
             "train_adv.method",
             "pdg",
@@ -147,18 +178,26 @@ def test_error_names_file_key_and_value(edited_file, key, value, message):
 
 def test_validation_and_test_fraction_must_leave_training_images(edited_file):
     file = edited_file({"data.val_fraction": 0.5, "data.test_fraction": 0.5})
-    with pytest.raises(ParamsError, match=r"data\.test_fraction: expected at most 0\.8 together with data\.val_fraction, got"):
+    with pytest.raises(
+        ParamsError,
+        match=r"data\.test_fraction: expected at most 0\.8 together with data\.val_fraction, got",
+    ):
         load_params(file)
 
 
 def test_free_training_needs_a_replay(edited_file):
     file = edited_file({"train_adv.method": "free", "train_adv.steps": 1})
-    with pytest.raises(ParamsError, match=r"train_adv\.steps: expected at least 2 replays for the method free: .*, got 1"):
+    with pytest.raises(
+        ParamsError,
+        match=r"train_adv\.steps: expected at least 2 replays for the method free: .*, got 1",
+    ):
         load_params(file)
 
 
 def test_l2_eps_may_exceed_the_linf_limit(edited_file):
-    threat = load_params(edited_file({"attack.norm": "l2", "attack.eps": 2, "attack.eps_grid": [1, 2]})).attack
+    threat = load_params(
+        edited_file({"attack.norm": "l2", "attack.eps": 2, "attack.eps_grid": [1, 2]})
+    ).attack
     assert (threat.eps, threat.eps_grid) == (2.0, (1.0, 2.0))
 
 
@@ -177,7 +216,9 @@ def test_all_errors_of_a_file_are_reported_at_once(edited_file, changes):
     with pytest.raises(ParamsError) as error:
         load_params(file)
     lines = str(error.value).splitlines()
-    assert {line.partition(": expected ")[0] for line in lines} == {f"{file}: {key}" for key in changes}
+    assert {line.partition(": expected ")[0] for line in lines} == {
+        f"{file}: {key}" for key in changes
+    }
     assert len(lines) == len(changes)
 
 
@@ -198,7 +239,10 @@ def test_key_that_is_not_text_is_refused(edited_file, changes, message):
 
 @pytest.mark.parametrize("text", ["8/", "/255", "8/255/3", "8//255", "8/0"])
 def test_malformed_fraction_is_refused(edited_file, text):
-    with pytest.raises(ParamsError, match=r"train_adv\.alpha_rel: expected a number or a fraction such as 8/255, got"):
+    with pytest.raises(
+        ParamsError,
+        match=r"train_adv\.alpha_rel: expected a number or a fraction such as 8/255, got",
+    ):
         load_params(edited_file({"train_adv.alpha_rel": text}))
 
 
@@ -226,7 +270,18 @@ def wrong_values(key):
     if get_origin(kind) is Literal:
         return [*never, True, False, 1, "", "nothing of the kind", ["none"]]
     assert get_origin(kind) is tuple, key
-    lists = [[None], [math.nan], [math.inf], [-0.1], [0], [[0.1]], ["x"], [0.1, True], [0.1, math.nan], [0.2, 0.1]]
+    lists = [
+        [None],
+        [math.nan],
+        [math.inf],
+        [-0.1],
+        [0],
+        [[0.1]],
+        ["x"],
+        [0.1, True],
+        [0.1, math.nan],
+        [0.2, 0.1],
+    ]
     return [*never, *lists, True, 0.1, "0.1", ""]
 
 
@@ -316,6 +371,10 @@ def test_every_key_has_a_comment_at_its_first_occurrence():
     seen = set()
     for line in FILES[0].read_text(encoding="utf-8").splitlines():
         key = line.strip().partition(":")[0]
-        if line.strip() and not line.lstrip().startswith(("#", "- ")) and not line.rstrip().endswith(":"):
+        if (
+            line.strip()
+            and not line.lstrip().startswith(("#", "- "))
+            and not line.rstrip().endswith(":")
+        ):
             assert "#" in line or key in seen, f"no comment: {line}"
             seen.add(key)

@@ -32,8 +32,19 @@ def small_table(classes=("1", "NA", "3")) -> pd.DataFrame:
                 "l2": eps,
                 "ssim": 1,
             }
-            text = {"path": path, "group": path, "label": label, "attack": attack, "found_by": attack, "prediction": classes[2]}
-            rows.append(text | numbers | dict(zip([f"p_{c}" for c in classes], (0.1, 0.3, 0.6), strict=True)))
+            text = {
+                "path": path,
+                "group": path,
+                "label": label,
+                "attack": attack,
+                "found_by": attack,
+                "prediction": classes[2],
+            }
+            rows.append(
+                text
+                | numbers
+                | dict(zip([f"p_{c}" for c in classes], (0.1, 0.3, 0.6), strict=True))
+            )
     return pd.DataFrame(rows)[[*COLUMNS, *(f"p_{c}" for c in classes)]]
 
 
@@ -72,7 +83,10 @@ def test_invalid_predictions_are_refused(change, message):
 
 
 def test_missing_or_empty_predictions_file_is_named(tmp_path):
-    with pytest.raises(FileFormatError, match=r"predictions\.csv: expected a file .* got none: run that stage first"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"predictions\.csv: expected a file .* got none: run that stage first",
+    ):
         read_predictions(tmp_path)
     (tmp_path / "predictions.csv").write_text("")
     with pytest.raises(FileFormatError, match=r"predictions\.csv: expected a table"):
@@ -90,4 +104,6 @@ def test_examples_round_trip_even_without_rows(tmp_path):
 
 def test_examples_without_a_column_are_refused(tmp_path):
     with pytest.raises(FileFormatError, match="expected the columns path, attack"):
-        write_examples(pd.DataFrame(columns=[name for name in EXAMPLE_COLUMNS if name != "eps"]), tmp_path)
+        write_examples(
+            pd.DataFrame(columns=[name for name in EXAMPLE_COLUMNS if name != "eps"]), tmp_path
+        )

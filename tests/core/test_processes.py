@@ -28,9 +28,18 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (InputError("attack.eps: expected a number, got 'x'"), "error: attack.eps: expected a number, got 'x'\n"),
-        (OSError(28, "No space left on device", "a/b.csv"), "error: a/b.csv: No space left on device\n"),
-        (FloatingPointError("epoch 2: expected a finite loss, got nan"), "error: epoch 2: expected a finite loss, got nan\n"),
+        (
+            InputError("attack.eps: expected a number, got 'x'"),
+            "error: attack.eps: expected a number, got 'x'\n",
+        ),
+        (
+            OSError(28, "No space left on device", "a/b.csv"),
+            "error: a/b.csv: No space left on device\n",
+        ),
+        (
+            FloatingPointError("epoch 2: expected a finite loss, got nan"),
+            "error: epoch 2: expected a finite loss, got nan\n",
+        ),
     ],
 )
 def test_error_of_the_user_is_one_line(capfd, error, line):
@@ -68,7 +77,9 @@ def test_ctrl_c_is_one_line_and_exit_status_130():
 
 
 def test_ctrl_c_while_a_stage_imports_leaves_no_traceback():
-    process = subprocess.Popen([sys.executable, "-m", "stages.evaluate"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.evaluate"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     while "numpy" not in maps.read_text():  # it imports
         assert process.poll() is None
@@ -82,7 +93,9 @@ def test_ctrl_c_while_a_stage_imports_leaves_no_traceback():
 def test_stage_ends_with_dvc_but_not_with_a_shell_also_while_it_imports(stage, tmp_path):
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages/__init__.py").write_bytes((ROOT / "stages/__init__.py").read_bytes())
-    (tmp_path / "stages/slow.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n")
+    (tmp_path / "stages/slow.py").write_text(
+        "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n"
+    )
     command = [sys.executable, "-m", "stages.slow"]
     parent_code = f"import subprocess; subprocess.run({command!r}, cwd={str(tmp_path)!r})"
     parent = run_python(parent_code, **({"DVC_STAGE": stage} if stage else {}))
@@ -105,7 +118,9 @@ def test_second_process_is_refused_until_the_first_ends(tmp_path):
     with only_process(lock):
         assert "AlreadyRunningError" in run_python(code).communicate()[1]
         with (
-            pytest.raises(AlreadyRunningError, match=r"run\.lock: expected to be the only process of this run"),
+            pytest.raises(
+                AlreadyRunningError, match=r"run\.lock: expected to be the only process of this run"
+            ),
             only_process(lock),
         ):
             pass

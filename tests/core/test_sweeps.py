@@ -25,9 +25,18 @@ def stage(tmp_path):
     started = []
 
     def start(count: int = 1, **environment: str) -> subprocess.Popen:
-        variables = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path), "SWEEP_GPUS": "4,7"} | environment
+        variables = (
+            os.environ
+            | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path), "SWEEP_GPUS": "4,7"}
+            | environment
+        )
         started.append(
-            subprocess.Popen([sys.executable, "-c", STAGE, str(count)], env=variables, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, "-c", STAGE, str(count)],
+                env=variables,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
         return started[-1]
 
@@ -81,7 +90,11 @@ def test_sweep_without_such_devices_is_refused(monkeypatch, slots, message):
 
 
 def test_stage_of_a_sweep_in_an_allocation_becomes_a_step(monkeypatch):
-    for name, value in {"SWEEP_GPUS": "slurm", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4"}.items():
+    for name, value in {
+        "SWEEP_GPUS": "slurm",
+        "SLURM_JOB_ID": "7",
+        "SLURM_GPUS_ON_NODE": "4",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)

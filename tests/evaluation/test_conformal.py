@@ -35,11 +35,16 @@ def test_quantile_and_sets_of_a_hand_example():
     assert conformal_quantile(scores, 0.2) == 0.8
     images = rows([0, 1], np.log([[0.5, 0.3, 0.2], [0.15, 0.1, 0.75]]))
     assert label_scores(images) == pytest.approx([0.5, 0.9])
-    assert prediction_sets(images, 0.8 + 1e-9).tolist() == [[True, True, True], [False, False, True]]
+    assert prediction_sets(images, 0.8 + 1e-9).tolist() == [
+        [True, True, True],
+        [False, False, True],
+    ]
     assert prediction_sets(images, 0.2).sum() == 0, "no class is likely enough"
 
 
-@pytest.mark.parametrize(("n", "alpha"), [(19, 0.15), (9, 0.1), (19, 0.05), (99, 0.01), (999, 0.001)])
+@pytest.mark.parametrize(
+    ("n", "alpha"), [(19, 0.15), (9, 0.1), (19, 0.05), (99, 0.01), (999, 0.001)]
+)
 def test_rank_is_exact_in_spite_of_rounding(n, alpha):
     assert conformal_quantile(np.arange(1.0, n + 1), alpha) == round((n + 1) * (1 - alpha))
 
@@ -68,7 +73,10 @@ def test_coverage_on_exchangeable_data_is_what_theory_says(n, alpha):
 def test_larger_alpha_gives_subsets():
     rng = np.random.default_rng(0)
     scores, images = label_scores(random_rows(rng, 60)), random_rows(rng, 40)
-    sets = [prediction_sets(images, conformal_quantile(scores, alpha)) for alpha in (0.01, 0.05, 0.1, 0.3, 0.7)]
+    sets = [
+        prediction_sets(images, conformal_quantile(scores, alpha))
+        for alpha in (0.01, 0.05, 0.1, 0.3, 0.7)
+    ]
     for larger, smaller in itertools.pairwise(sets):
         assert (smaller <= larger).all()
         assert smaller.sum() < larger.sum()
@@ -131,5 +139,7 @@ def test_too_few_validation_images_are_said_to_be_inconclusive():
 
 def test_sentence_gives_coverage_with_interval_size_and_number_of_images():
     sentence = conformal_sentences(make_report(("adv",)).metrics)[0]
-    assert sentence.startswith("Adversarial fine-tuning: calibrated on n = 120 clean validation images in 120 groups, the sets")
+    assert sentence.startswith(
+        "Adversarial fine-tuning: calibrated on n = 120 clean validation images in 120 groups, the sets"
+    )
     assert sentence.count("classes on average") == sentence.count("[") == 2

@@ -14,10 +14,15 @@ from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_training
 from tests.helpers.reports import make_report
 
 STEPS = {"bim": 5, "pgd": 10}
-CONTEXT = Context(EPS, "linf", 0.4, "n = 120 test images, 120 patients", "95% CI; synthetic data", True)
+CONTEXT = Context(
+    EPS, "linf", 0.4, "n = 120 test images, 120 patients", "95% CI; synthetic data", True
+)
 REAL = dataclasses.replace(CONTEXT, note="95% CI", synthetic=False)
 L2 = dataclasses.replace(CONTEXT, norm="l2")
-ATTACKED = {"clean": "under attack: PGD-5, L∞, ε = 8/255, n = 32", "adv": "under attack: PGD-5, L∞, ε = 8/255, n = 64"}
+ATTACKED = {
+    "clean": "under attack: PGD-5, L∞, ε = 8/255, n = 32",
+    "adv": "under attack: PGD-5, L∞, ε = 8/255, n = 64",
+}
 
 
 def make_manifest(classes=CLASSES) -> pd.DataFrame:
@@ -38,12 +43,24 @@ def curves_of(models) -> dict[str, pd.DataFrame]:
 
 
 CHARTS: dict[str, Callable] = {
-    "robustness": lambda report, context: figures.robustness(report.tables["robustness"], STEPS, context),
-    "training": lambda report, context: figures.training(curves_of(report.evaluated), ATTACKED, context),
-    "overview": lambda report, context: figures.overview(make_manifest(), CLASSES, stains=True, synthetic=context.synthetic),
-    "minimum_eps": lambda report, context: figures.minimum_eps(report.tables["minimum_eps"], context),
-    "corruptions": lambda report, context: figures.corruptions(report.tables["corruptions"], context),
-    "reliability": lambda report, context: figures.reliability(report.tables["reliability"], context),
+    "robustness": lambda report, context: figures.robustness(
+        report.tables["robustness"], STEPS, context
+    ),
+    "training": lambda report, context: figures.training(
+        curves_of(report.evaluated), ATTACKED, context
+    ),
+    "overview": lambda report, context: figures.overview(
+        make_manifest(), CLASSES, stains=True, synthetic=context.synthetic
+    ),
+    "minimum_eps": lambda report, context: figures.minimum_eps(
+        report.tables["minimum_eps"], context
+    ),
+    "corruptions": lambda report, context: figures.corruptions(
+        report.tables["corruptions"], context
+    ),
+    "reliability": lambda report, context: figures.reliability(
+        report.tables["reliability"], context
+    ),
 }
 
 
@@ -137,8 +154,12 @@ def test_training_chart_does_without_validation_under_attack():
     assert figures.training({"clean": curve}, ATTACKED, CONTEXT).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("stains", "equal_sizes", "panels"), [(True, False, 3), (False, False, 2), (False, True, 1)])
-def test_overview_shows_stains_and_sizes_only_where_they_mean_something(stains, equal_sizes, panels, rendered):
+@pytest.mark.parametrize(
+    ("stains", "equal_sizes", "panels"), [(True, False, 3), (False, False, 2), (False, True, 1)]
+)
+def test_overview_shows_stains_and_sizes_only_where_they_mean_something(
+    stains, equal_sizes, panels, rendered
+):
     manifest = make_manifest()
     manifest = manifest.assign(width=100) if equal_sizes else manifest
     figures.overview(manifest, CLASSES, stains=stains, synthetic=True)
@@ -162,7 +183,9 @@ def test_counts_have_a_row_for_classes_without_images():
     assert list(counts) == ["train", "val", "test"]
     assert counts.to_numpy().sum() == 60
     manifest = make_manifest(("a $ sign", "b"))
-    assert figures.overview(manifest, ("a $ sign", "b", "empty"), stains=False, synthetic=True).startswith(b"\x89PNG")
+    assert figures.overview(
+        manifest, ("a $ sign", "b", "empty"), stains=False, synthetic=True
+    ).startswith(b"\x89PNG")
 
 
 def test_minimum_eps_chart_steps_through_the_table(rendered):
@@ -191,7 +214,10 @@ def test_corruption_bars_are_the_accuracies_of_the_table(rendered):
         assert heights == pytest.approx(sorted(rows.loc[rows["severity"] > 0, "accuracy"]))
         (clean,) = (line for line in axis.lines if line.get_label() == "Clean")
         assert clean.get_ydata()[0] == rows.loc[rows["severity"] == 0, "accuracy"].item()
-    assert [label.get_text() for label in rendered[0].axes[-1].get_xticklabels()] == ["blur", "glare"]
+    assert [label.get_text() for label in rendered[0].axes[-1].get_xticklabels()] == [
+        "blur",
+        "glare",
+    ]
 
 
 def test_reliability_diagram_shows_clean_and_worst_case(rendered):

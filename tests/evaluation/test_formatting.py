@@ -32,7 +32,10 @@ def test_metric_has_its_interval_with_a_no_break_space():
     assert metric(VALUES, "accuracy") == f"87.3% [80.4,{NBSP}93.2]"
     assert metric(VALUES, "loss", unit="") == "0.354"
     assert metric(VALUES, "auc") == NOT_AVAILABLE
-    assert proportion({"recall": 0.5, "low": 0.25, "high": 0.75}, "recall") == f"50.0% [25.0,{NBSP}75.0]"
+    assert (
+        proportion({"recall": 0.5, "low": 0.25, "high": 0.75}, "recall")
+        == f"50.0% [25.0,{NBSP}75.0]"
+    )
 
 
 def test_differences_are_signed_percentage_points():
@@ -46,7 +49,9 @@ def test_missing_value_is_not_available():
     assert percent(0.0) == "0.0%"
 
 
-@pytest.mark.parametrize(("p", "text"), [(3.2e-28, "p < 0.001"), (0.0807, "p = 0.081"), (1.0, "p = 1.000")])
+@pytest.mark.parametrize(
+    ("p", "text"), [(3.2e-28, "p < 0.001"), (0.0807, "p = 0.081"), (1.0, "p = 1.000")]
+)
 def test_p_values(p, text):
     assert p_value(p) == text
 
@@ -59,7 +64,10 @@ def test_attacks_are_named_with_their_steps():
 
 
 def test_every_attack_corruption_and_method_has_a_label():
-    assert attack_suite(load_params(ROOT / "params.yaml").attack_eval, norm="linf").keys() <= ATTACK_LABELS.keys()
+    assert (
+        attack_suite(load_params(ROOT / "params.yaml").attack_eval, norm="linf").keys()
+        <= ATTACK_LABELS.keys()
+    )
     assert CORRUPTIONS.keys() <= CORRUPTION_LABELS.keys()
     assert set(get_args(TrainAdvParams.model_fields["method"].annotation)) == METHOD_NAMES.keys()
 
@@ -70,4 +78,8 @@ def test_names_in_sentences():
 
 
 def test_capitalized_changes_the_first_letter_only():
-    assert [capitalized(text) for text in ("low contrast", "JPEG", "")] == ["Low contrast", "JPEG", ""]
+    assert [capitalized(text) for text in ("low contrast", "JPEG", "")] == [
+        "Low contrast",
+        "JPEG",
+        "",
+    ]

@@ -12,7 +12,10 @@ from stages.evaluation import image_figures, style
 from stages.evaluation.image_figures import adversarial_examples, amplify, class_examples
 from tests.helpers.prediction_tables import make_examples
 
-IMAGES = {"a $ sign": np.zeros((0, 8, 8, 3), np.uint8), "Type_1": np.full((2, 8, 8, 3), 99, np.uint8)}
+IMAGES = {
+    "a $ sign": np.zeros((0, 8, 8, 3), np.uint8),
+    "Type_1": np.full((2, 8, 8, 3), 99, np.uint8),
+}
 
 
 @pytest.fixture
@@ -51,15 +54,27 @@ def test_adversarial_examples_are_repeatable_and_small(examples):
 
 
 @pytest.mark.parametrize(("norm", "budget"), [("linf", "L∞, ε = 8/255"), ("l2", "L2, ε = 0.03137")])
-def test_adversarial_examples_name_attack_predictions_and_amplification(rendered, examples, norm, budget):
+def test_adversarial_examples_name_attack_predictions_and_amplification(
+    rendered, examples, norm, budget
+):
     adversarial_examples(*examples, 10, norm, synthetic=True)
     assert f"PGD-10, {budget}" in rendered[0].note
-    assert {*image_figures.HEADS, "✓ Type 1 (0.83)", "✗ Type 2 (0.97)", "Label: Type 1", "× 15"} <= set(rendered[0].texts)
+    assert {
+        *image_figures.HEADS,
+        "✓ Type 1 (0.83)",
+        "✗ Type 2 (0.97)",
+        "Label: Type 1",
+        "× 15",
+    } <= set(rendered[0].texts)
     assert len([axis for axis in rendered[0].axes if axis.images]) == 9
 
 
-def test_fewer_examples_are_shown_where_the_file_would_get_too_large(rendered, examples, monkeypatch):
-    single_row = len(adversarial_examples(examples[0].head(1), examples[1], 10, "linf", synthetic=True))
+def test_fewer_examples_are_shown_where_the_file_would_get_too_large(
+    rendered, examples, monkeypatch
+):
+    single_row = len(
+        adversarial_examples(examples[0].head(1), examples[1], 10, "linf", synthetic=True)
+    )
     monkeypatch.setattr(image_figures, "MAX_PNG_BYTES", single_row + 1)
     png = adversarial_examples(*examples, 10, "linf", synthetic=True)
     assert len(png) == single_row
@@ -78,7 +93,11 @@ def test_amplified_perturbation_fills_the_range():
     adversarial[0, 0], adversarial[1, 1] = 108, 92
     shown, factor = amplify(original, adversarial)
     assert factor == 15
-    assert (shown[0, 0], shown[1, 1], shown[2, 2]) == (pytest.approx(248), pytest.approx(8), pytest.approx(128))
+    assert (shown[0, 0], shown[1, 1], shown[2, 2]) == (
+        pytest.approx(248),
+        pytest.approx(8),
+        pytest.approx(128),
+    )
 
 
 def test_no_perturbation_is_mid_gray():

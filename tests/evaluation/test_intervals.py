@@ -12,12 +12,16 @@ from stages.evaluation import intervals
 from stages.evaluation.intervals import ConfidenceIntervals, mcnemar, wilson_interval
 
 
-@given(n=st.integers(1, 2000), fraction=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
+@given(
+    n=st.integers(1, 2000), fraction=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99])
+)
 @settings(max_examples=50, deadline=None)
 def test_wilson_interval_equals_scipy(n, fraction, confidence):
     hits = round(fraction * n)
     expected = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(hits / n, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(hits / n, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_single_images_get_wilson_intervals_and_groups_wider_ones():
@@ -27,13 +31,19 @@ def test_single_images_get_wilson_intervals_and_groups_wider_ones():
     assert single.proportion(hits) == wilson_interval(0.6, 120, 0.95)
     low, high = grouped.proportion(hits)
     # Twelve equal images of each of ten patients: as uncertain as ten images (binomial quantiles of 10 draws).
-    assert (low, high) == pytest.approx(tuple(stats.binom.ppf([0.025, 0.975], 10, 0.6) / 10), abs=0.01)
+    assert (low, high) == pytest.approx(
+        tuple(stats.binom.ppf([0.025, 0.975], 10, 0.6) / 10), abs=0.01
+    )
 
 
 def test_bootstrap_of_a_mean_agrees_with_scipy():
     values = np.random.default_rng(5).normal(size=80)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
-    assert ConfidenceIntervals(range(80), 0.95, 5000, 1).mean(values) == pytest.approx(tuple(expected), abs=0.02)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=0
+    ).confidence_interval
+    assert ConfidenceIntervals(range(80), 0.95, 5000, 1).mean(values) == pytest.approx(
+        tuple(expected), abs=0.02
+    )
 
 
 def test_intervals_where_resampling_cannot_vary():
@@ -58,20 +68,29 @@ def test_permutation_test_of_few_images_counts_all_combinations_of_signs(change)
     change = np.array(change)
     signs = np.array(list(itertools.product([-1, 1], repeat=len(change))))  # (2^n, n)
     expected = (np.abs(signs @ change) >= abs(change.sum())).mean()
-    assert ConfidenceIntervals(range(len(change)), 0.95, 2000, 0).sign_flip_p(change) == pytest.approx(expected)
+    assert ConfidenceIntervals(range(len(change)), 0.95, 2000, 0).sign_flip_p(
+        change
+    ) == pytest.approx(expected)
 
 
 def test_permutation_test_knows_that_images_of_a_patient_belong_together():
     change = np.repeat([1.0, 1.0, 1.0, -1.0], 10)
-    single, grouped = (ConfidenceIntervals(groups, 0.95, 2000, 0) for groups in (range(40), np.repeat(range(4), 10)))
+    single, grouped = (
+        ConfidenceIntervals(groups, 0.95, 2000, 0)
+        for groups in (range(40), np.repeat(range(4), 10))
+    )
     assert single.sign_flip_p(change) < 0.01
-    assert grouped.sign_flip_p(change) == 10 / 16, "the patients' signs have 16 combinations; 10 give as large a sum"
+    assert grouped.sign_flip_p(change) == 10 / 16, (
+        "the patients' signs have 16 combinations; 10 give as large a sum"
+    )
     assert ConfidenceIntervals([0] * 40, 0.95, 2000, 0).sign_flip_p(change) == 1
 
 
 def test_resampling_by_group_in_blocks_weighs_every_image_of_a_drawn_group(monkeypatch):
     monkeypatch.setattr(intervals, "BLOCK", 7)  # resamples, of 50
     groups, values = np.repeat(np.arange(7), [1, 2, 3, 4, 5, 6, 9]), np.linspace(0, 1, 30) ** 2
-    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=50)[:, groups]  # (50, 30)
+    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=50)[
+        :, groups
+    ]  # (50, 30)
     expected = np.quantile((drawn @ values) / drawn.sum(axis=1), [0.025, 0.975])
     assert ConfidenceIntervals(groups, 0.95, 50, 5).mean(values) == pytest.approx(tuple(expected))

@@ -10,7 +10,9 @@ from stages.evaluation.model_card import EVIDENCE, LABELS, escape_markdown, evid
 from tests.helpers.prediction_tables import DESCRIPTION, make_table
 from tests.helpers.reports import make_report
 
-DOMAIN_WORDS = re.compile(r"transformation|colposcop|cervi|medical$|diagnos[ei]s|lesion|cancer|disease", re.IGNORECASE)
+DOMAIN_WORDS = re.compile(
+    r"transformation|colposcop|cervi|medical$|diagnos[ei]s|lesion|cancer|disease", re.IGNORECASE
+)
 OTHER_CLASSES = ("cat", "a|b *c*", "<script>")
 
 
@@ -40,7 +42,9 @@ def test_metadata_is_yaml_with_the_measured_accuracies():
         assert entry["name"] == model
         assert {"type", "name"} <= result["dataset"].keys()
         values = [found["value"] for found in result["metrics"]]
-        assert values == [report.metrics[model][key] for key in ("clean_accuracy", "robust_accuracy_worst")]
+        assert values == [
+            report.metrics[model][key] for key in ("clean_accuracy", "robust_accuracy_worst")
+        ]
 
 
 def test_card_gives_numbers_with_intervals_n_digests_and_threat_model():
@@ -56,7 +60,9 @@ def test_card_gives_numbers_with_intervals_n_digests_and_threat_model():
     assert "| all | 90 | 15 | 120 |" in card
 
 
-@pytest.mark.parametrize("report", [make_report(), make_report(("adv",)), other_report()], ids=["both", "adv", "other"])
+@pytest.mark.parametrize(
+    "report", [make_report(), make_report(("adv",)), other_report()], ids=["both", "adv", "other"]
+)
 def test_tables_are_well_formed(report):
     tables = tables_of(render(report))
     assert len(tables) == 6

@@ -22,7 +22,9 @@ FIGURES += ("classes", "overview", "crops", "duplicates", "rejected", "training"
 PNGS = dict.fromkeys(FIGURES, b"png")
 VOID = {"meta", "img", "br", "link", "input"}
 HOSTILE = "</code><script>alert('1')</script>\"&<b>"
-DOMAIN_WORDS = re.compile(r"transformation|colposcop|cervi|stain|acetic|lugol|squamo|disease", re.IGNORECASE)
+DOMAIN_WORDS = re.compile(
+    r"transformation|colposcop|cervi|stain|acetic|lugol|squamo|disease", re.IGNORECASE
+)
 
 
 class Page(HTMLParser):
@@ -99,11 +101,24 @@ def test_page_is_accessible():
 
 def test_figures_and_tables_are_numbered_and_name_their_data():
     page = page_of(make_report(figures=PNGS))
-    for tag, word, count in (("figcaption", "Figure", len(FIGURES)), ("caption", "Table", len(page.attributes("table")))):
+    for tag, word, count in (
+        ("figcaption", "Figure", len(FIGURES)),
+        ("caption", "Table", len(page.attributes("table"))),
+    ):
         captions = page.captions_of(tag)
-        assert [re.match(rf"{word} (\d+)\. ", caption)[1] for caption in captions] == [str(k + 1) for k in range(count)]
+        assert [re.match(rf"{word} (\d+)\. ", caption)[1] for caption in captions] == [
+            str(k + 1) for k in range(count)
+        ]
     named = " ".join(page.captions_of("figcaption") + page.captions_of("caption"))
-    for file in ("robustness", "minimum_eps", "per_class", "confusion", "reliability", "corruptions", "training_clean"):
+    for file in (
+        "robustness",
+        "minimum_eps",
+        "per_class",
+        "confusion",
+        "reliability",
+        "corruptions",
+        "training_clean",
+    ):
         assert f"plots/{file}.csv" in named
     assert "metrics/diagnostics.json" in named
     assert "metrics/evaluate.json" in named
@@ -127,11 +142,15 @@ def test_text_has_contrast_on_every_background(scheme):
     assert len(schemes) == 3
     css = schemes[("light", "dark", "print").index(scheme)]
     colors = {name: ImageColor.getrgb(value) for name, value in re.findall(r"--(\w+): (#\w+)", css)}
-    for text, background in itertools.product(("ink", "soft", "link", "warn", "fail"), ("paper", "tint")):
+    for text, background in itertools.product(
+        ("ink", "soft", "link", "warn", "fail"), ("paper", "tint")
+    ):
         assert contrast(colors[text], colors[background]) >= 4.5, (text, background)
     # The darkest cell of a confusion matrix: 60% of its color.
     cell = [int(value) for value in re.search(r"--cell: ([\d, ]+)", css)[1].split(",")]
-    blended = tuple(0.6 * value + 0.4 * under for value, under in zip(cell, colors["paper"], strict=True))
+    blended = tuple(
+        0.6 * value + 0.4 * under for value, under in zip(cell, colors["paper"], strict=True)
+    )
     assert contrast(colors["ink"], blended) >= 4.5
 
 
@@ -149,7 +168,11 @@ def test_text_from_files_is_escaped():
 
 def test_hostile_names_are_escaped_wherever_they_stand():
     classes = (HOSTILE, "dog", "NA")
-    params = {"data.source": f"data/x{HOSTILE}", "data.group_pattern": HOSTILE, "model.weights": HOSTILE}
+    params = {
+        "data.source": f"data/x{HOSTILE}",
+        "data.group_pattern": HOSTILE,
+        "model.weights": HOSTILE,
+    }
     ensemble = ENSEMBLE | {"name": HOSTILE, "library": HOSTILE, "attacks": [HOSTILE]}
     check = {"verdict": "PASS", "value": 0.0, "threshold": HOSTILE, "n": 1, "name": HOSTILE}
     report = make_report(
@@ -218,8 +241,14 @@ def test_domain_words_appear_only_with_types_of_the_transformation_zone():
 
 
 def test_crop_caption_speaks_of_detection_only_with_cervix_crops():
-    assert "no cervix was detected" in page_of(make_report(figures=PNGS, params={"data.crop": "cervix"})).text
-    assert "no cervix was detected" not in page_of(make_report(figures=PNGS, params={"data.crop": "square"})).text
+    assert (
+        "no cervix was detected"
+        in page_of(make_report(figures=PNGS, params={"data.crop": "cervix"})).text
+    )
+    assert (
+        "no cervix was detected"
+        not in page_of(make_report(figures=PNGS, params={"data.crop": "square"})).text
+    )
 
 
 def test_synthetic_data_is_named_in_every_figure_caption():
@@ -238,7 +267,12 @@ def test_real_data_is_not_called_synthetic():
 @pytest.mark.parametrize("models", [("clean",), ("adv",), ("clean", "adv")])
 def test_page_renders_with_one_model_and_few_images(models, n):
     fractions = (1, 0, 0) if n < 3 else (0.5, 0.5, 0)
-    page = page_of(make_report(tables={model: make_table(model, n, fractions=fractions) for model in models}, figures=PNGS))
+    page = page_of(
+        make_report(
+            tables={model: make_table(model, n, fractions=fractions) for model in models},
+            figures=PNGS,
+        )
+    )
     assert re.search(r"No test image of [^.]*Type 3\.", page.text)
     assert "n/a" in page.text  # the recall of Type 3
     assert not {"nan", "inf"} & set(page.text.lower().split())
@@ -246,15 +280,25 @@ def test_page_renders_with_one_model_and_few_images(models, n):
 
 def test_page_renders_for_a_model_without_correct_images():
     table = make_table("clean", 20)
-    wrong = table.assign(prediction=table["label"].map({"Type_1": "Type_2", "Type_2": "Type_3", "Type_3": "Type_1"}))
+    wrong = table.assign(
+        prediction=table["label"].map({"Type_1": "Type_2", "Type_2": "Type_3", "Type_3": "Type_1"})
+    )
     page = page_of(make_report(tables={"clean": wrong}))
     assert "so there is no attack success rate" in page.text
     assert "Standard training: no image is classified correctly without attack." in page.text
 
 
 def test_diagnostics_are_shown_per_model_and_warnings_stand_out():
-    check = {"verdict": "PASS", "value": 2.79e-8, "threshold": "> 1e-06 FAIL", "n": 16, "name": "Perturbation norm above ε"}
-    inconclusive = {key: value for key, value in check.items() if key != "value"} | {"verdict": "INCONCLUSIVE"}
+    check = {
+        "verdict": "PASS",
+        "value": 2.79e-8,
+        "threshold": "> 1e-06 FAIL",
+        "n": 16,
+        "name": "Perturbation norm above ε",
+    }
+    inconclusive = {key: value for key, value in check.items() if key != "value"} | {
+        "verdict": "INCONCLUSIVE"
+    }
     warned, failed = check | {"verdict": "WARN", "value": 0.148}, check | {"verdict": "FAIL"}
     checks = {"clean": {"D1": check, "D7": warned}, "adv": {"D1": failed, "D20": inconclusive}}
     html = render(make_report(checks=checks))
@@ -284,12 +328,16 @@ def test_excluded_files_are_listed_up_to_a_hundred():
     assert "Excluded files: the first 100 of 101 in data/processed/rejected.csv" in page.text
     assert "file 099.jpg" in page.text
     assert "file 100.jpg" not in page.text
-    assert "0 files were excluded" in page_of(dataclasses.replace(report, rejected=many.iloc[:0])).text
+    assert (
+        "0 files were excluded" in page_of(dataclasses.replace(report, rejected=many.iloc[:0])).text
+    )
 
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b")])
 def test_confusion_matrix_has_a_cell_per_pair_of_classes(classes):
     fractions = [1 / len(classes)] * len(classes)
-    page = page_of(make_report(tables={"clean": make_table("clean", classes=classes, fractions=fractions)}))
+    page = page_of(
+        make_report(tables={"clean": make_table("clean", classes=classes, fractions=fractions)})
+    )
     cells = [attrs for attrs in page.attributes("td") if "rgba" in attrs.get("style", "")]
     assert len(cells) == 2 * len(classes) ** 2

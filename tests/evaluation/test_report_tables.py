@@ -52,9 +52,14 @@ def test_cost_rows_have_steps_psnr_and_ssim_or_say_that_there_is_no_adversarial_
     adv = report.metrics["adv"] | {"mean_psnr": {"pgd": 35.44}, "mean_ssim": {"pgd": 0.9871}}
     rows = {
         attack: (steps, cells)
-        for attack, steps, cells in cost_rows(report.metrics | {"adv": adv}, report.steps, ["clean", "adv"])
+        for attack, steps, cells in cost_rows(
+            report.metrics | {"adv": adv}, report.steps, ["clean", "adv"]
+        )
     }
-    clean = [f"{report.metrics['clean']['mean_psnr']['pgd']:.1f} dB", f"{report.metrics['clean']['mean_ssim']['pgd']:.3f}"]
+    clean = [
+        f"{report.metrics['clean']['mean_psnr']['pgd']:.1f} dB",
+        f"{report.metrics['clean']['mean_ssim']['pgd']:.3f}",
+    ]
     assert rows["PGD"] == (10, [*clean, "35.4 dB", "0.987"])
     assert rows["FGSM"][1][2:] == [NOT_AVAILABLE] * 2
     assert len(rows) == len(attack_rows_of(report)) - 2, "without clean images and the worst case"
@@ -66,9 +71,16 @@ def test_attacked_corruption_rows_show_accuracy_without_and_under_attack():
     assert list(rows) == ["Blur", "Glare", "Rotation and shift"]
     clean, adv = (report.metrics[model] for model in ("clean", "adv"))
     cells = [cell.partition("%")[0] for cell in rows["Blur"]]
-    expected = [clean["clean_accuracy"], clean["robust_accuracy"]["pgd"], adv["clean_accuracy"], adv["robust_accuracy"]["pgd"]]
+    expected = [
+        clean["clean_accuracy"],
+        clean["robust_accuracy"]["pgd"],
+        adv["clean_accuracy"],
+        adv["robust_accuracy"]["pgd"],
+    ]
     assert cells == [percent(value)[:-1] for value in expected]
-    assert [bool(cell) for cell in rows["Rotation and shift"]] == [False, True] * 2, "its case without attack: clean images"
+    assert [bool(cell) for cell in rows["Rotation and shift"]] == [False, True] * 2, (
+        "its case without attack: clean images"
+    )
 
 
 def test_attack_that_one_model_lacks_is_not_available():
@@ -104,7 +116,9 @@ def test_confusion_matrices_add_up_to_the_test_images():
     report = make_report()
     matrices = confusion_matrices(report.tables["confusion"])
     assert [matrix["title"] for matrix in matrices] == [
-        f"{label}, {case}" for label in ("Standard training", "Adversarial fine-tuning") for case in ("clean", "worst case")
+        f"{label}, {case}"
+        for label in ("Standard training", "Adversarial fine-tuning")
+        for case in ("clean", "worst case")
     ]
     for matrix in matrices:
         assert [actual for actual, _ in matrix["rows"]] == ["Type_1", "Type_2", "Type_3"]
@@ -112,19 +126,33 @@ def test_confusion_matrices_add_up_to_the_test_images():
 
 
 def test_checks_are_grouped_and_a_missing_one_leaves_an_empty_cell():
-    check = {"verdict": "PASS", "value": 2.79e-8, "threshold": "> 1e-06 FAIL", "n": 16, "name": "Perturbation norm"}
+    check = {
+        "verdict": "PASS",
+        "value": 2.79e-8,
+        "threshold": "> 1e-06 FAIL",
+        "n": 16,
+        "name": "Perturbation norm",
+    }
     checks = {"clean": {"D1": check, "D7": check}, "adv": {"D1": check, "D20": check}}
     groups = dict(check_groups(checks, GROUPS, ["clean", "adv"]))
     assert list(groups) == list(GROUPS)
     found = {name: [row["id"] for row in rows] for name, rows in groups.items() if rows}
-    assert found == {"Model and implementation": ["D1"], "Gradient masking": ["D7"], "Training": ["D20"]}
+    assert found == {
+        "Model and implementation": ["D1"],
+        "Gradient masking": ["D7"],
+        "Training": ["D20"],
+    }
     assert groups["Training"][0]["cells"] == [None, check]
     assert groups["Training"][0]["threshold"] == "> 1e-06 FAIL"
 
 
-@pytest.mark.parametrize(("norm", "eps", "grid"), [("linf", "8/255", "2/255, 4/255, 8/255"), ("l2", "0.5", "0.25, 0.5")])
+@pytest.mark.parametrize(
+    ("norm", "eps", "grid"), [("linf", "8/255", "2/255, 4/255, 8/255"), ("l2", "0.5", "0.25, 0.5")]
+)
 def test_all_parameters_are_listed_with_readable_eps(norm, eps, grid):
-    changes = {"attack.norm": norm} | ({"attack.eps": 0.5, "attack.eps_grid": [0.25, 0.5]} if norm == "l2" else {})
+    changes = {"attack.norm": norm} | (
+        {"attack.eps": 0.5, "attack.eps_grid": [0.25, 0.5]} if norm == "l2" else {}
+    )
     rows = dict(parameter_rows(PARAMS | changes))
     assert rows.keys() == PARAMS.keys()
     assert (rows["attack.eps"], rows["attack.eps_grid"]) == (eps, grid)
@@ -136,4 +164,6 @@ def test_all_parameters_are_listed_with_readable_eps(norm, eps, grid):
 def test_single_model_gives_a_single_column():
     report = make_report(("adv",))
     assert {len(cells) for cells in attack_rows_of(report).values()} == {1}
-    assert {len(row["cells"]) for row in corruption_rows(report.tables["corruptions"], ["adv"])} == {1}
+    assert {
+        len(row["cells"]) for row in corruption_rows(report.tables["corruptions"], ["adv"])
+    } == {1}

@@ -25,7 +25,9 @@ def test_eps_and_attacks_of_a_table():
 
 def test_selection_is_sorted_by_path_and_accepts_eps_of_six_digits():
     table = make_table("clean", 30)
-    shuffled = table.assign(eps=table["eps"].map(lambda eps: float(f"{eps:.6g}"))).sample(frac=1, random_state=0)
+    shuffled = table.assign(eps=table["eps"].map(lambda eps: float(f"{eps:.6g}"))).sample(
+        frac=1, random_state=0
+    )
     for attack, eps in (("none", 0.0), ("fgsm", EPS), ("pgd", EPS / 2)):
         selected = select_predictions(shuffled, attack, eps)
         assert selected["path"].is_monotonic_increasing
@@ -66,7 +68,9 @@ def test_worst_case_is_per_image_over_attacks_and_smaller_eps():
 def test_worst_case_prefers_a_misclassification_to_a_lower_margin():
     # A tie: the margin is 0 in both rows, the prediction is the label in one of them only.
     tie = rows([0], [[1.0, 1.0, 0.0]])
-    table = pd.concat([tie, tie.assign(attack="pgd", eps=EPS, prediction="Type_2", margin=0.5)], ignore_index=True)
+    table = pd.concat(
+        [tie, tie.assign(attack="pgd", eps=EPS, prediction="Type_2", margin=0.5)], ignore_index=True
+    )
     assert worst_case_predictions(table, EPS)["prediction"].item() == "Type_2"
     lower = pd.concat([tie, tie.assign(attack="pgd", eps=EPS, margin=-0.5)], ignore_index=True)
     assert worst_case_predictions(lower, EPS)["attack"].item() == "pgd"

@@ -39,7 +39,8 @@ def test_encoded_image_is_lossless():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("Type 1", "Type 1"), ("a" * 18, "a" * 18), ("a" * 19, "a" * 17 + "…"), ("$x$", r"\$x\$")]
+    ("text", "shown"),
+    [("Type 1", "Type 1"), ("a" * 18, "a" * 18), ("a" * 19, "a" * 17 + "…"), ("$x$", r"\$x\$")],
 )
 def test_long_names_are_truncated_and_dollar_signs_escaped(text, shown):
     assert truncate(text) == shown

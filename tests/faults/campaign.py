@@ -32,7 +32,14 @@ import numpy as np
 
 from tests.helpers.projects import make_project
 
-STAGES = ("preprocess", "train_clean", "attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate")
+STAGES = (
+    "preprocess",
+    "train_clean",
+    "attack_eval@clean",
+    "train_adv",
+    "attack_eval@adv",
+    "evaluate",
+)
 TEMPORARY = ("*.part", "*.damaged", "*.tmp")
 TIMEOUT = 300  # seconds: a stage that takes 15 has hung
 
@@ -56,8 +63,15 @@ class Injection:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        log = (self.project / ".dvc/tmp/log").open("ab")  # not a pipe, which a process that is left over would keep open
-        settings = {"MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore", **env}
+        log = (self.project / ".dvc/tmp/log").open(
+            "ab"
+        )  # not a pipe, which a process that is left over would keep open
+        settings = {
+            "MLFLOW_TRACKING_URI": "",
+            "OMP_NUM_THREADS": "2",
+            "PYTHONWARNINGS": "ignore",
+            **env,
+        }
         return subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.project,
@@ -95,7 +109,9 @@ def processes_in(project: Path) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
             if (folder / "cwd").resolve().is_relative_to(project) and command:
                 found[int(folder.name)] = command
     return found
@@ -141,7 +157,9 @@ def full_folder(injection: Injection) -> None:
 
 def read_only(injection: Injection) -> None:
     """A folder that may not be written to; for root, who may write everywhere, a read-only mount."""
-    folder = injection.project / str(injection.rng.choice([".ckpt", ".cache", "metrics", "plots", "data"]))
+    folder = injection.project / str(
+        injection.rng.choice([".ckpt", ".cache", "metrics", "plots", "data"])
+    )
     folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
@@ -159,7 +177,9 @@ def failing_call(injection: Injection) -> None:
 
 def wrong_clock(injection: Injection) -> None:
     """The clock jumps by up to ten years."""
-    injection.run(FAULT=f"clock:{injection.rng.uniform(-3e8, 3e8):.0f}", PYTHONPATH=str(Path(__file__).parent))
+    injection.run(
+        FAULT=f"clock:{injection.rng.uniform(-3e8, 3e8):.0f}", PYTHONPATH=str(Path(__file__).parent)
+    )
 
 
 def two_at_once(injection: Injection) -> None:
@@ -178,7 +198,12 @@ def two_at_once(injection: Injection) -> None:
 def damaged_state(injection: Injection) -> None:
     """Killed, then what it keeps for a rerun is damaged."""
     kill(injection, signal.SIGKILL, "both")
-    files = [f for name in (".ckpt", ".cache") for f in (injection.project / name).rglob("*") if f.suffix in (".pt", ".npz")]
+    files = [
+        f
+        for name in (".ckpt", ".cache")
+        for f in (injection.project / name).rglob("*")
+        if f.suffix in (".pt", ".npz")
+    ]
     for file in files[:20]:
         content = bytearray(file.read_bytes())
         place = int(injection.rng.integers(len(content)))
@@ -191,14 +216,18 @@ def no_server(injection: Injection) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, "expected the stage to succeed without MLflow"
+    assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, (
+        "expected the stage to succeed without MLflow"
+    )
 
 
 def hanging_server(injection: Injection) -> None:
     """MLflow accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, "expected the stage to succeed without MLflow"
+        assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, (
+            "expected the stage to succeed without MLflow"
+        )
 
 
 def failing_server(injection: Injection) -> None:
@@ -216,7 +245,9 @@ def failing_server(injection: Injection) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}"
-        assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, "expected the stage to succeed without MLflow"
+        assert injection.run(MLFLOW_TRACKING_URI=uri) == 0, (
+            "expected the stage to succeed without MLflow"
+        )
         server.shutdown()
 
 
@@ -226,8 +257,15 @@ def killed_server(injection: Injection) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     uri, folder = f"http://127.0.0.1:{port}", tempfile.mkdtemp()
-    store = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder)
-    server = injection.start("mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *store)
+    store = (
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        folder,
+    )
+    server = injection.start(
+        "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *store
+    )
     try:
         wait_until(lambda: answers(f"{uri}/health"))
         stage = injection.start(*injection.stage_command(), MLFLOW_TRACKING_URI=uri)
@@ -251,7 +289,9 @@ def killed_queue(injection: Injection) -> None:
     queue = ("dvc", "exp", "run", "--queue", "-S", f"evaluate.bootstrap={samples},{samples + 1}")
     for kills in (True, False):
         assert wait(injection.start(*queue)) == 0, "expected experiments to be queued"
-        assert wait(injection.start("dvc", "queue", "start", "-j", "2")) == 0, "expected queue workers to start"
+        assert wait(injection.start("dvc", "queue", "start", "-j", "2")) == 0, (
+            "expected queue workers to start"
+        )
         if kills:
             time.sleep(float(injection.rng.uniform(1, 12)))
             for pid in processes_in(injection.project):
@@ -296,7 +336,9 @@ def locked_database(injection: Injection) -> None:
 
 FAULTS: dict[str, Callable[[Injection], None]] = {
     **{
-        f"{signal.Signals(number).name} to {whom}": lambda injection, number=number, whom=whom: kill(injection, number, whom)
+        f"{signal.Signals(number).name} to {whom}": lambda injection, number=number, whom=whom: (
+            kill(injection, number, whom)
+        )
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
         for whom in ("stage", "dvc", "both")
     },
@@ -346,9 +388,16 @@ def inject(injection: Injection, reference: bytes) -> list[str]:
 
 def leftovers(project: Path) -> list[str]:
     """Files that no run leaves that ended well."""
-    temporary = [f for pattern in TEMPORARY for f in project.rglob(pattern) if ".git" not in f.parts and ".venv" not in f.parts]
+    temporary = [
+        f
+        for pattern in TEMPORARY
+        for f in project.rglob(pattern)
+        if ".git" not in f.parts and ".venv" not in f.parts
+    ]
     states = list((project / ".ckpt").rglob("*.pt"))
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True).stdout
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True
+    ).stdout
     return [f.relative_to(project).as_posix() for f in temporary + states] + changed.splitlines()
 
 
@@ -360,7 +409,14 @@ def mlflow_problems(project: Path) -> list[str]:
         "print(json.dumps(sorted((r.data.tags['stage'], r.info.status) for r in runs)))"
     )
     env = os.environ | {"MLFLOW_TRACKING_URI": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     expected = [[stage, "FINISHED"] for stage in sorted(STAGES)]
     found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr[-200:]
     return [] if found == expected else [f"MLflow has {found}"]
@@ -377,7 +433,9 @@ def make_pristine(project: Path) -> None:
 def copy_project(pristine: Path, project: Path) -> Path:
     """Without MLflow's database, in which the folder's path is."""
     shutil.rmtree(project, ignore_errors=True)
-    shutil.copytree(pristine, project, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        pristine, project, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+    )
     return project.resolve()
 
 
@@ -395,8 +453,12 @@ def durations(project: Path) -> dict[str, float]:
 def may_mount() -> bool:
     """Whether this user may mount a file system."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False)
-        return done.returncode == 0 and subprocess.run(["umount", folder], check=False).returncode == 0
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False
+        )
+        return (
+            done.returncode == 0 and subprocess.run(["umount", folder], check=False).returncode == 0
+        )
 
 
 def campaign(injections: int, seed: int, jobs: int, folder: Path) -> int:
@@ -440,7 +502,18 @@ if __name__ == "__main__":
     parser.add_argument("--injections", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="projects at the same time")
-    parser.add_argument("--folder", type=Path, help="where to work; kept. Default: a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; kept. Default: a temporary folder"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(bool(campaign(arguments.injections, arguments.seed, arguments.jobs, arguments.folder or Path(temporary))))
+        sys.exit(
+            bool(
+                campaign(
+                    arguments.injections,
+                    arguments.seed,
+                    arguments.jobs,
+                    arguments.folder or Path(temporary),
+                )
+            )
+        )

@@ -19,18 +19,34 @@ ODD = "a b'ü→\N{RIGHT-TO-LEFT OVERRIDE}$(x)"
 
 def repro(project: Path, *, umask: int = 0o022, **env: str | None) -> str:
     """``dvc repro`` from nothing; what it prints. A variable that is None is removed."""
-    for name in (".ckpt", ".cache", ".dvc/cache", ".dvc/tmp", "data/processed", "data/models", "data/predictions"):
+    for name in (
+        ".ckpt",
+        ".cache",
+        ".dvc/cache",
+        ".dvc/tmp",
+        "data/processed",
+        "data/models",
+        "data/predictions",
+    ):
         shutil.rmtree(project / name, ignore_errors=True)
     settings = {**os.environ, "MLFLOW_TRACKING_URI": "", **env}
     settings = {name: value for name, value in settings.items() if value is not None}
     command = [sys.executable, "-m", "dvc", "repro", "-f"]
-    done = subprocess.run(command, cwd=project, env=settings, capture_output=True, text=True, check=False, umask=umask)
-    return done.stdout + done.stderr + ("" if done.returncode == 0 else f"\nexit status {done.returncode}")
+    done = subprocess.run(
+        command, cwd=project, env=settings, capture_output=True, text=True, check=False, umask=umask
+    )
+    return (
+        done.stdout
+        + done.stderr
+        + ("" if done.returncode == 0 else f"\nexit status {done.returncode}")
+    )
 
 
 def moved(pristine: Path, folder: Path) -> Path:
     """A copy somewhere else."""
-    shutil.copytree(pristine, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        pristine, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+    )
     return folder
 
 
@@ -63,7 +79,9 @@ def without_git(pristine: Path, folder: Path) -> tuple[Path, str]:
     return project, repro(project)
 
 
-def with_settings(umask: int = 0o022, **env: str | None) -> Callable[[Path, Path], tuple[Path, str]]:
+def with_settings(
+    umask: int = 0o022, **env: str | None
+) -> Callable[[Path, Path], tuple[Path, str]]:
     def run(pristine: Path, folder: Path) -> tuple[Path, str]:
         project = moved(pristine, folder / "project")
         return project, repro(project, umask=umask, **env)
@@ -76,7 +94,9 @@ ENVIRONMENTS: dict[str, Callable[[Path, Path], tuple[Path, str]]] = {
     "git worktree, detached HEAD": in_worktree,
     "shallow clone": in_shallow_clone,
     "no git": without_git,
-    "LANG=C, no UTF-8 mode": with_settings(LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+    "LANG=C, no UTF-8 mode": with_settings(
+        LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    ),
     "umask 077": with_settings(umask=0o077),
     "no HOME": with_settings(HOME=None),
 }
@@ -88,7 +108,17 @@ def main(folder: Path) -> int:
     if not pristine.exists():
         make_project(pristine)
     git(pristine, "add", "-A")
-    git(pristine, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "Results", "--allow-empty")
+    git(
+        pristine,
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@localhost",
+        "commit",
+        "-qm",
+        "Results",
+        "--allow-empty",
+    )
     reference, failed = (pristine / "dvc.lock").read_bytes(), 0
     for number, (name, run) in enumerate(ENVIRONMENTS.items()):
         (place := folder / f"environment{number}").mkdir()
@@ -103,7 +133,9 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where to work; kept. Default: a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; kept. Default: a temporary folder"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(bool(main((arguments.folder or Path(temporary)).resolve())))

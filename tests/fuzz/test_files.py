@@ -35,7 +35,9 @@ COUNT = int(os.environ.get("FUZZ_FILES", "100"))
 def valid(tmp_path_factory):
     """A folder with one valid file of each kind."""
     folder = tmp_path_factory.mktemp("valid")
-    write_csv(folder / "table.csv", pd.DataFrame({"path": ["1", "NA", 'a,"b\n'], "eps": [0.0, 0.1, 1e-9]}))
+    write_csv(
+        folder / "table.csv", pd.DataFrame({"path": ["1", "NA", 'a,"b\n'], "eps": [0.0, 0.1, 1e-9]})
+    )
     check = {"id": "D1", "verdict": "PASS", "value": 0.1, "threshold": "> 1 FAIL", "n": 3}
     write_json(folder / "checks.json", [check, check])
     write_csv(folder / "predictions.csv", make_table("clean", 4))
@@ -44,7 +46,10 @@ def valid(tmp_path_factory):
     shutil.copy(ROOT / "params.yaml", folder)
     rows = "".join(f"{'ab'[n % 2]}/{n}.jpg,p{n}\n" for n in range(4))
     (folder / "patients.csv").write_text("path,patient\n" + rows)
-    groups = [f"{'ab'[n % 2]}/{n}.jpg,{'ab'[n % 2]},g{n},{('train', 'val', 'test')[n % 3]},{n}\n" for n in range(6)]
+    groups = [
+        f"{'ab'[n % 2]}/{n}.jpg,{'ab'[n % 2]},g{n},{('train', 'val', 'test')[n % 3]},{n}\n"
+        for n in range(6)
+    ]
     (folder / MANIFEST).write_text("path,label,group,split,sha256\n" + "".join(groups))
     np.save(folder / IMAGES, np.zeros((6, 4, 4, 3), np.uint8))
     model = new_model("none")
@@ -63,9 +68,15 @@ def new_model(weights) -> Classifier:
 def list_with_patients(file):
     source = file.parent / "source"
     if not source.exists():
-        write_files(source, dict.fromkeys((f"{'ab'[n % 2]}/{n}.jpg" for n in range(4)), b"x") | {"fixes.csv": b"path,label\n"})
+        write_files(
+            source,
+            dict.fromkeys((f"{'ab'[n % 2]}/{n}.jpg" for n in range(4)), b"x")
+            | {"fixes.csv": b"path,label\n"},
+        )
     shutil.copy(file, source / "patients.csv")
-    return list_images(data_params(source, groups="patients.csv", label_fixes=str(source / "fixes.csv")))
+    return list_images(
+        data_params(source, groups="patients.csv", label_fixes=str(source / "fixes.csv"))
+    )
 
 
 def load_with(file, other):
@@ -102,7 +113,9 @@ def test_damaged_file_is_read_or_refused_by_name(name, valid, tmp_path):
         except InputError as error:
             refused.append(str(error))
     assert refused
-    assert [text for text in refused if str(tmp_path) not in text and "data." not in text] == [], "the file isn't named"
+    assert [text for text in refused if str(tmp_path) not in text and "data." not in text] == [], (
+        "the file isn't named"
+    )
 
 
 def test_damaged_checkpoint_is_never_used(valid, tmp_path, capfd):

@@ -18,7 +18,12 @@ from tests.helpers.image_mutator import mutate, valid_images
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 
-REFUSED = {"PNG animated": "animated", "WEBP animated": "animated", "GIF": "not an image", "TIFF": "not an image"}
+REFUSED = {
+    "PNG animated": "animated",
+    "WEBP animated": "animated",
+    "GIF": "not an image",
+    "TIFF": "not an image",
+}
 SECONDS = 5  # of the processor, for one file
 WALL_SECONDS = 60  # a machine may be busy
 MAX_GROWTH = 400  # MiB
@@ -44,7 +49,9 @@ def _hangs_are_detected():
 def decode(content: bytes, size: int, crop: str, usable_part: float) -> DecodedImage | str:
     """The image, or the reason why there is none."""
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
-    faulthandler.dump_traceback_later(2 * WALL_SECONDS, exit=True)  # where a library never comes back to Python
+    faulthandler.dump_traceback_later(
+        2 * WALL_SECONDS, exit=True
+    )  # where a library never comes back to Python
     started = time.process_time()
     try:
         result = decode_image(content, size, crop, usable_part)
@@ -75,7 +82,9 @@ def check(content: bytes, size: int, crop: str, usable_part: float) -> str:
 
 def peak_memory() -> float:
     """MiB that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 @pytest.mark.parametrize("name", valid_images())
@@ -90,12 +99,18 @@ def test_damaged_file_gives_image_or_reason(capfd):
         for seed in range(COUNT):
             rng = random.Random(seed)  # noqa: S311
             content = mutate(rng.choice(files), rng)
-            settings = rng.choice((16, 32, 100)), rng.choice(("none", "square", "cervix")), rng.choice((0.0, 0.5, 1.0))
+            settings = (
+                rng.choice((16, 32, 100)),
+                rng.choice(("none", "square", "cervix")),
+                rng.choice((0.0, 0.5, 1.0)),
+            )
             try:
                 kinds.add(check(content, *settings))
             except BaseException as error:
                 error.add_note(f"seed {seed}, size, crop and usable part {settings}")
                 raise
-    assert kinds >= {"", "not an image", "unreadable", "truncated", "too large", "too small"}, "the files reach every check"
+    assert kinds >= {"", "not an image", "unreadable", "truncated", "too large", "too small"}, (
+        "the files reach every check"
+    )
     assert peak_memory() - before < MAX_GROWTH
     assert capfd.readouterr().err == ""

@@ -10,9 +10,19 @@ from stages.models import classifier
 from stages.models.initialization import create_model
 from stages.serving.request_guard import RequestGuard
 from tests.helpers.repository import ROOT
-from tests.helpers.serving_requests import CARD, INVALID_REQUESTS, JSON, SIZE, image_file, post_asgi, to_base64
+from tests.helpers.serving_requests import (
+    CARD,
+    INVALID_REQUESTS,
+    JSON,
+    SIZE,
+    image_file,
+    post_asgi,
+    to_base64,
+)
 
-FEW = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 CLASSES = ("a", "b", "c")
 SMALL_INVALID = [image for image, _ in INVALID_REQUESTS.values() if len(str(image)) < 10**5]
 
@@ -26,7 +36,9 @@ def app(tmp_path_factory):
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
     folder = tmp_path_factory.mktemp("model")
-    classifier.save(folder / "adv.safetensors", create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0))
+    classifier.save(
+        folder / "adv.safetensors", create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
+    )
     (folder / "card.json").write_text(CARD.to_json(), encoding="utf-8")
     mlflow.pyfunc.save_model(
         folder / "saved",
@@ -62,20 +74,32 @@ scalars = (
     | st.text()
     | st.sampled_from([to_base64(image_file()), "\ud800", "image", "2020-01-01", *SMALL_INVALID])
 )
-keys = st.text() | st.sampled_from(["image", "columns", "data", "index", "inputs", "params", "input", "messages", "prompt"])
+keys = st.text() | st.sampled_from(
+    ["image", "columns", "data", "index", "inputs", "params", "input", "messages", "prompt"]
+)
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
 )
 columns = st.lists(st.just("image") | scalars, max_size=3) | st.just(["image"]) | values
 rows = st.lists(st.lists(values, min_size=1, max_size=2), max_size=3) | values
 forms = st.sampled_from(["dataframe_split", "dataframe_records", "inputs", "instances"])
 requests = (
     values
-    | st.builds(lambda columns, data: {"dataframe_split": {"columns": columns, "data": data}}, columns, rows)
-    | st.builds(lambda images: {"dataframe_records": [{"image": image} for image in images]}, st.lists(values, max_size=3))
+    | st.builds(
+        lambda columns, data: {"dataframe_split": {"columns": columns, "data": data}}, columns, rows
+    )
+    | st.builds(
+        lambda images: {"dataframe_records": [{"image": image} for image in images]},
+        st.lists(values, max_size=3),
+    )
     | st.builds(lambda form, image: {form: {"image": image}}, forms, values)
     | st.builds(
-        lambda form, image, more: {form: {"image": image}, **more}, forms, values, st.dictionaries(keys, values, max_size=2)
+        lambda form, image, more: {form: {"image": image}, **more},
+        forms,
+        values,
+        st.dictionaries(keys, values, max_size=2),
     )
     | st.dictionaries(forms | keys, values, max_size=3)
 )
@@ -88,6 +112,9 @@ def test_any_json_gets_prediction_or_status_4xx(app, request):
 
 
 @FEW
-@given(body=st.binary() | st.text().map(str.encode), kind=st.sampled_from([*JSON.values(), "text/csv"]) | st.text(max_size=40))
+@given(
+    body=st.binary() | st.text().map(str.encode),
+    kind=st.sampled_from([*JSON.values(), "text/csv"]) | st.text(max_size=40),
+)
 def test_any_bytes_get_status_4xx(app, body, kind):
     assert check(app, body, {"content-type": kind.encode("utf-8").decode("latin-1")}) >= 400

@@ -12,13 +12,17 @@ from stages.core.params import AttackEvalParams, ThreatModel
 from stages.models.batches import DatasetSplit
 
 
-def toy_dataset(images: int = 96, size: int = 32, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c")) -> ImageDataset:
+def toy_dataset(
+    images: int = 96, size: int = 32, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "c")
+) -> ImageDataset:
     """Classes that differ in one color channel, under noise."""
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % len(classes)
     pixels = rng.integers(60, 140, (images, size, size, 3))
     pixels[np.arange(images), :, :, labels] += 60
-    split = np.array([("train", "train", "val", "test")[i // len(classes) % 4] for i in range(images)])
+    split = np.array(
+        [("train", "train", "val", "test")[i // len(classes) % 4] for i in range(images)]
+    )
     manifest = pd.DataFrame(
         {
             "path": [f"{classes[k]}/{i:03d}.jpg" for i, k in enumerate(labels)],
@@ -56,5 +60,7 @@ def attack_predictions(
     cache: StepCache | None = None,
 ) -> pd.DataFrame:
     """predictions.csv of a model on the test split, as the stage computes it."""
-    target = under_attack(fabric, model, dataset, norm=threat.norm, batch_size=p.batch_size, fused_model=fused_model)
+    target = under_attack(
+        fabric, model, dataset, norm=threat.norm, batch_size=p.batch_size, fused_model=fused_model
+    )
     return run_attack_suite(target, dataset, threat, p, cache or StepCache())[0]

@@ -29,8 +29,12 @@ REASONS = (
 def make_image(seed: int, width: int = 64, height: int = 64) -> Image.Image:
     """Smooth colors with finer texture; another seed gives an unrelated image."""
     rng = np.random.default_rng(seed)
-    colors = Image.fromarray(rng.integers(40, 215, (5, 5, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    texture = Image.fromarray(rng.integers(0, 90, (24, 24), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    colors = Image.fromarray(rng.integers(40, 215, (5, 5, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    texture = Image.fromarray(rng.integers(0, 90, (24, 24), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     mixed = np.asarray(colors, np.int16) + np.asarray(texture, np.int16)[..., None] - 45
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
@@ -47,7 +51,9 @@ def make_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def make_png(width: int, height: int, data: bytes = b"", depth: int = 8, color_type: int = 2) -> bytes:
+def make_png(
+    width: int, height: int, data: bytes = b"", depth: int = 8, color_type: int = 2
+) -> bytes:
     """A PNG file whose header claims this size, whatever its pixel data; by default RGB."""
     header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
@@ -56,7 +62,14 @@ def make_png(width: int, height: int, data: bytes = b"", depth: int = 8, color_t
 
 def resize_jpeg(content: bytes, width: int, height: int) -> bytes:
     """The same file with another size in the header of its frame."""
-    start = next(content.index(marker) for marker in (b"\xff\xc0\x00", b"\xff\xc2\x00") if marker in content) + 5
+    start = (
+        next(
+            content.index(marker)
+            for marker in (b"\xff\xc0\x00", b"\xff\xc2\x00")
+            if marker in content
+        )
+        + 5
+    )
     return content[:start] + struct.pack(">HH", height, width) + content[start + 4 :]
 
 
@@ -71,4 +84,6 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 def data_params(source: Path, **changes) -> DataParams:
     """The project's `data` section for another source, without the settings that belong to the sample."""
     defaults = {"label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
-    return load_params(ROOT / "params.yaml").data.model_copy(update={"source": str(source), **defaults | changes})
+    return load_params(ROOT / "params.yaml").data.model_copy(
+        update={"source": str(source), **defaults | changes}
+    )

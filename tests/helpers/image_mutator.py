@@ -46,7 +46,9 @@ def valid_images() -> dict[str, bytes]:
         "JPEG with EXIF": encode(rgb, exif=exif, comment=b"comment", icc_profile=bytes(200)),
         "MPO": encode(rgb, "MPO", **frames),
         "PNG": encode(rgb, "PNG"),
-        "PNG with EXIF and text": encode(rgb, "PNG", exif=exif, dpi=(72, 72), icc_profile=bytes(200)),
+        "PNG with EXIF and text": encode(
+            rgb, "PNG", exif=exif, dpi=(72, 72), icc_profile=bytes(200)
+        ),
         "PNG transparent color": encode(rgb, "PNG", transparency=(90, 100, 110)),
         "PNG alpha": encode(rgba, "PNG"),
         "PNG gray": encode(gray, "PNG"),
@@ -86,7 +88,9 @@ def interlaced_png(image: Image.Image) -> bytes:
 def mutate(content: bytes, rng: random.Random) -> bytes:
     """One to three changes, of the format's fields or of any bytes."""
     for _ in range(rng.choice((1, 1, 2, 3))):
-        structural = next((edit for magic, edit in STRUCTURAL.items() if content.startswith(magic)), None)
+        structural = next(
+            (edit for magic, edit in STRUCTURAL.items() if content.startswith(magic)), None
+        )
         if structural and rng.random() < 0.6:
             content = structural(content, rng)
         else:
@@ -136,7 +140,9 @@ def _png(content: bytes, rng: random.Random) -> bytes:
     chunks, position = [], 8
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 4], "big")
-        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
+        chunks.append(
+            (content[position + 4 : position + 8], content[position + 8 : position + 8 + length])
+        )
         position += 12 + length
     if not chunks:
         return _flip(content, rng)
@@ -147,10 +153,15 @@ def _png(content: bytes, rng: random.Random) -> bytes:
     if kind == 0 and chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
         header = list(struct.unpack(">IIBBBBB", chunks[0][1]))
         field = rng.randrange(7)
-        header[field] = rng.choice((*SIZES, 2**31 - 1, 2**32 - 1) if field < 2 else (0, 1, 2, 3, 4, 6, 8, 16, 255))
+        header[field] = rng.choice(
+            (*SIZES, 2**31 - 1, 2**32 - 1) if field < 2 else (0, 1, 2, 3, 4, 6, 8, 16, 255)
+        )
         parts[0] = make_chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
     elif kind == 1:
-        parts[index] = struct.pack(">I", rng.choice((0, 1, len(body) + 1, 2**31 - 1, 2**32 - 1))) + parts[index][4:]
+        parts[index] = (
+            struct.pack(">I", rng.choice((0, 1, len(body) + 1, 2**31 - 1, 2**32 - 1)))
+            + parts[index][4:]
+        )
     elif kind == 2:
         names = (
             b"IDAT",
@@ -175,7 +186,9 @@ def _png(content: bytes, rng: random.Random) -> bytes:
             rows = zlib.decompress(body)
         except zlib.error:
             rows = b""
-        parts[index] = make_chunk(name, zlib.compress(rng.choice((_flip, _truncate, _duplicate))(rows, rng)))
+        parts[index] = make_chunk(
+            name, zlib.compress(rng.choice((_flip, _truncate, _duplicate))(rows, rng))
+        )
     elif kind == 5:
         parts.insert(rng.randrange(len(parts) + 1), parts[index] * rng.choice((1, 1, 30)))
     else:
@@ -193,7 +206,11 @@ def _jpeg(content: bytes, rng: random.Random) -> bytes:
     following = next((other for other in starts if other > start), len(content))
     segment, changed = content[start:end], bytearray(content)
     kind = rng.randrange(7)
-    frames = [place for place in starts if content[place + 1] in (0xC0, 0xC1, 0xC2) and place + 19 < len(content)]
+    frames = [
+        place
+        for place in starts
+        if content[place + 1] in (0xC0, 0xC1, 0xC2) and place + 19 < len(content)
+    ]
     if kind <= 1 and frames:
         frame = frames[0]
         field = rng.randrange(5)
@@ -204,15 +221,37 @@ def _jpeg(content: bytes, rng: random.Random) -> bytes:
         elif field == 3:  # precision, or the number of components
             changed[frame + rng.choice((4, 9))] = rng.choice((0, 1, 2, 3, 4, 8, 12, 16, 255))
         else:  # number, sampling factors and table of a component
-            changed[frame + 10 + rng.randrange(9)] = rng.choice((0, 1, 2, 0x11, 0x12, 0x21, 0x22, 0x41, 0x44, 0xFF))
+            changed[frame + 10 + rng.randrange(9)] = rng.choice(
+                (0, 1, 2, 0x11, 0x12, 0x21, 0x22, 0x41, 0x44, 0xFF)
+            )
     elif kind == 2 and start + 4 <= len(content):
-        struct.pack_into(">H", changed, start + 2, rng.choice((0, 1, 2, 3, len(segment), 1000, 0xFFFF)))
+        struct.pack_into(
+            ">H", changed, start + 2, rng.choice((0, 1, 2, 3, len(segment), 1000, 0xFFFF))
+        )
     elif kind == 3 and start + 1 < len(content):
         changed[start + 1] = rng.choice(
-            (0x01, 0xC0, 0xC2, 0xC4, 0xCC, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xE1, 0xE2, 0xFE)
+            (
+                0x01,
+                0xC0,
+                0xC2,
+                0xC4,
+                0xCC,
+                0xD0,
+                0xD8,
+                0xD9,
+                0xDA,
+                0xDB,
+                0xDC,
+                0xDD,
+                0xE1,
+                0xE2,
+                0xFE,
+            )
         )
     elif kind == 4:
-        changed[start + 4 : end] = rng.choice((_flip, _insert, _delete))(content[start + 4 : end], rng)
+        changed[start + 4 : end] = rng.choice((_flip, _insert, _delete))(
+            content[start + 4 : end], rng
+        )
     elif kind == 5:  # a scan with its data, or another segment
         place = rng.choice(starts)
         changed[place:place] = content[start:following] * rng.choice((1, 2, 30, 150))
@@ -233,11 +272,17 @@ def _webp(content: bytes, rng: random.Random) -> bytes:
     changed, chunk = bytearray(content), rng.choice(chunks)
     kind = rng.randrange(5)
     if kind == 0:
-        struct.pack_into("<I", changed, 4, rng.choice((0, 4, len(content), len(content) - 7, 2**32 - 1)))
+        struct.pack_into(
+            "<I", changed, 4, rng.choice((0, 4, len(content), len(content) - 7, 2**32 - 1))
+        )
     elif kind == 1:
-        struct.pack_into("<I", changed, chunk + 4, rng.choice((0, 1, 5, 10, len(content), 2**31, 2**32 - 1)))
+        struct.pack_into(
+            "<I", changed, chunk + 4, rng.choice((0, 1, 5, 10, len(content), 2**31, 2**32 - 1))
+        )
     elif kind == 2:
-        changed[chunk : chunk + 4] = rng.choice((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"junk"))
+        changed[chunk : chunk + 4] = rng.choice(
+            (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"junk")
+        )
     elif kind == 3 and len(content) > 32:  # fields of the frame or of the canvas
         changed[rng.randrange(20, 32)] = rng.randrange(256)
     else:
@@ -253,7 +298,12 @@ def _bmp(content: bytes, rng: random.Random) -> bytes:
     if place in (26, 28):
         struct.pack_into("<H", changed, place, rng.choice((0, 1, 4, 8, 16, 24, 32, 64)))
     else:
-        struct.pack_into("<i", changed, place, rng.choice((*SIZES, -40, -1, 2, 3, 4, 6, 12, 108, 124, -(2**31), 2**31 - 1)))
+        struct.pack_into(
+            "<i",
+            changed,
+            place,
+            rng.choice((*SIZES, -40, -1, 2, 3, 4, 6, 12, 108, 124, -(2**31), 2**31 - 1)),
+        )
     return bytes(changed)
 
 

@@ -7,7 +7,12 @@ import yaml
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.repository import ROOT
 
-OUTPUTS = ("data/processed/images.npy", "data/processed/manifest.csv", "data/processed/rejected.csv", "metrics/data.json")
+OUTPUTS = (
+    "data/processed/images.npy",
+    "data/processed/manifest.csv",
+    "data/processed/rejected.csv",
+    "metrics/data.json",
+)
 SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
 
 
@@ -15,7 +20,12 @@ def set_params(project: Path, workers: int = 1, cluster: str = "none", **changes
     """The project's parameters at 16 pixels, for the images in raw/, without the settings that belong to the sample."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     fixes = str(ROOT / "data/label_fixes.csv")
-    params["data"] |= {"source": "raw", "image_size": 16, "label_fixes": fixes, "groups": "none"} | changes
+    params["data"] |= {
+        "source": "raw",
+        "image_size": 16,
+        "label_fixes": fixes,
+        "groups": "none",
+    } | changes
     params["runtime"] |= {"workers": workers, "cluster": cluster, "tracking": False}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 
@@ -23,7 +33,10 @@ def set_params(project: Path, workers: int = 1, cluster: str = "none", **changes
 def make_raw_images(folder: Path) -> None:
     """48 images of two classes, each of the first six also as a near-duplicate, and some invalid files."""
     files = {f"{'ab'[n % 2]}/{n:02}.jpg": encode(make_image(n, 80, 64)) for n in range(48)}
-    files |= {f"{'ab'[n % 2]}/near{n}.jpg": encode(make_image(n, 80, 64).resize((60, 48)), quality=70) for n in range(6)}
+    files |= {
+        f"{'ab'[n % 2]}/near{n}.jpg": encode(make_image(n, 80, 64).resize((60, 48)), quality=70)
+        for n in range(6)
+    }
     files |= {
         "a/copy.jpg": files["a/02.jpg"],
         "b/conflict.jpg": files["a/04.jpg"],

@@ -60,12 +60,25 @@ def set_params(file: Path, **values) -> None:
 def run(*command, cwd, code=0, **env) -> str:
     """What a command prints; checks whether it fails (``code`` not 0)."""
     command = [sys.executable, "-m", "dvc", *command[1:]] if command[0] == "dvc" else list(command)
-    identity = {f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    identity = {
+        f"GIT_{role}_{key}": "test@localhost"
+        for role in ("AUTHOR", "COMMITTER")
+        for key in ("NAME", "EMAIL")
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # MLflow's default settings, whoever runs the tests.
-    env = {**os.environ, "MLFLOW_TRACKING_URI": "", **identity, "PATH": path, "OMP_NUM_THREADS": "2", **env}
+    env = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": "",
+        **identity,
+        "PATH": path,
+        "OMP_NUM_THREADS": "2",
+        **env,
+    }
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode != 0) == (code != 0), f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert (done.returncode != 0) == (code != 0), (
+        f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
     return done.stdout + done.stderr
 
 
@@ -78,8 +91,13 @@ def make_project(folder: Path) -> None:
     """A clone of this repository with few images, in which ``dvc repro`` has run; its results are not committed."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     # With the uncommitted changes, so that they are tested, too.
-    for command in (["diff", "--name-only", "--no-renames", "HEAD"], ["ls-files", "--others", "--exclude-standard"]):
-        listing = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for command in (
+        ["diff", "--name-only", "--no-renames", "HEAD"],
+        ["ls-files", "--others", "--exclude-standard"],
+    ):
+        listing = subprocess.run(
+            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         for name in listing.splitlines():
             if (ROOT / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -52,12 +52,22 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The attributes of a report that depend on the predictions."""
     images = select_predictions(next(iter(tables.values())))
     context = evaluation_context(images, 200)
-    metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(images)
+    metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(
+        images
+    )
     by_model = []
     for model, table in tables.items():
-        calibration, minimum_eps, corruptions = make_calibration(table), make_minimum_eps(table), make_corruptions(table)
+        calibration, minimum_eps, corruptions = (
+            make_calibration(table),
+            make_minimum_eps(table),
+            make_corruptions(table),
+        )
         plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
-        metrics[model] = model_metrics(table, context) | min_eps_metrics(plots["minimum_eps"]) | corruption_metrics(corruptions)
+        metrics[model] = (
+            model_metrics(table, context)
+            | min_eps_metrics(plots["minimum_eps"])
+            | corruption_metrics(corruptions)
+        )
         metrics[model] |= distortion_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
         metrics[model] |= gradient_metrics(make_gradients(table), context)
         metrics[model] |= conformal_metrics(plots["conformal"], calibration)
@@ -73,9 +83,13 @@ def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "metrics": metrics,
         "checks": {model: {} for model in tables},
         "counts": pd.DataFrame({"train": 30, "val": 5, "test": test}),
-        "tables": {name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]},
+        "tables": {
+            name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]
+        },
         "training": {model: make_training() for model in tables},
-        "attacks": pd.DataFrame(attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]),
+        "attacks": pd.DataFrame(
+            attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]
+        ),
         "steps": {"pgd": 10, "apgd": 20},
         "models": dict.fromkeys(tables, DESCRIPTION),
         "ensembles": dict.fromkeys(tables, ENSEMBLE),
@@ -107,8 +121,12 @@ def make_report(
     attributes = {
         "params": PARAMS | (params or {}),
         "data": DATA | (data or {}),
-        "rejected": pd.DataFrame({"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}),
+        "rejected": pd.DataFrame(
+            {"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}
+        ),
         "figures": {},
         "versions": {"Python": "3.11.0"},
     }
-    return Report(**(attributes | (_evaluate(tables) if tables else _evaluate_default(models)) | changes))
+    return Report(
+        **(attributes | (_evaluate(tables) if tables else _evaluate_default(models)) | changes)
+    )

@@ -11,7 +11,19 @@ from tests.helpers.image_files import encode, make_png
 
 SIZE = 32
 JSON = {"content-type": "application/json"}
-CARD = ModelCard("adv", "0", "cervix", 1.0, True, "linf", 8 / 255, 12, 0.95, Estimate(0.9, 0.8, 1.0), Estimate(0.4, 0.3, 0.5))
+CARD = ModelCard(
+    "adv",
+    "0",
+    "cervix",
+    1.0,
+    True,
+    "linf",
+    8 / 255,
+    12,
+    0.95,
+    Estimate(0.9, 0.8, 1.0),
+    Estimate(0.4, 0.3, 0.5),
+)
 
 
 def image_file(seed: int = 0) -> bytes:
@@ -29,7 +41,10 @@ INVALID_REQUESTS = {  # image -> part of the error message
     "HTML": (to_base64(b"<html>"), "not an image"),
     "empty": ("", "empty"),
     "truncated": (to_base64(image_file()[:-200]), "truncated"),
-    "decompression bomb": (to_base64(make_png(20000, 20000, bytes(10**6))), "too large: more than 80000000 pixels"),
+    "decompression bomb": (
+        to_base64(make_png(20000, 20000, bytes(10**6))),
+        "too large: more than 80000000 pixels",
+    ),
     "34 MB": (to_base64(bytes(34 * 10**6)), "at most 32 MiB"),
     "wrong shape": (np.zeros((SIZE, SIZE), int).tolist(), f"shape ({SIZE}, {SIZE}, 3)"),
     "ragged list": ([[1, 2], [3]], "inhomogeneous"),

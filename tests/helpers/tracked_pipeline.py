@@ -19,7 +19,14 @@ from stages.tracking import stage_logging
 from stages.tracking.connection import EXPERIMENT
 from tests.helpers.repository import ROOT
 
-STAGES = ("preprocess", "train_clean", "attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate")
+STAGES = (
+    "preprocess",
+    "train_clean",
+    "attack_eval@clean",
+    "train_adv",
+    "attack_eval@adv",
+    "evaluate",
+)
 PIPELINE = """
 stages:
   preprocess: {deps: ["${data.source}"], params: [seed, data], outs: [data/processed],
@@ -52,7 +59,8 @@ def epoch_rows(model: str, count: int = 3) -> list[dict[str, float]]:
     """The rows of fit(), with all their digits."""
     base = {"clean": 1, "adv": 2}[model]
     return [
-        {"epoch": e, "val_loss": base / (e + 1 / 3), "val_clean_accuracy": 1 - 1 / (e + 2 / 3)} for e in range(1, count + 1)
+        {"epoch": e, "val_loss": base / (e + 1 / 3), "val_clean_accuracy": 1 - 1 / (e + 2 / 3)}
+        for e in range(1, count + 1)
     ]
 
 
@@ -61,22 +69,43 @@ def write_pipeline_files(folder: Path, name: str) -> None:
     write_text(folder / "dvc.yaml", PIPELINE)
     shutil.copy(ROOT / "params.yaml", folder)
     write_text(folder / "data/processed/manifest.csv", f"path,label\n{name}.jpg,x\n2.jpg,y\n")
-    write_text(folder / "metrics/data.json", json.dumps({"images": 2, "train": {"CIN2+": 1}, "source": name}))
+    write_text(
+        folder / "metrics/data.json",
+        json.dumps({"images": 2, "train": {"CIN2+": 1}, "source": name}),
+    )
     write_text(folder / "plots/crops.png", f"{name} png")
     for model in ("clean", "adv"):
         rows = epoch_rows(model)
-        lines = [f"{r['epoch']},{r['val_loss']:.6g},{r['val_clean_accuracy']:.6g},,{int(r['epoch'] == 2)}" for r in rows]
+        lines = [
+            f"{r['epoch']},{r['val_loss']:.6g},{r['val_clean_accuracy']:.6g},,{int(r['epoch'] == 2)}"
+            for r in rows
+        ]
         write_text(
             folder / f"plots/training_{model}.csv",
             "\n".join(["epoch,val_loss,val_clean_accuracy,val_robust_loss,chosen", *lines, ""]),
         )
         write_text(folder / f"data/models/{model}.safetensors", f"{name} weights of {model}")
-        rows = [("none", 0, "x", "x"), ("none", 0, "y", "x"), ("pgd", 8 / 255, "x", "y"), ("pgd", 0.25 / 255, "x", "x")]
-        table = "\n".join(f"{a},{eps:.6g},{label},{prediction}" for a, eps, label, prediction in rows)
-        write_text(folder / f"data/predictions/{model}/predictions.csv", f"attack,eps,label,prediction\n{table}\n")
+        rows = [
+            ("none", 0, "x", "x"),
+            ("none", 0, "y", "x"),
+            ("pgd", 8 / 255, "x", "y"),
+            ("pgd", 0.25 / 255, "x", "x"),
+        ]
+        table = "\n".join(
+            f"{a},{eps:.6g},{label},{prediction}" for a, eps, label, prediction in rows
+        )
+        write_text(
+            folder / f"data/predictions/{model}/predictions.csv",
+            f"attack,eps,label,prediction\n{table}\n",
+        )
         write_text(folder / f"data/predictions/{model}/examples/0.png", f"{name} {model} png")
     metrics = {
-        model: {"clean_accuracy": 0.75, "clean_accuracy_low": 0.7, "clean_accuracy_high": 0.8, "robust_accuracy_worst": 0.5}
+        model: {
+            "clean_accuracy": 0.75,
+            "clean_accuracy_low": 0.7,
+            "clean_accuracy_high": 0.8,
+            "robust_accuracy_worst": 0.5,
+        }
         for model in ("clean", "adv")
     }
     write_text(folder / "metrics/evaluate.json", json.dumps({**metrics, "n": 2}))
@@ -115,7 +144,9 @@ def start_script(folder: Path, body: str, **env: str) -> subprocess.Popen:
     )
     code = "\n".join([*imports, body])
     env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    )
 
 
 def log_stage(stage: str) -> None:
@@ -165,7 +196,11 @@ class LoggedRuns:
     def snapshot(self) -> Any:
         """All that a test may compare for equality."""
         runs = [
-            (run.info.to_proto().SerializeToString(), sorted(run.data.tags.items()), run.inputs.to_dictionary())
+            (
+                run.info.to_proto().SerializeToString(),
+                sorted(run.data.tags.items()),
+                run.inputs.to_dictionary(),
+            )
             for run in (*self.pipelines, *self.stages.values())
         ]
         return runs, self.history, self.files
@@ -177,11 +212,19 @@ def read_runs(uri: str) -> LoggedRuns:
 
     client = MlflowClient(uri)
     experiments = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
-    runs = [client.get_run(r.info.run_id) for e in experiments for r in client.search_runs([e.experiment_id])]
+    runs = [
+        client.get_run(r.info.run_id)
+        for e in experiments
+        for r in client.search_runs([e.experiment_id])
+    ]
     race = {run.info.run_id for run in runs if run.info.run_name == RACE}
-    runs = [run for run in runs if not race & {run.info.run_id, run.data.tags.get("mlflow.parentRunId")}]
+    runs = [
+        run for run in runs if not race & {run.info.run_id, run.data.tags.get("mlflow.parentRunId")}
+    ]
     history = {
-        (run.info.run_id, metric): [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)]
+        (run.info.run_id, metric): [
+            (m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)
+        ]
         for run in runs
         for metric in run.data.metrics
     }

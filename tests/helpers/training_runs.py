@@ -14,8 +14,12 @@ from tests.helpers.models import tiny_classifier
 
 EPS = 8 / 255
 STANDARD = TrainingMethod()
-NO_AUGMENTATION = AugmentParams(flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-ALL_AUGMENTATIONS = AugmentParams(flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
+NO_AUGMENTATION = AugmentParams(
+    flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0
+)
+ALL_AUGMENTATIONS = AugmentParams(
+    flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3
+)
 PARAMS = TrainAdvParams(
     epochs=3,
     batch_size=16,
@@ -58,7 +62,9 @@ def with_params(**changes) -> TrainAdvParams:
 def checkpoint_in(folder: Path) -> Checkpoint:
     """A checkpoint whose state lies in a folder."""
     checkpoint = Checkpoint("test", "key")
-    checkpoint.folder, checkpoint.file, checkpoint.previous = (Path(folder) / name for name in ("", "last.pt", "previous.pt"))
+    checkpoint.folder, checkpoint.file, checkpoint.previous = (
+        Path(folder) / name for name in ("", "last.pt", "previous.pt")
+    )
     checkpoint.folder.mkdir(exist_ok=True)
     return checkpoint
 
@@ -81,7 +87,9 @@ def train(
         fabric,
         tiny_classifier(dataset.classes),
         DatasetSplit.from_dataset(dataset, "train"),
-        validation(DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images),
+        validation(
+            DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images
+        ),
         p,
         seed=seed,
         checkpoint=checkpoint_in(folder),

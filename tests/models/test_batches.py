@@ -18,7 +18,9 @@ def test_class_weights_give_every_class_the_same_total():
 
 @pytest.fixture
 def imbalanced() -> DatasetSplit:
-    return DatasetSplit(np.zeros((3000, 1, 1, 3), np.uint8), np.array([0] * 2700 + [1] * 300), np.arange(3000))
+    return DatasetSplit(
+        np.zeros((3000, 1, 1, 3), np.uint8), np.array([0] * 2700 + [1] * 300), np.arange(3000)
+    )
 
 
 def test_sampler_draws_every_class_equally_often(imbalanced):

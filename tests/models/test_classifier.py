@@ -27,7 +27,10 @@ def resnet18(weights="none", sha256="none"):
 def test_normalization_is_the_first_layer():
     model = resnet18().eval()
     x = torch.rand(2, 3, 32, 32)
-    mean, std = torch.tensor(classifier.IMAGENET_MEAN).view(3, 1, 1), torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1)
+    mean, std = (
+        torch.tensor(classifier.IMAGENET_MEAN).view(3, 1, 1),
+        torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1),
+    )
     assert torch.allclose(model(x), model.backbone((x - mean) / std))
     assert model(x).shape == (2, 3)
 
@@ -71,19 +74,25 @@ def test_load_refuses_other_classes_or_image_size(tmp_path):
 def test_load_refuses_missing_or_invalid_file(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"not a model")
     for name in ("x", "missing"):
-        with pytest.raises(ModelError, match=f"{name}.safetensors: expected a model that this pipeline saved"):
+        with pytest.raises(
+            ModelError, match=f"{name}.safetensors: expected a model that this pipeline saved"
+        ):
             load(tmp_path / f"{name}.safetensors")
 
 
 def test_unknown_architecture_is_named():
-    with pytest.raises(ModelError, match=r"model.arch: expected one of .*resnet50.*, got 'resnet51'"):
+    with pytest.raises(
+        ModelError, match=r"model.arch: expected one of .*resnet50.*, got 'resnet51'"
+    ):
         create_model("resnet51", CLASSES, 32, "none", "none", 0)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "densenet121"])
 def test_size_at_which_a_strided_convolution_sees_one_pixel_is_refused(arch):
     """In bfloat16, torch 2.14.1 on a CPU leaves 8 of 9 taps of that convolution's gradient uninitialized."""
-    message = f"data.image_size: expected more than 16 for {arch}, got 16: its .* would see one pixel"
+    message = (
+        f"data.image_size: expected more than 16 for {arch}, got 16: its .* would see one pixel"
+    )
     if arch == "densenet121":  # strides by pooling, which has no weights
         assert create_model(arch, CLASSES, 32, "none", "none", 0).image_size == 32
         return
@@ -93,7 +102,9 @@ def test_size_at_which_a_strided_convolution_sees_one_pixel_is_refused(arch):
 
 
 def test_size_that_an_architecture_cannot_take_is_refused():
-    with pytest.raises(ModelError, match=r"data\.image_size: expected a size that alexnet can take, got 32: "):
+    with pytest.raises(
+        ModelError, match=r"data\.image_size: expected a size that alexnet can take, got 32: "
+    ):
         create_model("alexnet", CLASSES, 32, "none", "none", 0)
 
 
@@ -103,24 +114,38 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     with torch.no_grad():
         model.backbone.fc.weight[0, 0] = value
     save(tmp_path / "model.safetensors", model)
-    with pytest.raises(ModelError, match=r"m.*\.safetensors: .* finite numbers for backbone\.fc\.weight, got NaN"):
+    with pytest.raises(
+        ModelError, match=r"m.*\.safetensors: .* finite numbers for backbone\.fc\.weight, got NaN"
+    ):
         load(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "convnext_tiny"]
+)
 def test_pretrained_weights_fill_all_layers_but_the_head(arch, tmp_path):
     torch.manual_seed(1)
     donor = torchvision.models.get_model(arch, num_classes=7)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "donor.pth")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}},
+        tmp_path / "donor.pth",
+    )
     digest = hashlib.sha256((tmp_path / "donor.pth").read_bytes())
     model = create_model(arch, CLASSES, 64, str(tmp_path / "donor.pth"), digest.hexdigest(), 0)
     state, own = donor.state_dict(), model.backbone.state_dict()
-    fresh = {name for name in own if own[name].shape != state[name].shape or not torch.equal(own[name], state[name])}
+    fresh = {
+        name
+        for name in own
+        if own[name].shape != state[name].shape or not torch.equal(own[name], state[name])
+    }
     assert fresh == {name for name in own if name.startswith(model.head + ".")}
 
 
 def test_missing_or_invalid_weights_file_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"model.weights: expected none, imagenet or an existing file, got .*missing.pth"):
+    with pytest.raises(
+        ModelError,
+        match=r"model.weights: expected none, imagenet or an existing file, got .*missing.pth",
+    ):
         resnet18(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(ModelError, match="expected a state dict or a safetensors file"):
@@ -143,9 +168,18 @@ def test_weights_of_a_deeper_network_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.to(torch.complex64), "expected floating-point numbers for conv1.weight, got torch.complex64"),
-        (lambda w: w.to(torch.int8), "expected floating-point numbers for conv1.weight, got torch.int8"),
-        (lambda w: w.to("meta"), "expected floating-point numbers for conv1.weight, got torch.float32 on meta"),
+        (
+            lambda w: w.to(torch.complex64),
+            "expected floating-point numbers for conv1.weight, got torch.complex64",
+        ),
+        (
+            lambda w: w.to(torch.int8),
+            "expected floating-point numbers for conv1.weight, got torch.int8",
+        ),
+        (
+            lambda w: w.to("meta"),
+            "expected floating-point numbers for conv1.weight, got torch.float32 on meta",
+        ),
         (lambda w: w.to_sparse(), "expected floating-point numbers for conv1.weight"),
         (lambda w: w * float("nan"), "expected finite numbers for conv1.weight"),
         (lambda w: torch.full_like(w, 1e38), "expected weights that give finite logits"),
@@ -160,7 +194,9 @@ def test_weights_that_cannot_be_right_are_refused_by_name(tmp_path, change, mess
     assert "w.pth" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [[1, 2], None, torch.ones(3), {1: torch.ones(3)}, {"a": 1}, {"model": [1]}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], None, torch.ones(3), {1: torch.ones(3)}, {"a": 1}, {"model": [1]}]
+)
 def test_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"w\.pth: expected a state dict"):
@@ -180,11 +216,16 @@ def test_zip_bomb_is_refused_unread(tmp_path):
         resnet18(tmp_path / "bomb.pth")
 
 
-@pytest.mark.parametrize("config", ["", "[]", "{", '{"arch": 1}', '{"arch": "resnet18", "classes": [1], "image_size": 32}'])
+@pytest.mark.parametrize(
+    "config",
+    ["", "[]", "{", '{"arch": 1}', '{"arch": "resnet18", "classes": [1], "image_size": 32}'],
+)
 def test_saved_model_with_a_damaged_description_is_named(tmp_path, config):
     tensors = {name: tensor.contiguous() for name, tensor in resnet18().state_dict().items()}
     safetensors.torch.save_file(tensors, tmp_path / "m.safetensors", {"config": config})
-    with pytest.raises(ModelError, match=r"m\.safetensors: expected a model that this pipeline saved"):
+    with pytest.raises(
+        ModelError, match=r"m\.safetensors: expected a model that this pipeline saved"
+    ):
         load(tmp_path / "m.safetensors")
 
 
@@ -220,7 +261,9 @@ def test_failed_download_names_both_remedies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ModelError, match=r"expected to download resnet18-\w+\.pth, got: no network. Two ways out"):
+    with pytest.raises(
+        ModelError, match=r"expected to download resnet18-\w+\.pth, got: no network. Two ways out"
+    ):
         resnet18("imagenet")
 
 
@@ -240,7 +283,9 @@ def imagenet(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/{{}}"
-        monkeypatch.setattr(WeightsEnum, "url", property(lambda self: url.format(next(served.iterdir()).name)))
+        monkeypatch.setattr(
+            WeightsEnum, "url", property(lambda self: url.format(next(served.iterdir()).name))
+        )
         Thread(target=server.serve_forever, daemon=True).start()
         yield served, tmp_path / "cache" / "checkpoints", requested
         server.shutdown()
@@ -249,18 +294,25 @@ def imagenet(tmp_path, monkeypatch):
 def save_with_digest(state, folder):
     """A file named as torchvision does: with the first digits of its sha256."""
     torch.save(state, folder / "new")
-    return (folder / "new").rename(folder / f"net-{hashlib.sha256((folder / 'new').read_bytes()).hexdigest()[:8]}.pth")
+    return (folder / "new").rename(
+        folder / f"net-{hashlib.sha256((folder / 'new').read_bytes()).hexdigest()[:8]}.pth"
+    )
 
 
 def test_imagenet_weights_are_downloaded_once_with_a_progress_line(imagenet, capfd):
     served, cache, requested = imagenet
     expected = torchvision.models.densenet121(num_classes=1000).state_dict()
     # torchvision's own file of this network uses older names.
-    old_names = {re.sub(r"(layer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value for name, value in expected.items()}
+    old_names = {
+        re.sub(r"(layer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
+        for name, value in expected.items()
+    }
     file = save_with_digest(old_names, served)
     for _ in range(2):
         model = create_model("densenet121", CLASSES, 32, "imagenet", "none", 0)
-    assert torch.equal(model.backbone.features.denseblock1.denselayer1.norm1.weight, expected[FIRST_NORM])
+    assert torch.equal(
+        model.backbone.features.denseblock1.denselayer1.norm1.weight, expected[FIRST_NORM]
+    )
     assert requested == [f"/{file.name}"]
     assert [path.name for path in cache.iterdir()] == [file.name]
     out, err = capfd.readouterr()
@@ -272,7 +324,10 @@ def test_corrupted_download_is_refused_and_deleted(imagenet):
     served, cache, _ = imagenet
     file = save_with_digest({}, served)
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=rf"expected to download {file.name}, got: invalid hash value.*Two ways out"):
+    with pytest.raises(
+        ModelError,
+        match=rf"expected to download {file.name}, got: invalid hash value.*Two ways out",
+    ):
         resnet18("imagenet")
     assert not list(cache.iterdir())
 
@@ -297,8 +352,15 @@ def test_frozen_layers_do_not_change_in_train_mode():
     after = model.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed
-    assert all(k.startswith(("backbone.layer3", "backbone.layer4")) for k in changed)  # running statistics
+    assert all(
+        k.startswith(("backbone.layer3", "backbone.layer4")) for k in changed
+    )  # running statistics
     frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2")
-    assert all((parameter.grad is None) == name.startswith(frozen) for name, parameter in model.named_parameters())
-    with pytest.raises(ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"):
+    assert all(
+        (parameter.grad is None) == name.startswith(frozen)
+        for name, parameter in model.named_parameters()
+    )
+    with pytest.raises(
+        ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"
+    ):
         model.freeze("layer9")

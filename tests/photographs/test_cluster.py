@@ -18,7 +18,9 @@ from tests.helpers.preprocessing import make_raw_images, read_outputs, set_param
 
 @pytest.fixture(scope="module")
 def scheduler():
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as local:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as local:
         yield local.scheduler_address
 
 
@@ -65,21 +67,31 @@ def test_worker_with_other_code_is_refused(scheduler, monkeypatch):
 def test_worker_without_the_folder_is_refused(scheduler, monkeypatch):
     monkeypatch.setattr(cluster.Path, "is_dir", lambda path: True)
     monkeypatch.setattr(cluster.Path, "cwd", lambda: Path("/only/here"))
-    with pytest.raises(InputError, match="to have folder /only/here there, got missing"), parallel_map(0, scheduler):
+    with (
+        pytest.raises(InputError, match="to have folder /only/here there, got missing"),
+        parallel_map(0, scheduler),
+    ):
         pass
 
 
 @pytest.mark.slow
 def test_workers_with_several_threads_are_refused():
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as local:
-        refused = pytest.raises(InputError, match="expected workers of one thread, got 2 threads in tcp")
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1"
+    ) as local:
+        refused = pytest.raises(
+            InputError, match="expected workers of one thread, got 2 threads in tcp"
+        )
         with refused, parallel_map(0, local.scheduler_address):
             pass
 
 
 def test_unreachable_scheduler_is_an_error_within_seconds(monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT", 1)
-    start, expected = time.monotonic(), r"runtime.cluster: expected a Dask scheduler at tcp://127.0.0.1:9, got"
+    start, expected = (
+        time.monotonic(),
+        r"runtime.cluster: expected a Dask scheduler at tcp://127.0.0.1:9, got",
+    )
     with pytest.raises(InputError, match=expected), parallel_map(0, "tcp://127.0.0.1:9"):
         pass
     assert time.monotonic() - start < 10

@@ -28,11 +28,15 @@ X, Y = np.meshgrid((np.arange(160) + 0.5) / 160, (np.arange(120) + 0.5) / 120)
 def crop_box_of_red_region(region):
     """The crop box of a pale image with a reddish region."""
     pale = np.asarray(make_image(0, 160, 120).convert("L"), float)[..., None] / 8 + (190, 180, 165)
-    image = Image.fromarray(np.where(region[..., None], pale * (0.9, 0.5, 0.5), pale).astype(np.uint8))
+    image = Image.fromarray(
+        np.where(region[..., None], pale * (0.9, 0.5, 0.5), pale).astype(np.uint8)
+    )
     return decode_image(encode(image), 32, "cervix", 1).crop_box
 
 
-@pytest.mark.parametrize(("x", "y", "radius"), [(0.45, 0.55, 0.3), (0.4, 0.45, 0.22), (0.55, 0.5, 0.38)])
+@pytest.mark.parametrize(
+    ("x", "y", "radius"), [(0.45, 0.55, 0.3), (0.4, 0.45, 0.22), (0.55, 0.5, 0.38)]
+)
 def test_cervix_crop_encloses_red_disc(x, y, radius):
     box = crop_box_of_red_region(np.hypot((X - x) * 160, (Y - y) * 120) < radius * 120)
     assert box.kind == "cervix"
@@ -53,7 +57,9 @@ def test_gmm_matches_sklearn():
     responsibility, first_has_smaller_x = _fit_two_component_gmm(x, y, x < np.median(x))
     assert first_has_smaller_x
     assert ((responsibility > 0.5) == (np.arange(1500) < 900)).mean() > 0.97
-    mixture = GaussianMixture(2, means_init=[(1, 2), (2.5, 0)], tol=1e-6, max_iter=200).fit(points.T)
+    mixture = GaussianMixture(2, means_init=[(1, 2), (2.5, 0)], tol=1e-6, max_iter=200).fit(
+        points.T
+    )
     assert abs(responsibility - mixture.predict_proba(points.T)[:, 0]).max() < 0.02
 
 

@@ -25,7 +25,9 @@ def source(tmp_path):
 def test_only_new_and_changed_files_are_decoded(source, tmp_path, monkeypatch):
     first, pixels = decode_folder(source, tmp_path / "cache")
     original, calls = reading.decode_image, []
-    monkeypatch.setattr(reading, "decode_image", lambda *arguments: calls.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        reading, "decode_image", lambda *arguments: calls.append(1) or original(*arguments)
+    )
     cached, cached_pixels = decode_folder(source, tmp_path / "cache")
     assert cached_pixels == pixels
     assert cached.metadata[3].crop_box == first.metadata[3].crop_box
@@ -53,7 +55,11 @@ def test_entry_damaged_anywhere_is_ignored(seed, source, tmp_path):
     expected, content, size = load_entry(entry, 16), entry.read_bytes(), 16
     rng = np.random.default_rng(seed)
     for position in rng.choice(len(content), 300, replace=False):
-        entry.write_bytes(content[:position] + bytes([content[position] ^ (1 << rng.integers(8))]) + content[position + 1 :])
+        entry.write_bytes(
+            content[:position]
+            + bytes([content[position] ^ (1 << rng.integers(8))])
+            + content[position + 1 :]
+        )
         image = load_entry(entry, size)  # whole, where the changed bit is none of the content
         assert image is None or np.array_equal(image.pixels, expected.pixels)
 
@@ -89,7 +95,11 @@ def imported_names(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative imports are not followed"
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     parents = {name.rpartition(".") for name in names}
-    return {name for parent, _, name in parents if parent == photographs.__name__ and (file.parent / f"{name}.py").exists()}
+    return {
+        name
+        for parent, _, name in parents
+        if parent == photographs.__name__ and (file.parent / f"{name}.py").exists()
+    }
 
 
 def test_decoder_lists_every_module_that_decoding_imports():
@@ -102,7 +112,9 @@ def test_decoder_lists_every_module_that_decoding_imports():
             found.add(name)
             queue += imported_names(folder / f"{name}.py")
     assert all(isinstance(module, ModuleType) for module in DECODER)
-    assert {module.__name__ for module in DECODER} == {f"{photographs.__name__}.{name}" for name in found}
+    assert {module.__name__ for module in DECODER} == {
+        f"{photographs.__name__}.{name}" for name in found
+    }
 
 
 def test_least_recently_used_entries_are_evicted(tmp_path):

@@ -47,41 +47,60 @@ CHANGES = {
     "other format": lambda image: encode(image, "PNG"),
     "darker": lambda image: encode(ImageEnhance.Brightness(image).enhance(0.7)),
     "more contrast": lambda image: encode(ImageEnhance.Contrast(image).enhance(1.3)),
-    "other white balance": lambda image: encode(Image.fromarray((np.asarray(image) * (0.9, 1.0, 0.8)).astype(np.uint8))),
+    "other white balance": lambda image: encode(
+        Image.fromarray((np.asarray(image) * (0.9, 1.0, 0.8)).astype(np.uint8))
+    ),
     "cropped on one side": lambda image: encode(image.crop((0, 0, 190, 200))),
     "cropped on all sides": lambda image: encode(image.crop((8, 10, 192, 190))),
-    "rotated by 1 degree": lambda image: encode(image.rotate(1, Image.Resampling.BICUBIC).crop((6, 6, 194, 194))),
+    "rotated by 1 degree": lambda image: encode(
+        image.rotate(1, Image.Resampling.BICUBIC).crop((6, 6, 194, 194))
+    ),
     "several changes": lambda image: encode(
-        ImageEnhance.Brightness(image.crop((0, 8, 194, 194))).enhance(1.2).resize((110, 110)), quality=55
+        ImageEnhance.Brightness(image.crop((0, 8, 194, 194))).enhance(1.2).resize((110, 110)),
+        quality=55,
     ),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_exactly_the_near_duplicates_are_found(change):
-    contents = [encode(image) for image in originals()] + [CHANGES[change](image) for image in originals()]
+    contents = [encode(image) for image in originals()] + [
+        CHANGES[change](image) for image in originals()
+    ]
     thumbnails = np.stack([thumbnail(content) for content in contents])
     pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map, SCRATCH)
-    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [(n, n + 30, NEAR) for n in range(30)]
+    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [
+        (n, n + 30, NEAR) for n in range(30)
+    ]
 
 
 OTHER_VIEWS = {
     "shifted by 15 %": lambda image: image.crop((26, 10, 166, 150)),
     "shifted by 20 %": lambda image: image.crop((10, 38, 150, 178)),
     "shifted by 7 % along both sides, enlarged": lambda image: image.crop((22, 22, 156, 156)),
-    "defocused by 2 %": lambda image: image.crop((10, 10, 150, 150)).filter(ImageFilter.GaussianBlur(0.02 * 140)),
-    "defocused by 3 %, shifted": lambda image: image.crop((24, 10, 164, 150)).filter(ImageFilter.GaussianBlur(0.03 * 140)),
-    "sharpened": lambda image: image.crop((10, 10, 150, 150)).filter(ImageFilter.UnsharpMask(2, 200, 0)),
+    "defocused by 2 %": lambda image: image.crop((10, 10, 150, 150)).filter(
+        ImageFilter.GaussianBlur(0.02 * 140)
+    ),
+    "defocused by 3 %, shifted": lambda image: image.crop((24, 10, 164, 150)).filter(
+        ImageFilter.GaussianBlur(0.03 * 140)
+    ),
+    "sharpened": lambda image: image.crop((10, 10, 150, 150)).filter(
+        ImageFilter.UnsharpMask(2, 200, 0)
+    ),
 }
 
 
 @pytest.mark.parametrize("view", OTHER_VIEWS)
 def test_exactly_the_pairs_with_another_crop_or_focus_are_found(view):
     windows = [image.crop((10, 10, 150, 150)) for image in originals()]
-    contents = [encode(image) for image in windows] + [encode(OTHER_VIEWS[view](image), quality=75) for image in originals()]
+    contents = [encode(image) for image in windows] + [
+        encode(OTHER_VIEWS[view](image), quality=75) for image in originals()
+    ]
     thumbnails = np.stack([thumbnail(content) for content in contents])
     pairs = find_duplicates([str(n) for n in range(60)], thumbnails, SIMILARITY, map, SCRATCH)
-    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [(n, n + 30, NEAR) for n in range(30)]
+    assert [(pair.first, pair.second, pair.kind) for pair in pairs] == [
+        (n, n + 30, NEAR) for n in range(30)
+    ]
 
 
 def test_candidates_are_sorted_pairs():
@@ -103,7 +122,14 @@ def test_copies_are_paired_by_hash():
 
 def test_groups_are_connected_components_of_duplicates_and_patients():
     pairs = [DuplicatePair(0, 3, NEAR, 0.95), DuplicatePair(3, 4, COPY, 1.0)]
-    assert assign_groups(list("fbcade"), ["", "p", "", "", "", "p"], pairs) == ["a", "b", "c", "a", "a", "b"]
+    assert assign_groups(list("fbcade"), ["", "p", "", "", "", "p"], pairs) == [
+        "a",
+        "b",
+        "c",
+        "a",
+        "a",
+        "b",
+    ]
     assert assign_groups(["x"], [""], []) == ["x"]
 
 
@@ -129,9 +155,19 @@ def test_label_conflicts_of_copies_and_near_duplicates():
 
 def test_copies_are_dropped_and_conflicts_on_demand():
     hashes = ["0", "0", "0", "0", "1", "2"]
-    assert rows_to_drop(RECORDS, hashes, PAIRS, drop_conflicts=False) == {0: "copy: of d", 1: "copy: of d"}
+    assert rows_to_drop(RECORDS, hashes, PAIRS, drop_conflicts=False) == {
+        0: "copy: of d",
+        1: "copy: of d",
+    }
     dropped = rows_to_drop(RECORDS, hashes, PAIRS, drop_conflicts=True)
-    assert {row for row, reason in dropped.items() if reason.startswith("conflict: ")} == {0, 1, 2, 3, 4, 5}
+    assert {row for row, reason in dropped.items() if reason.startswith("conflict: ")} == {
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    }
 
 
 def sample_defects() -> list:
@@ -149,12 +185,18 @@ def sample_patients() -> dict[str, str]:
 
 def duplicates_in_sample(paths: list[str]) -> list[DuplicatePair]:
     contents = [(ROOT / "data/sample" / path).read_bytes() for path in paths]
-    return find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH)
+    return find_duplicates(
+        contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH
+    )
 
 
 def test_planted_duplicates_of_sample_are_found():
     patients = sample_patients()
-    planted = [d for d in sample_defects() if d.kind in ("exact_duplicate", "near_duplicate", "exif_rotated")]
+    planted = [
+        d
+        for d in sample_defects()
+        if d.kind in ("exact_duplicate", "near_duplicate", "exif_rotated")
+    ]
     assert len(planted) >= 7
     affected = {patients[defect.path] for defect in planted}
     truncated = {defect.path for defect in sample_defects() if defect.kind == "truncated"}
@@ -164,14 +206,18 @@ def test_planted_duplicates_of_sample_are_found():
     pairs = duplicates_in_sample(paths)
     for defect in planted:
         kind = COPY if defect.kind == "exact_duplicate" else NEAR
-        assert [p for p in pairs if paths.index(defect.path) in (p.first, p.second) and p.kind == kind], defect
+        assert [
+            p for p in pairs if paths.index(defect.path) in (p.first, p.second) and p.kind == kind
+        ], defect
     assert all(patients[paths[pair.first]] == patients[paths[pair.second]] for pair in pairs)
 
 
 @pytest.mark.slow
 def test_no_duplicates_across_patients_in_whole_sample():
     patients = sample_patients()
-    undecodable = {defect.path for defect in sample_defects() if defect.kind in ("empty", "text", "truncated")}
+    undecodable = {
+        defect.path for defect in sample_defects() if defect.kind in ("empty", "text", "truncated")
+    }
     paths = [path for path in patients if path not in undecodable]
     pairs = duplicates_in_sample(paths)
     assert len(pairs) > 100
@@ -182,13 +228,21 @@ def test_known_duplicates_of_annocerv_are_found():
     """Five pairs of cases are known to show the same photographs, two of them under different labels."""
     root = os.environ.get("COLPOSCOPY_ANNOCERV")
     if not root:
-        pytest.skip("COLPOSCOPY_ANNOCERV names no folder with the AnnoCerv photographs and their index.csv")
+        pytest.skip(
+            "COLPOSCOPY_ANNOCERV names no folder with the AnnoCerv photographs and their index.csv"
+        )
     with (Path(root) / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     contents = [(Path(root) / row["file"]).read_bytes() for row in rows]
-    pairs = find_duplicates(contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH)
-    assert all(rows[pair.first]["group"] == rows[pair.second]["group"] for pair in pairs), "no unrelated pair"
-    joined = {tuple(sorted((rows[pair.first]["patient"], rows[pair.second]["patient"]))) for pair in pairs}
+    pairs = find_duplicates(
+        contents, np.stack([thumbnail(content) for content in contents]), SIMILARITY, map, SCRATCH
+    )
+    assert all(rows[pair.first]["group"] == rows[pair.second]["group"] for pair in pairs), (
+        "no unrelated pair"
+    )
+    joined = {
+        tuple(sorted((rows[pair.first]["patient"], rows[pair.second]["patient"]))) for pair in pairs
+    }
     known = {
         ("case016", "case026"),
         ("case021", "case028"),

@@ -21,7 +21,12 @@ NAMES = (
     "'.jpg", "\\.jpg", "%s{0}.jpg", " leading.jpg", "trailing .jpg", "\U0001f600.jpg", "\u202egpj.exe.jpg",
     "\u2028.jpg", "\ufeff.jpg", "e\u0301.jpg", "\u00e9.jpg", "x..jpg", "\u00e9" * 125 + ".jpg", "x" * 251 + ".jpg",
 )  # fmt: skip
-CONTROLS = {"new\nline": "new\\x0aline", "re\rturn": "re\\x0dturn", "\x1b[31mred": "\\x1b[31mred", "\x7f": "\\x7f"}
+CONTROLS = {
+    "new\nline": "new\\x0aline",
+    "re\rturn": "re\\x0dturn",
+    "\x1b[31mred": "\\x1b[31mred",
+    "\x7f": "\\x7f",
+}
 
 
 @pytest.fixture
@@ -80,7 +85,9 @@ def test_names_with_control_characters_are_refused_in_one_line(project, capsys):
     set_params(project, max_rejected=1)
     preprocess.main()
     assert processed_labels() == kept
-    expected = {f"{folder}/{name}.jpg" for folder in ("a", *CONTROLS.values()) for name in CONTROLS.values()}
+    expected = {
+        f"{folder}/{name}.jpg" for folder in ("a", *CONTROLS.values()) for name in CONTROLS.values()
+    }
     assert rejected_reasons() == dict.fromkeys(expected, "name: has control characters")
     printed = "".join(capsys.readouterr())
     assert not set(printed.replace("\n", "")) & set("\r\x1b\x7f")
@@ -88,11 +95,23 @@ def test_names_with_control_characters_are_refused_in_one_line(project, capsys):
 
 @pytest.mark.parametrize("row", ['a/0.jpg,"x\ry",p', 'a/0.jpg,x,"p\n1"'], ids=["label", "patient"])
 def test_control_characters_of_tables_are_refused(tmp_path, row):
-    write_files(tmp_path, {"a/0.jpg": b"", "a/1.jpg": b"", "t.csv": f"path,label,group\n{row}\na/1.jpg,z,p\n".encode()})
-    with pytest.raises(SourceError, match=r"a/0\.jpg: expected a class and a patient without control characters, got '"):
+    write_files(
+        tmp_path,
+        {
+            "a/0.jpg": b"",
+            "a/1.jpg": b"",
+            "t.csv": f"path,label,group\n{row}\na/1.jpg,z,p\n".encode(),
+        },
+    )
+    with pytest.raises(
+        SourceError,
+        match=r"a/0\.jpg: expected a class and a patient without control characters, got '",
+    ):
         list_images(data_params(tmp_path, table="t.csv"))
     write_files(tmp_path, {"t.csv": b'path,label\na/0.jpg,x\na/1.jpg,y\n"a/\r.jpg",y\n'})
-    assert list_images(data_params(tmp_path, table="t.csv")).rejected == {"a/\\x0d.jpg": "name: has control characters"}
+    assert list_images(data_params(tmp_path, table="t.csv")).rejected == {
+        "a/\\x0d.jpg": "name: has control characters"
+    }
 
 
 def test_sockets_and_devices_are_not_opened(tmp_path, monkeypatch):
@@ -107,7 +126,9 @@ def test_sockets_and_devices_are_not_opened(tmp_path, monkeypatch):
 
 
 def test_files_that_change_after_listing_are_images_or_refused(tmp_path):
-    source = write_files(tmp_path / "source", {f"{'ab'[n % 2]}/{n}.jpg": encode(make_image(n)) for n in range(6)})
+    source = write_files(
+        tmp_path / "source", {f"{'ab'[n % 2]}/{n}.jpg": encode(make_image(n)) for n in range(6)}
+    )
     p = data_params(source, image_size=16)
     records = list_images(p).images
     (source / "a/0.jpg").unlink()
@@ -119,4 +140,7 @@ def test_files_that_change_after_listing_are_images_or_refused(tmp_path):
     decoded = decode_all(records, p, io.BytesIO(), map, tmp_path / "cache")
     assert [record.path for record in decoded.records] == ["a/4.jpg", "b/3.jpg", "b/5.jpg"]
     assert decoded.rejected.pop("a/2.jpg").startswith("truncated: ")
-    assert decoded.rejected == {"a/0.jpg": "unreadable: No such file or directory", "b/1.jpg": "unreadable: Is a directory"}
+    assert decoded.rejected == {
+        "a/0.jpg": "unreadable: No such file or directory",
+        "b/1.jpg": "unreadable: Is a directory",
+    }

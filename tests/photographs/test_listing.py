@@ -18,7 +18,14 @@ def labels(index) -> dict[str, str]:
 def test_class_is_parent_folder_at_any_depth(tmp_path):
     write_files(
         tmp_path,
-        {"b/1.jpg": b"", "deep/er/a/1.JPG": b"", "b/sub/c/2.png": b"", "notes.txt": b"", "b/.DS_Store": b"", "x/y.csv": b""},
+        {
+            "b/1.jpg": b"",
+            "deep/er/a/1.JPG": b"",
+            "b/sub/c/2.png": b"",
+            "notes.txt": b"",
+            "b/.DS_Store": b"",
+            "x/y.csv": b"",
+        },
     )
     index = list_images(data_params(tmp_path))
     assert labels(index) == {"b/1.jpg": "b", "b/sub/c/2.png": "c", "deep/er/a/1.JPG": "a"}
@@ -29,7 +36,8 @@ def test_class_is_parent_folder_at_any_depth(tmp_path):
 def test_files_that_are_no_images_are_rejected_with_reason(tmp_path):
     outside = write_files(tmp_path / "outside", {"secret.jpg": b"", "folder/a.jpg": b""})
     source = write_files(
-        tmp_path / "source", {"a/1.jpg": b"", "b/1.jpg": b"", "b/list.txt": b"", "b/none": b"", "loose.jpg": b""}
+        tmp_path / "source",
+        {"a/1.jpg": b"", "b/1.jpg": b"", "b/list.txt": b"", "b/none": b"", "loose.jpg": b""},
     )
     (source / "a" / "out.jpg").symlink_to(outside / "secret.jpg")
     (source / "a" / "gone.jpg").symlink_to(source / "a" / "nothing.jpg")
@@ -84,9 +92,13 @@ def test_official_test_images_are_used_on_demand_only(tmp_path):
 
 
 def test_official_test_requires_solution(tmp_path):
-    source = write_files(tmp_path, {path: content for path, content in OFFICIAL.items() if "solution" not in path})
+    source = write_files(
+        tmp_path, {path: content for path, content in OFFICIAL.items() if "solution" not in path}
+    )
     assert len(list_images(data_params(source)).images) == 2, "never a class named test"
-    with pytest.raises(SourceError, match=r"data\.test: official: expected .* got 2 images and 0 such files"):
+    with pytest.raises(
+        SourceError, match=r"data\.test: official: expected .* got 2 images and 0 such files"
+    ):
         list_images(data_params(source, test="official"))
     write_files(source, {"solution_stg1_release.csv": b"image_name,Type_1,Type_2\n0.jpg,1,1\n"})
     with pytest.raises(SourceError, match="line 2: expected 1 for exactly one class, got 2"):
@@ -95,10 +107,16 @@ def test_official_test_requires_solution(tmp_path):
 
 def test_table_gives_label_patient_and_split(tmp_path):
     table = b"path,label,group,split\na/1.jpg,x,p1,train\nb/1.jpg,y,p1,\nb/2.jpg,y,p2,test\ngone.jpg,y,,\n"
-    write_files(tmp_path, {"a/1.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b"", "b/3.jpg": b"", "all.csv": table})
+    write_files(
+        tmp_path, {"a/1.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b"", "b/3.jpg": b"", "all.csv": table}
+    )
     index = list_images(data_params(tmp_path, table="all.csv"))
     found = [(record.path, record.label, record.patient, record.split) for record in index.images]
-    assert found == [("a/1.jpg", "x", "p1", "train"), ("b/1.jpg", "y", "p1", ""), ("b/2.jpg", "y", "p2", "test")]
+    assert found == [
+        ("a/1.jpg", "x", "p1", "train"),
+        ("b/1.jpg", "y", "p1", ""),
+        ("b/2.jpg", "y", "p2", "test"),
+    ]
     assert index.rejected == {"gone.jpg": "missing: no such file"}
 
 
@@ -107,17 +125,32 @@ def test_table_cannot_name_files_outside_source(tmp_path):
     source = write_files(tmp_path / "source", {"a/1.jpg": b"", "a/2.jpg": b""})
     (source / "out").symlink_to(outside)
     (source / "in").symlink_to(source / "a")
-    write_files(source, {"t.csv": b"path,label\na/1.jpg,x\nin/2.jpg,y\nout/1.jpg,y\na/1.jpg/2.jpg,y\n"})
+    write_files(
+        source, {"t.csv": b"path,label\na/1.jpg,x\nin/2.jpg,y\nout/1.jpg,y\na/1.jpg/2.jpg,y\n"}
+    )
     index = list_images(data_params(source, table="t.csv"))
     assert labels(index) == {"a/1.jpg": "x", "in/2.jpg": "y"}
-    assert index.rejected == {"a/1.jpg/2.jpg": "unreadable: Not a directory", "out/1.jpg": "link: leaves the source"}
+    assert index.rejected == {
+        "a/1.jpg/2.jpg": "unreadable: Not a directory",
+        "out/1.jpg": "link: leaves the source",
+    }
 
 
 @pytest.mark.parametrize("key", ["table", "exclude", "groups"])
 @pytest.mark.parametrize("outside", ["../t.csv", "/t.csv"])
 def test_tables_outside_source_are_refused(tmp_path, key, outside):
-    write_files(tmp_path, {"t.csv": b"path,label,patient\na/1.jpg,a,p\n", "source/a/1.jpg": b"", "source/b/1.jpg": b""})
-    with pytest.raises(SourceError, match=rf"data\.{key}: expected a CSV file in the source folder .*source, got {outside}"):
+    write_files(
+        tmp_path,
+        {
+            "t.csv": b"path,label,patient\na/1.jpg,a,p\n",
+            "source/a/1.jpg": b"",
+            "source/b/1.jpg": b"",
+        },
+    )
+    with pytest.raises(
+        SourceError,
+        match=rf"data\.{key}: expected a CSV file in the source folder .*source, got {outside}",
+    ):
         list_images(data_params(tmp_path / "source", **{key: outside}))
 
 
@@ -152,7 +185,16 @@ def test_invalid_table_is_refused(tmp_path, table, message):
     ],
 )
 def test_unusable_source_is_refused(tmp_path, source, message):
-    write_files(tmp_path, {"file.txt": b"", "empty/x": b"", "single/a/1.jpg": b"", "single/a/2.jpg": b"", "linked/x": b""})
+    write_files(
+        tmp_path,
+        {
+            "file.txt": b"",
+            "empty/x": b"",
+            "single/a/1.jpg": b"",
+            "single/a/2.jpg": b"",
+            "linked/x": b"",
+        },
+    )
     for name in "ab":
         (tmp_path / "linked" / name).symlink_to(tmp_path / "single/a")
     with pytest.raises(SourceError, match=r"data\.source: .*" + message):
@@ -175,22 +217,36 @@ def source(tmp_path):
 def test_label_fixes_exclusions_and_patients_are_applied(source, tmp_path):
     fixes = tmp_path / "fixes.csv"
     fixes.write_text("path,label\na/2.jpg,b\na/8.jpg,b\n")
-    p = data_params(source, exclude="exclude.csv", label_fixes=str(fixes), groups="patients.csv", group_pattern=r"(\d)\.jpg")
+    p = data_params(
+        source,
+        exclude="exclude.csv",
+        label_fixes=str(fixes),
+        groups="patients.csv",
+        group_pattern=r"(\d)\.jpg",
+    )
     index = list_images(p)
     assert index.rejected == {"a/0.jpg": "excluded: by exclude.csv"}
     assert index.excluded == index.label_fixes == {"applied": 1, "not_found": 1}
     assert labels(index)["a/2.jpg"] == "b"
-    assert {record.path: record.patient for record in index.images if record.label == "a"} == {"a/1.jpg": "p7", "a/3.jpg": "3"}
+    assert {record.path: record.patient for record in index.images if record.label == "a"} == {
+        "a/1.jpg": "p7",
+        "a/3.jpg": "3",
+    }
     fixes.write_text("path,label\na/2.jpg,Type_9\n")
     with pytest.raises(SourceError, match=r"a/2\.jpg: expected a class out of a, b, got 'Type_9'"):
         list_images(p)
 
 
 def test_patient_table_must_exist_and_fit_source(source):
-    with pytest.raises(SourceError, match=r"data\.groups: expected a CSV file in .*, or none; got no file patients\.csv"):
+    with pytest.raises(
+        SourceError,
+        match=r"data\.groups: expected a CSV file in .*, or none; got no file patients\.csv",
+    ):
         list_images(data_params(source / "a", groups="patients.csv"))
     write_files(source, {"patients.csv": b"path,patient\nc/1.jpg,p7\n"})
-    with pytest.raises(SourceError, match=r"data\.groups: .*expected paths of the source's images, got none of 8"):
+    with pytest.raises(
+        SourceError, match=r"data\.groups: .*expected paths of the source's images, got none of 8"
+    ):
         list_images(data_params(source, groups="patients.csv"))
 
 
@@ -228,14 +284,23 @@ def test_kaggle_folders_are_listed_completely(tmp_path, monkeypatch, folders, in
     for name in names:
         (tmp_path / name).touch()
     write_files(tmp_path, {f"test/test/{n}.jpg": b"" for n in range(512)})
-    write_files(tmp_path, {f"test_stg2/{n}.jpg": b"" for n in range(3)})  # unzipped; its labels were never published
-    tables = ("solution_stg1_release.csv", "fixed_labels_v2.csv", "removed_files.csv", "test_stg2.7z")
+    write_files(
+        tmp_path, {f"test_stg2/{n}.jpg": b"" for n in range(3)}
+    )  # unzipped; its labels were never published
+    tables = (
+        "solution_stg1_release.csv",
+        "fixed_labels_v2.csv",
+        "removed_files.csv",
+        "test_stg2.7z",
+    )
     write_files(tmp_path, dict.fromkeys(tables, b""))
     index = list_images(data_params(tmp_path))
     assert len(index.images) == 8215
     assert (index.official_test, index.other_files, index.rejected) == (512, 4 + 3, {})
     train = Counter(record.label for record in index.images if record.path.startswith("train/"))
-    additional = Counter(record.label for record in index.images if not record.path.startswith("train/"))
+    additional = Counter(
+        record.label for record in index.images if not record.path.startswith("train/")
+    )
     assert tuple(additional[f"Type_{k}"] for k in (1, 2, 3)) == COUNTS["additional"]
     assert tuple(train[f"Type_{k}"] for k in (1, 2, 3)) == (252, 780, 449)
     assert index.label_fixes["applied"] == 3

@@ -24,13 +24,20 @@ def by_full_sort(file, neighbors: int, least: float) -> list[list[int]]:
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -2)
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]
-    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(order.tolist()) for j in row if similarity[i, j] >= least}
+    pairs = {
+        (min(i, j), max(i, j))
+        for i, row in enumerate(order.tolist())
+        for j in row
+        if similarity[i, j] >= least
+    }
     return [list(pair) for pair in sorted(pairs)]
 
 
 @pytest.mark.parametrize("block_bytes", [2**26, 4 * 300 * 7])
 @pytest.mark.parametrize(("neighbors", "least"), [(4, 0.6), (1, 0.9), (50, -1.0)])
-def test_nearest_pairs_are_those_of_a_full_sort(images, tmp_path, monkeypatch, block_bytes, neighbors, least):
+def test_nearest_pairs_are_those_of_a_full_sort(
+    images, tmp_path, monkeypatch, block_bytes, neighbors, least
+):
     # Integers, so that a block of any height computes the very same similarities, ties included.
     monkeypatch.setattr(nearest, "BLOCK_BYTES", block_bytes)
     file = tmp_path / "vectors.npy"
@@ -44,14 +51,21 @@ def test_processes_find_what_a_single_process_finds(images, tmp_path, monkeypatc
     monkeypatch.setattr(nearest, "ROWS", 16)
     with unit_vectors(images, np.arange(300), identity, tmp_path) as file, parallel_map(2) as map_:
         rows, columns = np.arange(200, 300), np.arange(150)
-        assert nearest_pairs(file, 300, 4, 0.6, map_).tolist() == nearest_pairs(file, 300, 4, 0.6, map).tolist()
+        assert (
+            nearest_pairs(file, 300, 4, 0.6, map_).tolist()
+            == nearest_pairs(file, 300, 4, 0.6, map).tolist()
+        )
         largest = largest_similarities(file, rows, columns, map_)
         np.testing.assert_array_equal(largest, largest_similarities(file, rows, columns, map))
         vectors = np.load(file)
-        np.testing.assert_allclose(largest, (vectors[rows] @ vectors[columns].T).max(axis=1), atol=1e-6)
+        np.testing.assert_allclose(
+            largest, (vectors[rows] @ vectors[columns].T).max(axis=1), atol=1e-6
+        )
 
 
-def test_vectors_are_centered_and_of_length_one_for_the_chosen_images(images, tmp_path, monkeypatch):
+def test_vectors_are_centered_and_of_length_one_for_the_chosen_images(
+    images, tmp_path, monkeypatch
+):
     monkeypatch.setattr(nearest, "COLUMNS", 7)
     rows = np.array([5, 3, 250, *range(20, 40)])
     with unit_vectors(images, rows, identity, tmp_path) as file:
@@ -65,7 +79,12 @@ def test_vectors_are_centered_and_of_length_one_for_the_chosen_images(images, tm
 
 
 def test_order_of_a_feature_in_memory_is_irrelevant(images, tmp_path):
-    with unit_vectors(images, np.arange(300), lambda part: np.asfortranarray(part.reshape(len(part), -1)), tmp_path) as file:
+    with unit_vectors(
+        images,
+        np.arange(300),
+        lambda part: np.asfortranarray(part.reshape(len(part), -1)),
+        tmp_path,
+    ) as file:
         vectors = np.load(file)
     with unit_vectors(images, np.arange(300), identity, tmp_path) as file:
         np.testing.assert_array_equal(vectors, np.load(file))

@@ -28,7 +28,10 @@ def test_workers_give_same_results_as_single_process(tmp_path):
 
 def test_killed_worker_is_one_line_that_names_the_setting():
     with (
-        pytest.raises(InputError, match=r"runtime\.workers: expected every worker to finish, .* set fewer than 2"),
+        pytest.raises(
+            InputError,
+            match=r"runtime\.workers: expected every worker to finish, .* set fewer than 2",
+        ),
         parallel_map(2) as map_,
     ):
         list(map_(os._exit, [1]))
@@ -51,8 +54,13 @@ if __name__ == "__main__":
 
 def test_ctrl_c_reaches_the_main_process_alone(tmp_path):
     (tmp_path / "main.py").write_text(INTERRUPTED)
-    env, pipes = os.environ | {"PYTHONPATH": str(ROOT)}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, env=env, start_new_session=True, **pipes)
+    env, pipes = (
+        os.environ | {"PYTHONPATH": str(ROOT)},
+        {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+    process = subprocess.Popen(
+        [sys.executable, "main.py"], cwd=tmp_path, env=env, start_new_session=True, **pipes
+    )
     assert process.stdout.readline() == "running\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     start = time.monotonic()

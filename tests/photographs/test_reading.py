@@ -23,7 +23,9 @@ def source(tmp_path):
 
 def test_pixels_are_in_order_of_records(source, tmp_path):
     decoded, pixels = decode_folder(source, tmp_path / "cache")
-    assert [record.path for record in decoded.records] == sorted(record.path for record in decoded.records)
+    assert [record.path for record in decoded.records] == sorted(
+        record.path for record in decoded.records
+    )
     assert len(pixels) == 20 * 16 * 16 * 3
     assert decoded.thumbnails.shape == (20, 64, 64)
     assert decoded.metadata[0].width == 60
@@ -54,22 +56,33 @@ def test_files_and_folders_without_permission_are_rejected():
     # Not in tmp_path, which only its owner can enter.
     with tempfile.TemporaryDirectory() as name:
         names = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "closed/1.jpg", "names_only/1.jpg")
-        source = write_files(Path(name) / "source", dict.fromkeys(names, b"x") | {"fixes.csv": b"path,label\n"})
+        source = write_files(
+            Path(name) / "source", dict.fromkeys(names, b"x") | {"fixes.csv": b"path,label\n"}
+        )
         p, user = data_params(source, label_fixes=str(source / "fixes.csv")), os.geteuid()
-        modes = {source / "a/2.jpg": 0, source / "closed": 0, source / "names_only": 0o444, Path(name): 0o755}
+        modes = {
+            source / "a/2.jpg": 0,
+            source / "closed": 0,
+            source / "names_only": 0o444,
+            Path(name): 0o755,
+        }
         try:
             for file, mode in modes.items():
                 file.chmod(mode)
             os.seteuid(user or UNPRIVILEGED_UID)
             index = list_images(p)
-            result = decode_file(source / "a/2.jpg", DecodeConfig(16, "none", 1.0), Path(name) / "cache")
+            result = decode_file(
+                source / "a/2.jpg", DecodeConfig(16, "none", 1.0), Path(name) / "cache"
+            )
         finally:
             os.seteuid(user)
             for file in modes:
                 file.chmod(0o700)
     assert result == ("", "unreadable: Permission denied", "")
     assert [record.path for record in index.images] == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
-    assert index.rejected == dict.fromkeys(("closed", "names_only/1.jpg"), "unreadable: Permission denied")
+    assert index.rejected == dict.fromkeys(
+        ("closed", "names_only/1.jpg"), "unreadable: Permission denied"
+    )
 
 
 class Terminal(io.StringIO):

@@ -27,7 +27,9 @@ def random_images(groups: int, seed: int = 0) -> tuple[list[str], list[str]]:
     rng = np.random.default_rng(seed)
     sizes = rng.choice([1, 1, 2, 3, 6], groups)
     labels = rng.choice(["Type_1", "Type_2", "Type_3"], groups, p=[0.17, 0.53, 0.3])
-    return np.repeat(labels, sizes).tolist(), np.repeat([f"g{n}" for n in range(groups)], sizes).tolist()
+    return np.repeat(labels, sizes).tolist(), np.repeat(
+        [f"g{n}" for n in range(groups)], sizes
+    ).tolist()
 
 
 def test_split_and_class_fractions_are_met():
@@ -40,7 +42,9 @@ def test_split_and_class_fractions_are_met():
     for name in SPLITS:
         part = Counter(label for label, split in zip(labels, splits, strict=True) if split == name)
         for label in classes:
-            assert part[label] / sizes[name] == pytest.approx(classes[label] / len(labels), abs=0.02)
+            assert part[label] / sizes[name] == pytest.approx(
+                classes[label] / len(labels), abs=0.02
+            )
 
 
 def test_split_depends_on_seed_only():
@@ -61,15 +65,26 @@ def test_small_dataset_is_split_or_refused(groups, seed, val, test):
         assert set(splits) == set(SPLITS)
         assert not groups_in_several_splits(names, splits)
         for label in set(labels):
-            assert {split for other, split in zip(labels, splits, strict=True) if other == label} == set(SPLITS)
+            assert {
+                split for other, split in zip(labels, splits, strict=True) if other == label
+            } == set(SPLITS)
 
 
 def test_smallest_dataset_that_can_be_split():
-    assert sorted(assign(list("aaabbb"), list("123456"))) == ["test", "test", "train", "train", "val", "val"]
+    assert sorted(assign(list("aaabbb"), list("123456"))) == [
+        "test",
+        "test",
+        "train",
+        "train",
+        "val",
+        "val",
+    ]
 
 
 def test_class_with_two_groups_is_refused():
-    with pytest.raises(SplitError, match=r"class b: expected at least 3 groups of images, .* got 2"):
+    with pytest.raises(
+        SplitError, match=r"class b: expected at least 3 groups of images, .* got 2"
+    ):
         assign(list("aaabbbb"), list("1234455"))
 
 
@@ -106,5 +121,7 @@ def test_given_splits_without_training_images_are_refused():
 
 
 def test_class_without_test_images_is_refused():
-    with pytest.raises(SplitError, match="class b: expected images in train, val and test, got none in test"):
+    with pytest.raises(
+        SplitError, match="class b: expected images in train, val and test, got none in test"
+    ):
         assign(["a"] * 3 + ["b"] * 15, GROUPS, ["test"] + [""] * 17)

@@ -21,7 +21,9 @@ def test_exactly_the_declared_files_are_written(pipeline_project):
     shown = {out for out in outs if out.startswith(("metrics/", "plots/"))}
     assert set(new) - {"dvc.lock"} <= shown
     written = {
-        p.relative_to(pipeline_project).as_posix() for d in ("metrics", "plots") for p in (pipeline_project / d).iterdir()
+        p.relative_to(pipeline_project).as_posix()
+        for d in ("metrics", "plots")
+        for p in (pipeline_project / d).iterdir()
     }
     assert written - {"plots/.gitignore"} == shown
 
@@ -31,7 +33,13 @@ def test_metrics_are_in_range_and_complete(pipeline_project):
     for model in ("clean", "adv"):
         part = metrics[model]
         assert 0 <= part["robust_accuracy_worst"] <= part["clean_accuracy"] <= 1
-        assert set(part["robust_accuracy"]) >= {"uniform_noise", "gaussian_noise", "fgsm", "bim", "pgd"}
+        assert set(part["robust_accuracy"]) >= {
+            "uniform_noise",
+            "gaussian_noise",
+            "fgsm",
+            "bim",
+            "pgd",
+        }
         assert part["clean_accuracy_low"] <= part["clean_accuracy"] <= part["clean_accuracy_high"]
     data = json.loads((pipeline_project / "metrics/data.json").read_text())
     assert data["rejected"]["total"] == 1
@@ -51,7 +59,9 @@ def test_edited_table_reruns_preprocess(pipeline_project, table):
     before = file.read_bytes() if file.exists() else None
     with file.open("a") as stream:
         stream.write("Type_1/0.jpg,Type_2\n")
-    assert table.removesuffix("/exclude.csv") in run("dvc", "status", "preprocess", cwd=pipeline_project)
+    assert table.removesuffix("/exclude.csv") in run(
+        "dvc", "status", "preprocess", cwd=pipeline_project
+    )
     if before is None:
         file.unlink()
     else:
@@ -62,8 +72,15 @@ def test_edited_table_reruns_preprocess(pipeline_project, table):
 def test_experiment_with_another_eps_keeps_the_clean_model(pipeline_project):
     run("git", "add", "-A", cwd=pipeline_project)
     run("git", "commit", "-qm", "Results", cwd=pipeline_project)
-    output = run("dvc", "exp", "run", "-n", "small-eps", "-S", "attack.eps=0.01", cwd=pipeline_project)
-    assert executed_stages(output) == ["attack_eval@clean", "train_adv", "attack_eval@adv", "evaluate"]
+    output = run(
+        "dvc", "exp", "run", "-n", "small-eps", "-S", "attack.eps=0.01", cwd=pipeline_project
+    )
+    assert executed_stages(output) == [
+        "attack_eval@clean",
+        "train_adv",
+        "attack_eval@adv",
+        "evaluate",
+    ]
     changed = run("git", "diff", "-U0", "params.yaml", cwd=pipeline_project)
     assert sum(line.startswith("+ ") for line in changed.splitlines()) == 1, changed
     shown = run("dvc", "exp", "show", "--csv", cwd=pipeline_project)
@@ -86,8 +103,16 @@ def test_experiment_with_another_eps_keeps_the_clean_model(pipeline_project):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attack.eps", 8, "attack.eps: expected a number in (0, 0.5] (pixel units: write 8/255, not 8), got 8"),
-        ("attack.eps", "eight", "attack.eps: expected a number or a fraction such as 8/255, got 'eight'"),
+        (
+            "attack.eps",
+            8,
+            "attack.eps: expected a number in (0, 0.5] (pixel units: write 8/255, not 8), got 8",
+        ),
+        (
+            "attack.eps",
+            "eight",
+            "attack.eps: expected a number or a fraction such as 8/255, got 'eight'",
+        ),
         ("train_adv.method", "pdg", "train_adv.method: expected one of"),
         ("model.arch", "resnet51", "model.arch: expected one of"),
         ("data.source", "data/nowhere", "data/nowhere"),
@@ -102,4 +127,6 @@ def test_invalid_value_stops_at_once_and_names_its_key(pipeline_project, key, va
     assert message in output
     assert "Traceback" not in output
     assert (pipeline_project / "dvc.lock").read_bytes() == lock
-    assert executed_stages(run("dvc", "repro", cwd=pipeline_project)) == [], "the results of before are kept"
+    assert executed_stages(run("dvc", "repro", cwd=pipeline_project)) == [], (
+        "the results of before are kept"
+    )

@@ -30,10 +30,23 @@ def project(pipeline_project, tmp_path_factory):
     MLflow has no database when the two start.
     """
     folder = tmp_path_factory.mktemp("experiments") / "project"
-    shutil.copytree(pipeline_project, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        pipeline_project,
+        folder,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"),
+    )
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "-qm", "Results", "--allow-empty", cwd=folder)
-    run("dvc", "exp", "run", "--queue", "-S", f"attack.eps={','.join(map(str, EPS_VALUES))}", cwd=folder)
+    run(
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-S",
+        f"attack.eps={','.join(map(str, EPS_VALUES))}",
+        cwd=folder,
+    )
     try:
         run("dvc", "queue", "start", "-j", "2", cwd=folder)
         end = time.monotonic() + 900
@@ -66,11 +79,22 @@ def show(folder: Path, revision: str, file: str) -> dict:
 @pytest.fixture(scope="module")
 def queued(project):
     """eps -> name and commit of the queued experiments."""
-    lines = run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps", cwd=project).splitlines()
+    lines = run(
+        "git",
+        "for-each-ref",
+        "--format=%(objectname) %(refname:lstrip=-1)",
+        "refs/exps",
+        cwd=project,
+    ).splitlines()
     # DVC keeps refs of its own there, too.
     named = [line.split() for line in lines if re.fullmatch(r"\w+ \w+-\w+", line)]
-    found = {show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit) for commit, name in named}
-    return {eps: found[eps] for eps in found if eps in EPS_VALUES}  # the copied project may bring experiments of its own
+    found = {
+        show(project, commit, "params.yaml")["attack"]["eps"]: (name, commit)
+        for commit, name in named
+    }
+    return {
+        eps: found[eps] for eps in found if eps in EPS_VALUES
+    }  # the copied project may bring experiments of its own
 
 
 def logged_runs(folder: Path) -> dict[str, tuple]:
@@ -84,7 +108,11 @@ def logged_runs(folder: Path) -> dict[str, tuple]:
     return {
         parent.info.run_name: (
             parent,
-            {r.data.tags["stage"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id},
+            {
+                r.data.tags["stage"]: r
+                for r in runs
+                if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+            },
         )
         for parent in parents
     }
@@ -97,28 +125,52 @@ def artifacts(run) -> set[str]:
 
 def test_two_simultaneous_workers_log_everything_in_the_main_repository(project, queued):
     assert sorted(queued) == sorted(EPS_VALUES)
-    assert not (warnings := [line for line in logs(project).splitlines() if "is not logged" in line]), warnings
+    assert not (
+        warnings := [line for line in logs(project).splitlines() if "is not logged" in line]
+    ), warnings
     logged = logged_runs(project)
     assert set(logged) == {name for name, _ in queued.values()}
     for name, commit in queued.values():
         parent, children = logged[name]
         assert set(children) == RERUN, "the clean model and the dataset come from the cache"
-        assert {r.info.run_name: r.info.status for r in [parent, *children.values()]} == dict.fromkeys(
-            [name, *RERUN], "FINISHED"
-        )
+        assert {
+            r.info.run_name: r.info.status for r in [parent, *children.values()]
+        } == dict.fromkeys([name, *RERUN], "FINISHED")
         expected = show(project, commit, "metrics/evaluate.json")
         for model in ("clean", "adv"):
-            assert parent.data.metrics[f"{model}/robust_accuracy_worst"] == expected[model]["robust_accuracy_worst"]
-        assert all(Path(urlsplit(r.info.artifact_uri).path).is_relative_to(project) for r in children.values())
+            assert (
+                parent.data.metrics[f"{model}/robust_accuracy_worst"]
+                == expected[model]["robust_accuracy_worst"]
+            )
+        assert all(
+            Path(urlsplit(r.info.artifact_uri).path).is_relative_to(project)
+            for r in children.values()
+        )
         assert artifacts(parent) == {"report.html"}
-        assert artifacts(children["evaluate"]) >= {"report.html", "metrics/evaluate.json", "plots/robustness.csv"}
+        assert artifacts(children["evaluate"]) >= {
+            "report.html",
+            "metrics/evaluate.json",
+            "plots/robustness.csv",
+        }
         assert artifacts(children["train_adv"]) == {"plots/training_adv.csv"}
-    assert not list((project / ".dvc/tmp/exps").glob("tmp*")), "DVC has deleted the temporary folders"
+    assert not list((project / ".dvc/tmp/exps").glob("tmp*")), (
+        "DVC has deleted the temporary folders"
+    )
 
 
 def test_experiment_in_a_temporary_folder_leaves_the_workspace_unchanged(project):
     before = run("git", "status", "--porcelain", cwd=project)
-    output = run("dvc", "exp", "run", "--temp", "-n", "more-resamples", "-S", "evaluate.bootstrap=120", cwd=project)
+    output = run(
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "-n",
+        "more-resamples",
+        "-S",
+        "evaluate.bootstrap=120",
+        cwd=project,
+    )
     assert executed_stages(output) == ["evaluate"]
     assert run("git", "status", "--porcelain", cwd=project) == before
     parent, children = logged_runs(project)["more-resamples"]
@@ -133,15 +185,17 @@ def test_no_photograph_is_in_the_tree_of_an_experiment(project, queued):
     """What `dvc exp push` sends on: charts and tables; pictures that show photographs stay in DVC's cache."""
     for _, commit in queued.values():
         files = run("git", "ls-tree", "-r", "--name-only", commit, cwd=project).splitlines()
-        assert {file for file in files if file.startswith(("plots/", "data/")) and file.endswith(".png")} == {
-            f"plots/{chart}.png" for chart in ("overview", "robustness", "training")
-        }
+        assert {
+            file for file in files if file.startswith(("plots/", "data/")) and file.endswith(".png")
+        } == {f"plots/{chart}.png" for chart in ("overview", "robustness", "training")}
     assert (project / "plots/examples_clean.png").exists()
 
 
 def test_params_and_metrics_diff_name_the_differences(project, queued):
     names = [name for name, _ in queued.values()]
-    (change,) = json.loads(run("dvc", "params", "diff", *names, "--json", cwd=project))["params.yaml"].items()
+    (change,) = json.loads(run("dvc", "params", "diff", *names, "--json", cwd=project))[
+        "params.yaml"
+    ].items()
     assert change[0] == "attack.eps"
     assert (change[1]["old"], change[1]["new"]) == tuple(queued)
     changed = json.loads(run("dvc", "metrics", "diff", "HEAD", names[0], "--json", cwd=project))
@@ -160,7 +214,10 @@ def test_plots_diff_draws_every_chart_offline(project, queued):
     charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*\});\n", page)]
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values()
     declared = [
-        item for stage in stages for plot in stage.get("plots", ()) for item in (plot.items() if isinstance(plot, dict) else [])
+        item
+        for stage in stages
+        for plot in stage.get("plots", ())
+        for item in (plot.items() if isinstance(plot, dict) else [])
     ]
     tables = [options for path, options in declared if path.endswith(".csv")]
     assert {chart["title"]["text"] for chart in charts} == {spec["title"] for spec in tables}
@@ -169,7 +226,9 @@ def test_plots_diff_draws_every_chart_offline(project, queued):
         assert all(name in drawn for name in names)
         assert "NaN" not in drawn
         marks = re.findall(r'class="mark-\w+ role-mark[^"]*"[^>]*>(.*?)</g>', drawn, re.S)
-        assert sum(len(re.findall("<(?:path|text)", mark)) for mark in marks) >= 2 * len(names), chart["title"]["text"]
+        assert sum(len(re.findall("<(?:path|text)", mark)) for mark in marks) >= 2 * len(names), (
+            chart["title"]["text"]
+        )
 
 
 def test_experiment_can_be_applied_or_become_a_branch(project, queued):
@@ -178,7 +237,9 @@ def test_experiment_can_be_applied_or_become_a_branch(project, queued):
     assert show(project, "kept", "params.yaml")["attack"]["eps"] == EPS_VALUES[0]
     run("dvc", "exp", "apply", name, cwd=project)
     try:
-        assert json.loads((project / "metrics/evaluate.json").read_text()) == show(project, commit, "metrics/evaluate.json")
+        assert json.loads((project / "metrics/evaluate.json").read_text()) == show(
+            project, commit, "metrics/evaluate.json"
+        )
         assert executed_stages(run("dvc", "repro", cwd=project)) == [], "its files are restored"
     finally:
         run("git", "reset", "-q", "--hard", cwd=project)
@@ -186,13 +247,17 @@ def test_experiment_can_be_applied_or_become_a_branch(project, queued):
 
 
 def test_cached_experiment_runs_no_stage_and_can_be_logged_later(project, queued):
-    output = run("dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={EPS_VALUES[1]}", cwd=project)
+    output = run(
+        "dvc", "exp", "run", "-n", "again", "-S", f"attack.eps={EPS_VALUES[1]}", cwd=project
+    )
     assert executed_stages(output) == []
     assert "again" not in logged_runs(project), "no stage ran that could have logged"
     run(sys.executable, "-m", "stages.tracking", cwd=project, DVC_EXP_NAME="again")
     parent, children = logged_runs(project)["again"]
     worker_parent, worker_children = logged_runs(project)[queued[EPS_VALUES[1]][0]]
-    assert not children.keys() & worker_children.keys(), "what the worker has logged is not logged again"
+    assert not children.keys() & worker_children.keys(), (
+        "what the worker has logged is not logged again"
+    )
     assert parent.data.metrics == worker_parent.data.metrics
     assert artifacts(parent) == {"report.html"}
     run("git", "reset", "-q", "--hard", cwd=project)

@@ -18,7 +18,10 @@ from stages.training.optimization import Learner
 from tests.helpers.datasets import attack_predictions, toy_dataset
 from tests.helpers.repository import ROOT
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 PARAMS, SIZE = load_params(ROOT / "params.yaml"), 32
 EPS = 8 / 255
 
@@ -36,7 +39,16 @@ def trained_weights() -> dict[str, torch.Tensor]:
     fabric, p = fabric_of(), PARAMS.train_adv.model_copy(update={"batch_size": 16})
     learner = Learner(fabric, make_model(), p, 10)
     method = methods.make_training_method(p, norm="linf", eps=EPS)
-    train_epoch(fabric, learner, DatasetSplit.from_dataset(toy_dataset(size=SIZE), "train"), p, method, 0, 0, {})
+    train_epoch(
+        fabric,
+        learner,
+        DatasetSplit.from_dataset(toy_dataset(size=SIZE), "train"),
+        p,
+        method,
+        0,
+        0,
+        {},
+    )
     return {name: value.cpu() for name, value in learner.model.state_dict().items()}
 
 

@@ -29,12 +29,16 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not in
 
 
 def make(*arguments: str) -> str:
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_make_without_target_lists_all_targets():
     assert {line.split()[0] for line in make().splitlines()} == TARGETS
-    assert not [target for target in TARGETS if (ROOT / target).exists()], "a file of that name would hide the target"
+    assert not [target for target in TARGETS if (ROOT / target).exists()], (
+        "a file of that name would hide the target"
+    )
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
@@ -48,12 +52,23 @@ def test_target_is_a_single_command_that_names_existing_files(target):
 
 def test_help_names_every_benchmark():
     (line,) = [line for line in make().splitlines() if line.startswith("bench")]
-    assert [name for name in (path.stem for path in (ROOT / "benchmarks").glob("*.py")) if name not in line] == []
+    assert [
+        name
+        for name in (path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+        if name not in line
+    ] == []
 
 
 def test_experiment_table_shows_parameters_and_main_metrics_only():
     (pattern,) = re.findall(r"--drop '(.*)'", make("-n", "exps"))
-    shown = ("Experiment", "seed", "attack.eps", "train_adv.augment.flip", "adv.clean_accuracy", "clean.robust_accuracy_worst")
+    shown = (
+        "Experiment",
+        "seed",
+        "attack.eps",
+        "train_adv.augment.flip",
+        "adv.clean_accuracy",
+        "clean.robust_accuracy_worst",
+    )
     hidden = (
         "Executor",
         "adv.robust_accuracy_worst_low",

@@ -23,7 +23,11 @@ EPS, STEPS = 8 / 255, 2  # as in tests/helpers/projects.py
 def project(pipeline_project, tmp_path_factory):
     """A copy of the finished pipeline whose clean model was attacked in float32, as here."""
     folder = tmp_path_factory.mktemp("oracle") / "project"
-    shutil.copytree(pipeline_project, folder, ignore=shutil.ignore_patterns(".git", "cache", "mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        pipeline_project,
+        folder,
+        ignore=shutil.ignore_patterns(".git", "cache", "mlflow.db*", "mlartifacts"),
+    )
     set_params(folder / "params.yaml", **{"runtime.precision": "fp32", "runtime.tracking": False})
     run(sys.executable, "-m", "stages.attack_eval", "clean", cwd=folder)
     return folder
@@ -34,7 +38,9 @@ def model(project):
     """(B, 3, H, W) in [0, 1] -> logits, from torchvision's network and the saved weights."""
     weights = safetensors.torch.load_file(project / "data/models/clean.safetensors")
     network = torchvision.models.resnet18(num_classes=3)
-    network.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in weights.items()})
+    network.load_state_dict(
+        {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
+    )
     normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     network.eval()
     return lambda x: network(normalize(x))
@@ -45,14 +51,30 @@ def images(project):
     """x and y of the test images, and the table that attack_eval wrote about them, in the same order."""
     manifest = pd.read_csv(project / "data/processed/manifest.csv")
     test = (manifest["split"] == "test").to_numpy()
-    x = torch.from_numpy(np.load(project / "data/processed/images.npy")[test]).permute(0, 3, 1, 2) / 255
-    y = torch.from_numpy(manifest["label"][test].str[-1].astype(int).to_numpy()) - 1  # Type_1, Type_2, Type_3
+    x = (
+        torch.from_numpy(np.load(project / "data/processed/images.npy")[test]).permute(0, 3, 1, 2)
+        / 255
+    )
+    y = (
+        torch.from_numpy(manifest["label"][test].str[-1].astype(int).to_numpy()) - 1
+    )  # Type_1, Type_2, Type_3
     table = pd.read_csv(project / "data/predictions/clean/predictions.csv")
-    return x, y, {key: rows.set_index("path").loc[manifest["path"][test]] for key, rows in table.groupby(["attack", "eps"])}
+    return (
+        x,
+        y,
+        {
+            key: rows.set_index("path").loc[manifest["path"][test]]
+            for key, rows in table.groupby(["attack", "eps"])
+        },
+    )
 
 
 def rows_of(images, attack, eps):
-    (rows,) = [rows for (name, budget), rows in images[2].items() if name == attack and budget == pytest.approx(eps, rel=1e-4)]
+    (rows,) = [
+        rows
+        for (name, budget), rows in images[2].items()
+        if name == attack and budget == pytest.approx(eps, rel=1e-4)
+    ]
     return rows
 
 
@@ -70,7 +92,9 @@ def test_clean_probabilities_are_those_of_the_saved_weights(model, images):
     with torch.no_grad():
         expected = model(x).softmax(1).numpy()
     rows = rows_of(images, "none", 0)
-    np.testing.assert_allclose(rows[["p_Type_1", "p_Type_2", "p_Type_3"]].to_numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        rows[["p_Type_1", "p_Type_2", "p_Type_3"]].to_numpy(), expected, atol=1e-4
+    )
 
 
 def test_fgsm_fools_the_same_images(model, images):
@@ -101,9 +125,13 @@ def test_random_noise_is_no_stronger_than_many_draws(model, images):
     smallest = torch.full((len(x),), torch.inf)
     with torch.no_grad():
         for _ in range(200):
-            logits = model((x + EPS * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1))
+            logits = model(
+                (x + EPS * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+            )
             label = logits.gather(1, y[:, None])[:, 0]
-            smallest = torch.minimum(smallest, label - logits.scatter(1, y[:, None], -torch.inf).amax(1))
+            smallest = torch.minimum(
+                smallest, label - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+            )
     fooled = ~is_correct(rows_of(images, "uniform_noise", EPS))
     assert (smallest.numpy()[fooled] < 0.1).all()
 

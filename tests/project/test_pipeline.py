@@ -58,7 +58,11 @@ def declared_code(stage: str) -> set[str]:
     """Files of the declared code; a folder stands for all that is in it."""
     code = [ROOT / dep for dep in paths_of(STAGES[stage]["deps"]) if dep.startswith("stages/")]
     files = [file for path in code for file in (path.rglob("*") if path.is_dir() else [path])]
-    return {f.relative_to(ROOT).as_posix() for f in files if f.is_file() and "__pycache__" not in f.parts and f.stat().st_size}
+    return {
+        f.relative_to(ROOT).as_posix()
+        for f in files
+        if f.is_file() and "__pycache__" not in f.parts and f.stat().st_size
+    }
 
 
 def is_package_docstring(path: str) -> bool:
@@ -73,7 +77,9 @@ def test_imported_code_is_declared(stage):
 @pytest.mark.parametrize("stage", ["preprocess", "train_clean", "train_adv"])
 def test_declared_but_unused_code_retrains_no_model(stage):
     unused = {
-        path for path in declared_code(stage) - imported_files(ROOT / f"stages/{stage}.py") if not is_package_docstring(path)
+        path
+        for path in declared_code(stage) - imported_files(ROOT / f"stages/{stage}.py")
+        if not is_package_docstring(path)
     }
     # A file that training the clean model depends on reruns what follows it anyway.
     assert unused <= imported_files(ROOT / "stages/train_clean.py")
@@ -83,7 +89,9 @@ def test_packages_re_export_nothing():
     for file in (ROOT / "stages").rglob("__init__.py"):
         docstring, *rest = ast.parse(file.read_text()).body
         assert isinstance(docstring, ast.Expr), file
-        assert not rest or file.parent.name == "stages", file  # which says what signals do while a stage imports
+        assert not rest or file.parent.name == "stages", (
+            file
+        )  # which says what signals do while a stage imports
         assert not imports(file)
 
 
@@ -94,7 +102,10 @@ def declared_keys(section: type[BaseModel], whole: type[BaseModel]) -> set[str]:
         if field.annotation is whole.model_fields[name].annotation:
             keys.add(name)
         else:
-            keys |= {f"{name}.{key}" for key in declared_keys(field.annotation, whole.model_fields[name].annotation)}
+            keys |= {
+                f"{name}.{key}"
+                for key in declared_keys(field.annotation, whole.model_fields[name].annotation)
+            }
     return keys
 
 
@@ -127,7 +138,16 @@ def test_standard_training_depends_on_no_evaluation_attack_or_eps():
     assert not any(key.startswith("attack") for key in STAGES["train_clean"]["params"])
 
 
-SHOW_PHOTOGRAPHS = ("rejected", "duplicates", "crops", "classes", "examples_clean", "examples_adv", "gradients", "universal")
+SHOW_PHOTOGRAPHS = (
+    "rejected",
+    "duplicates",
+    "crops",
+    "classes",
+    "examples_clean",
+    "examples_adv",
+    "gradients",
+    "universal",
+)
 PHOTOGRAPHS = {f"plots/{name}.png" for name in SHOW_PHOTOGRAPHS}
 
 

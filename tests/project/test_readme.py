@@ -24,14 +24,22 @@ from stages.tracking.connection import VIEW_KEY
 from tests.helpers.repository import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+]
 DOCUMENTS += sorted(ROOT.glob("docs/**/*.md"))
-WEB_LINKS = ("http://", "https://", "../../actions/")  # the last one: a page of the repository on GitHub
+WEB_LINKS = (
+    "http://",
+    "https://",
+    "../../actions/",
+)  # the last one: a page of the repository on GitHub
 MAX_LINES = 130
 TERMS = ("white-box", "perturbation", "robust accuracy", "majority class", "confidence interval")
 COLUMNS = ("none", "uniform_noise", "fgsm", "pgd", "worst")  # of the table of results
 PARAMS = load_stage_params(evaluate.Params, ROOT / "params.yaml")
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix())
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix()
+)
 
 
 def read_json(name: str) -> dict:
@@ -59,7 +67,10 @@ def results() -> str:
     table = table[(table["attack"] == "none") | np.isclose(table["eps"], metrics["eps"], rtol=1e-4)]
     names = {attack: attack_label(attack, steps.get(attack)) for attack in table["attack"].unique()}
     heads = [(names | {"worst": "Worst case (all attacks)"})[attack] for attack in COLUMNS]
-    lines = ["| Accuracy (%) on test images | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = [
+        "| Accuracy (%) on test images | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
     for model, label in MODEL_LABELS.items():
         rows = table[table["model"] == model].set_index("attack")
         cells = [cell(*rows.loc[attack, ["accuracy", "low", "high"]]) for attack in COLUMNS]
@@ -85,7 +96,9 @@ def results() -> str:
 
 
 def test_results_are_those_of_the_committed_run():
-    assert block("results").strip() == results(), f"README.md: expected in the block results:\n{results()}"
+    assert block("results").strip() == results(), (
+        f"README.md: expected in the block results:\n{results()}"
+    )
 
 
 def test_curve_is_that_of_the_committed_metrics():
@@ -95,17 +108,23 @@ def test_curve_is_that_of_the_committed_metrics():
         assert worst["accuracy"].loc[0] == metrics[model]["clean_accuracy"]
         for end in ("", "_low", "_high"):
             drawn = worst[end.strip("_") or "accuracy"].loc[metrics["eps"]]
-            assert drawn == pytest.approx(metrics[model][f"robust_accuracy_worst{end}"], abs=1e-6), model
+            assert drawn == pytest.approx(
+                metrics[model][f"robust_accuracy_worst{end}"], abs=1e-6
+            ), model
 
 
 def test_figure_is_drawn_from_the_committed_table():
     metrics, table = read_json("evaluate"), pd.read_csv(ROOT / "plots/robustness.csv")
-    redrawn = figures.robustness(table, attack_steps(), evaluate.chart_context(metrics, read_json("data"), PARAMS))
+    redrawn = figures.robustness(
+        table, attack_steps(), evaluate.chart_context(metrics, read_json("data"), PARAMS)
+    )
     files = (ROOT / "plots/robustness.png", io.BytesIO(redrawn))
     committed, expected = (np.asarray(Image.open(file).convert("RGB"), int) for file in files)
     # Not byte by byte: another build of the fonts moves an edge, other numbers move a line.
     assert committed.shape == expected.shape
-    assert (np.abs(committed - expected).max(axis=2) > 40).mean() < 1e-3, "plots/robustness.png isn't drawn from robustness.csv"
+    assert (np.abs(committed - expected).max(axis=2) > 40).mean() < 1e-3, (
+        "plots/robustness.png isn't drawn from robustness.csv"
+    )
 
 
 def test_numbers_in_the_documentation_of_the_data_are_those_of_the_run():
@@ -122,7 +141,14 @@ def test_readme_is_short():
 
 @pytest.mark.parametrize("term", TERMS)
 def test_standard_terms_are_used(term):
-    texts = [README, *(file.read_text(encoding="utf-8") for file in DOCUMENTS if file.is_relative_to(ROOT / "docs"))]
+    texts = [
+        README,
+        *(
+            file.read_text(encoding="utf-8")
+            for file in DOCUMENTS
+            if file.is_relative_to(ROOT / "docs")
+        ),
+    ]
     assert any(re.search(rf"\b{term}\b", text, re.IGNORECASE) for text in texts)
 
 
@@ -138,7 +164,9 @@ def local_images(document: Path) -> list[tuple[str, str]]:
 def local_links(document: Path) -> list[tuple[str, str]]:
     """(path, anchor) of every link that leads to a file, relative to the document's folder."""
     text = IMAGE.sub("", document.read_text(encoding="utf-8"))
-    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", re.sub(r"```.*?```", "", text, flags=re.S))
+    found = re.findall(
+        r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", re.sub(r"```.*?```", "", text, flags=re.S)
+    )
     return [(path, anchor) for path, anchor in found if not path.startswith(WEB_LINKS)]
 
 
@@ -161,16 +189,22 @@ def test_images_are_small_described_and_made_by_the_run(document):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     plots = {ROOT / path for stage in stages for plot in stage.get("plots", ()) for path in plot}
     images = {(document.parent / path).resolve(): alt for alt, path in local_images(document)}
-    assert [alt for alt in images.values() if len(alt) < 15] == [], "images need a description for those who can't see them"
+    assert [alt for alt in images.values() if len(alt) < 15] == [], (
+        "images need a description for those who can't see them"
+    )
     assert {image for image in images if not image.is_relative_to(ROOT / ".github")} <= plots
     assert [image for image in images if not image.is_file()] == [], "missing images"
     assert [image for image in images if image.stat().st_size >= MAX_PNG_BYTES] == []
 
 
 def test_examples_shown_are_those_of_the_run():
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["evaluate"]["outs"]
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["evaluate"][
+        "outs"
+    ]
     (recorded,) = [out["md5"] for out in lock if out["path"] == "plots/examples_clean.png"]
-    assert md5(ROOT / ".github/examples.png") == recorded, "expected a copy of plots/examples_clean.png"
+    assert md5(ROOT / ".github/examples.png") == recorded, (
+        "expected a copy of plots/examples_clean.png"
+    )
 
 
 def test_readme_shows_report_curve_and_examples():
@@ -191,14 +225,21 @@ def test_parameters_named_exist(document):
 
 
 def test_parameters_are_named_in_readme_and_docs():
-    named = {name for file in DOCUMENTS for name in flatten(PARAMS) if name in file.read_text(encoding="utf-8")}
+    named = {
+        name
+        for file in DOCUMENTS
+        for name in flatten(PARAMS)
+        if name in file.read_text(encoding="utf-8")
+    }
     assert {"attack.eps", "data.source", "data.groups"} <= named
 
 
 @each_document
 def test_files_named_exist(document):
     text = document.read_text(encoding="utf-8")
-    for path in re.findall(r"(?<![\w/.-])((?:stages|tests|benchmarks|docs|\.ci|\.dvc)/[\w./-]*\w)", text):
+    for path in re.findall(
+        r"(?<![\w/.-])((?:stages|tests|benchmarks|docs|\.ci|\.dvc)/[\w./-]*\w)", text
+    ):
         assert (ROOT / path).exists() or path.startswith(".dvc/tmp"), path
 
 

@@ -40,11 +40,15 @@ def test_fgsm_can_move_every_channel_by_eps():
     model = tiny_classifier().eval()
     x = torch.rand(8, 3, 16, 16) * 0.8 + 0.1
     y = model(x).argmax(1)
-    x_adv = suite.fgsm(model, x, y, EPS, per_image_noise(0, np.arange(8), x.shape[1:], x), norm="linf")
+    x_adv = suite.fgsm(
+        model, x, y, EPS, per_image_noise(0, np.arange(8), x.shape[1:], x), norm="linf"
+    )
     moved = (x_adv - x).abs().amax((2, 3))  # (B, channel)
     changed = moved.amax(1) > 0
     assert changed.any()
-    assert torch.allclose(moved[changed], torch.tensor(EPS), atol=1e-6), "every channel can move by eps"
+    assert torch.allclose(moved[changed], torch.tensor(EPS), atol=1e-6), (
+        "every channel can move by eps"
+    )
     assert 0 <= x_adv.min() <= x_adv.max() <= 1
 
 
@@ -63,17 +67,23 @@ def test_attack_does_not_train_the_model(name):
 def test_loaded_models_are_independent_of_each_other(tmp_path):
     """Defect: one model object shared by all experiments."""
     file = tmp_path / "clean.safetensors"
-    classifier.save(file, initialization.create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0))
+    classifier.save(
+        file, initialization.create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0)
+    )
     before = file.read_bytes()
     first, second = classifier.load(file), classifier.load(file)
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(1)
     assert file.read_bytes() == before
-    assert all(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
-def validation_of(split: DatasetSplit, kind: type[Validation] = Validation, eps: float = 1e-4) -> Validation:
+def validation_of(
+    split: DatasetSplit, kind: type[Validation] = Validation, eps: float = 1e-4
+) -> Validation:
     return kind(split, "linf", eps, steps=2, images=len(split))
 
 
@@ -89,7 +99,9 @@ def test_validation_runs_in_eval_mode_and_restores_train_mode(fabric):
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     split = DatasetSplit.from_dataset(toy_dataset(size=16), "val")
-    first, second = (validate(fabric, model, validation_of(split, ModeRecorder, EPS), 0, 8) for _ in range(2))
+    first, second = (
+        validate(fabric, model, validation_of(split, ModeRecorder, EPS), 0, 8) for _ in range(2)
+    )
     assert first == second
     assert in_train_mode
     assert not any(in_train_mode)
@@ -103,7 +115,9 @@ def test_perfect_classifier_has_accuracy_one_at_any_batch_size(fabric, batch_siz
     dataset = toy_dataset(size=16)
     split = DatasetSplit.from_dataset(dataset, "val")
     row = validate(fabric, PerfectClassifier(), validation_of(split), 0, batch_size)
-    assert row["val_clean_accuracy"] == row["val_balanced_accuracy"] == row["val_robust_accuracy"] == 1
+    assert (
+        row["val_clean_accuracy"] == row["val_balanced_accuracy"] == row["val_robust_accuracy"] == 1
+    )
     p = PARAMS.model_copy(update={"batch_size": batch_size})
     threat = ThreatModel(norm="linf", eps=1e-4, eps_grid=(1e-4,))
     table = attack_predictions(fabric, PerfectClassifier(), dataset, threat, p)
@@ -161,7 +175,10 @@ def test_corrupted_file_is_rejected_once_with_its_reason(preprocessed):
 @pytest.fixture
 def evaluate_tiny_classifier(fabric):
     """A function that attacks the same model on every call."""
-    model, threat = tiny_classifier().eval(), ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS))
+    model, threat = (
+        tiny_classifier().eval(),
+        ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS)),
+    )
     fused, dataset = fuse_batchnorm(model), toy_dataset(size=16)
     return lambda: attack_predictions(fabric, model, dataset, threat, PARAMS, fused_model=fused)
 

@@ -44,7 +44,10 @@ def read_table(name: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     """(n, 64, 64, 3) float32 in [0, 1], the images without defects, in the order of the plan."""
-    images = [Image.open(SAMPLE / p.path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR) for p in PLAN]
+    images = [
+        Image.open(SAMPLE / p.path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
+        for p in PLAN
+    ]
     return np.stack([np.asarray(image, np.float32) / 255 for image in images])
 
 
@@ -52,7 +55,9 @@ def pixels() -> np.ndarray:
 def anatomies() -> list[tuple[int, "draw_sample.Anatomy"]]:
     """(label, anatomy) of every drawn patient."""
     labels = {p.patient: p.label for p in PLAN}
-    return [(label, draw_sample.anatomy_of(label, patient)) for patient, label in sorted(labels.items())]
+    return [
+        (label, draw_sample.anatomy_of(label, patient)) for patient, label in sorted(labels.items())
+    ]
 
 
 LABELS = np.array([p.label for p in PLAN])
@@ -109,7 +114,9 @@ def test_patients_table_covers_every_image():
 
 
 def test_label_fixes_of_kaggle_dataset_name_no_sample_image():
-    corrected = {row.split(",")[0] for row in (DATA / "label_fixes.csv").read_text().splitlines()[1:]}
+    corrected = {
+        row.split(",")[0] for row in (DATA / "label_fixes.csv").read_text().splitlines()[1:]
+    }
     assert corrected
     assert not corrected & {p.path for p in PLAN}
 
@@ -119,7 +126,9 @@ def test_file_names_recur_in_train_and_additional():
     additional = {Path(p.path).name: p for p in PLAN if p.path.startswith("additional")}
     shared = train.keys() & additional.keys()
     assert len(shared) > 0.9 * len(train)
-    assert sum(train[name].patient != additional[name].patient for name in shared) > 0.9 * len(shared)
+    assert sum(train[name].patient != additional[name].patient for name in shared) > 0.9 * len(
+        shared
+    )
 
 
 def test_invalid_files_cannot_be_decoded():
@@ -136,9 +145,15 @@ def test_invalid_files_cannot_be_decoded():
 def test_exif_rotated_images_are_stored_rotated():
     for defect in DEFECTS["exif_rotated"]:
         stored = Image.open(SAMPLE / defect.path)
-        source = np.asarray(Image.open(SAMPLE / draw_sample.source_of(defect, PLAN).path), np.float32)
+        source = np.asarray(
+            Image.open(SAMPLE / draw_sample.source_of(defect, PLAN).path), np.float32
+        )
         upright = np.asarray(ImageOps.exif_transpose(stored), np.float32)
-        assert np.abs(upright - source).mean() < 4 < np.abs(np.asarray(stored, np.float32) - source).mean()
+        assert (
+            np.abs(upright - source).mean()
+            < 4
+            < np.abs(np.asarray(stored, np.float32) - source).mean()
+        )
 
 
 def test_duplicates_match_their_source():
@@ -147,7 +162,10 @@ def test_duplicates_match_their_source():
         assert (SAMPLE / defect.path).read_bytes() == source.read_bytes()
     for defect in DEFECTS["near_duplicate"]:
         pair = [SAMPLE / defect.path, SAMPLE / draw_sample.source_of(defect, PLAN).path]
-        a, b = (np.asarray(Image.open(p).convert("L").resize((32, 32)), np.float32).ravel() for p in pair)
+        a, b = (
+            np.asarray(Image.open(p).convert("L").resize((32, 32)), np.float32).ravel()
+            for p in pair
+        )
         assert pair[0].read_bytes() != pair[1].read_bytes()
         assert np.corrcoef(a, b)[0, 1] > 0.99
 
@@ -197,6 +215,12 @@ def test_image_level_split_overestimates_accuracy(pixels):
     gray -= gray.mean(1, keepdims=True)
     gray /= np.linalg.norm(gray, axis=1, keepdims=True)
     model = KNeighborsClassifier(1)
-    by_patient = mean_accuracy(model, gray, GroupShuffleSplit(5, test_size=0.2, random_state=0).split(gray, groups=PATIENTS))
-    by_image = mean_accuracy(model, gray, ShuffleSplit(5, test_size=0.2, random_state=0).split(gray))
+    by_patient = mean_accuracy(
+        model,
+        gray,
+        GroupShuffleSplit(5, test_size=0.2, random_state=0).split(gray, groups=PATIENTS),
+    )
+    by_image = mean_accuracy(
+        model, gray, ShuffleSplit(5, test_size=0.2, random_state=0).split(gray)
+    )
     assert by_image > by_patient + 0.05

@@ -26,8 +26,14 @@ def finished_pipeline(tmp_path, weights, monkeypatch):
     for name in ("data/models", "metrics"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(weights, "data/models/adv.safetensors")
-    metrics = {f"{name}{end}": 0.5 for name in ("clean_accuracy", "robust_accuracy_worst") for end in ("", "_low", "_high")}
-    (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"adv": metrics, "eps": 0.01, "n": 7}))
+    metrics = {
+        f"{name}{end}": 0.5
+        for name in ("clean_accuracy", "robust_accuracy_worst")
+        for end in ("", "_low", "_high")
+    }
+    (tmp_path / "metrics/evaluate.json").write_text(
+        json.dumps({"adv": metrics, "eps": 0.01, "n": 7})
+    )
     (tmp_path / "metrics/data.json").write_text(json.dumps({"synthetic": False}))
 
     def entry(path, digest=""):

@@ -17,7 +17,9 @@ from tests.helpers.serving_requests import CARD, SIZE, image_file
 @pytest.mark.parametrize("crop", ["none", "square", "cervix"])
 def test_preprocessing_follows_card(weights, crop):
     predictor = ImagePredictor(weights, dataclasses.replace(CARD, crop=crop))
-    assert np.array_equal(predictor.preprocess(image_file()), decode_image(image_file(), SIZE, crop, 1.0).pixels)
+    assert np.array_equal(
+        predictor.preprocess(image_file()), decode_image(image_file(), SIZE, crop, 1.0).pixels
+    )
 
 
 def test_prediction_is_independent_of_batch(weights):
@@ -34,7 +36,11 @@ def test_prediction_is_independent_of_batch(weights):
 def test_predictor_matches_processed_dataset_and_attack_eval(pipeline_project, monkeypatch):
     monkeypatch.chdir(pipeline_project)
     dataset = load_dataset("data/processed")
-    predictions = pd.read_csv("data/predictions/adv/predictions.csv").query("attack == 'none'").set_index("path")
+    predictions = (
+        pd.read_csv("data/predictions/adv/predictions.csv")
+        .query("attack == 'none'")
+        .set_index("path")
+    )
     predictor = ImagePredictor(weights_path("adv"), read_card("adv"))
     source = pipeline_project / "data/few"
     for path, stored in zip(dataset.manifest["path"], dataset.images, strict=True):

@@ -31,7 +31,9 @@ def test_bytes_base64_array_and_list_give_same_prediction(served_model):
 
 def test_prediction_has_class_robust_accuracy_and_disclaimer(served_model):
     (prediction,) = served_model.predict(None, pd.DataFrame({"image": [image_file()]}))
-    assert prediction["class"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+    assert prediction["class"] == max(
+        prediction["probabilities"], key=prediction["probabilities"].get
+    )
     assert prediction["robust_accuracy"]["value"] == CARD.robust_accuracy_worst.value
     assert "Not a medical device" in prediction["notice"]
     assert "synthetic" in prediction["notice"]
@@ -44,7 +46,9 @@ def test_invalid_image_is_refused_with_status_400_and_reason(served_model, case)
 
     image, reason = INVALID_REQUESTS[case]
     with pytest.raises(MlflowException) as refused:
-        served_model.predict(None, pd.DataFrame({"image": pd.Series([to_base64(image_file()), image], dtype=object)}))
+        served_model.predict(
+            None, pd.DataFrame({"image": pd.Series([to_base64(image_file()), image], dtype=object)})
+        )
     assert refused.value.get_http_status_code() == 400
     assert refused.value.message.startswith("image 1: ")
     assert reason in refused.value.message
@@ -61,7 +65,9 @@ def test_number_of_images_is_limited(served_model):
     from stages.serving.pyfunc_model import MAX_IMAGES
 
     assert len(predict(served_model, [image_file()] * MAX_IMAGES)) == MAX_IMAGES
-    with pytest.raises(MlflowException, match=f"expected at most {MAX_IMAGES} images, got {MAX_IMAGES + 1}") as refused:
+    with pytest.raises(
+        MlflowException, match=f"expected at most {MAX_IMAGES} images, got {MAX_IMAGES + 1}"
+    ) as refused:
         predict(served_model, [image_file()] * (MAX_IMAGES + 1))
     assert refused.value.get_http_status_code() == 400
 

@@ -23,13 +23,17 @@ def responding(status, content):
     return Response(content, status)
 
 
-@pytest.mark.parametrize("kind", ["application/json", "Application/JSON", 'application/json; charset="UTF-8"'])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON", 'application/json; charset="UTF-8"']
+)
 def test_valid_request_passes_unchanged(kind):
     chunks = [BODY[:4], b"", BODY[4:]]
     assert post_asgi(RequestGuard(echo), chunks, {"content-type": kind}) == (200, BODY)
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": ""}, {"content-type": "application/json; charset=latin-1"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": ""}, {"content-type": "application/json; charset=latin-1"}]
+)
 def test_other_content_type_is_refused(headers):
     status, content = post_asgi(RequestGuard(echo), [BODY], headers)
     assert (status, b"expected application/json" in content) == (415, True)
@@ -53,7 +57,12 @@ def test_client_that_disconnects_gets_no_response():
     async def receive():
         return {"type": "http.disconnect"}
 
-    scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [(b"content-type", b"application/json")]}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/invocations",
+        "headers": [(b"content-type", b"application/json")],
+    }
     asyncio.run(RequestGuard(echo)(scope, receive, send=None))
 
 

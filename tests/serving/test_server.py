@@ -37,7 +37,12 @@ def server(pipeline_project, tmp_path_factory):
     """The address of a server, the folder of the project whose model it serves, and its process."""
     folder = tmp_path_factory.mktemp("served") / "project"
     # Without the database: it holds absolute paths of artifacts.
-    shutil.copytree(pipeline_project, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        pipeline_project,
+        folder,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"),
+    )
     python = [sys.executable, "-m"]
     for model in ("clean", "adv", "adv"):
         output = run(*python, "stages.publish", model, cwd=folder)
@@ -53,7 +58,9 @@ def server(pipeline_project, tmp_path_factory):
     settings["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "600"  # a busy machine
     with (folder / "server.log").open("w") as log:
         command = [*python, "stages.serve", "--port", port]
-        process = subprocess.Popen(command, cwd=folder, env={**os.environ, **settings}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **settings}, stdout=log, stderr=log
+        )
     try:
         for _ in range(600):
             assert process.poll() is None, (folder / "server.log").read_text()
@@ -83,7 +90,9 @@ def post(address, image=None, body=None, headers=JSON):
 
 
 def image_request(*images) -> bytes:
-    return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}}).encode()
+    return json.dumps(
+        {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}}
+    ).encode()
 
 
 @pytest.mark.slow
@@ -112,8 +121,12 @@ def test_server_predicts_and_refuses_invalid_requests(server):
 def test_server_listens_on_loopback_only(server):
     address, _, process = server
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    sockets = [connection for process in processes for connection in process.net_connections("inet")]
-    listening = ["{}:{}".format(*found.laddr) for found in sockets if found.status == psutil.CONN_LISTEN]
+    sockets = [
+        connection for process in processes for connection in process.net_connections("inet")
+    ]
+    listening = [
+        "{}:{}".format(*found.laddr) for found in sockets if found.status == psutil.CONN_LISTEN
+    ]
     assert listening == [address]
 
 
@@ -125,7 +138,9 @@ def test_too_many_connections_get_status_503(server):
     with ExitStack() as stack:
         for number in range(MAX_CONNECTIONS):
             assert number < MAX_CONNECTIONS - 1 or post(address, content)[0] == 200
-            stack.enter_context(socket.create_connection((host, int(port)))).sendall(b"POST /invocations HTTP/1.1\r\n")
+            stack.enter_context(socket.create_connection((host, int(port)))).sendall(
+                b"POST /invocations HTTP/1.1\r\n"
+            )
             time.sleep(0.05)
         assert post(address, content)[0] == 503
     time.sleep(1)
@@ -134,15 +149,28 @@ def test_too_many_connections_get_status_503(server):
 
 def make_requests(folder):
     """Name -> (headers, body or its parts, valid status, classes if that is 200), of small requests; the same of large ones."""
-    card = ModelCard.from_json(next((folder / "mlartifacts/models").rglob("card.json")).read_text(encoding="utf-8"))
+    card = ModelCard.from_json(
+        next((folder / "mlartifacts/models").rglob("card.json")).read_text(encoding="utf-8")
+    )
     predictor = ImagePredictor(folder / weights_path("adv"), card)
     files = [(folder / f"data/few/Type_{1 + i % 3}/{i}.jpg").read_bytes() for i in range(12)]
     pixels = [predictor.preprocess(file) for file in files]
     classes = [predictor.classes[row.argmax()] for row in predictor.predict_proba(pixels)]
-    records = json.dumps({"dataframe_records": [{"image": to_base64(file)} for file in files]}).encode()
-    small = {f"file {i}": (JSON, image_request(to_base64(file)), 200, classes[i : i + 1]) for i, file in enumerate(files)}
-    small |= {f"array {i}": (JSON, image_request(array.tolist()), 200, classes[i : i + 1]) for i, array in enumerate(pixels)}
-    small |= {"records": (JSON, records, 200, classes), "in parts": (JSON, [records[:999], records[999:]], 200, classes)}
+    records = json.dumps(
+        {"dataframe_records": [{"image": to_base64(file)} for file in files]}
+    ).encode()
+    small = {
+        f"file {i}": (JSON, image_request(to_base64(file)), 200, classes[i : i + 1])
+        for i, file in enumerate(files)
+    }
+    small |= {
+        f"array {i}": (JSON, image_request(array.tolist()), 200, classes[i : i + 1])
+        for i, array in enumerate(pixels)
+    }
+    small |= {
+        "records": (JSON, records, 200, classes),
+        "in parts": (JSON, [records[:999], records[999:]], 200, classes),
+    }
     small |= {
         f"invalid image: {case}": (JSON, image_request(image), 400, None)
         for case, (image, _) in INVALID_REQUESTS.items()
@@ -161,13 +189,21 @@ def make_requests(folder):
         "too many images": image_request(*["x"] * 65),
     }
     small |= {case: (JSON, body, 400, None) for case, body in invalid.items()}
-    small |= {"no Content-Type": ({}, records, 415, None), "CSV": ({"Content-Type": "text/csv"}, b"image\nx\n", 415, None)}
+    small |= {
+        "no Content-Type": ({}, records, 415, None),
+        "CSV": ({"Content-Type": "text/csv"}, b"image\nx\n", 415, None),
+    }
     large = {
         "image of 34 MB": (JSON, image_request(INVALID_REQUESTS["34 MB"][0]), 400, None),
         "50 MB of a string": (JSON, b'{"inputs": "' + b"a" * (50 * 10**6) + b'"}', 400, None),
         "50 MB of bytes": (JSON, b"\xff" * (50 * 10**6), 400, None),
         "50 MB of lists": (JSON, b'{"inputs": [' + b"[]," * (16 * 10**6) + b"0]}", 413, None),
-        "as many objects as may be": (JSON, b'{"inputs": {"image": [' + b'{"a":1},' * (2**21 - 9) + b"0]}}", 400, None),
+        "as many objects as may be": (
+            JSON,
+            b'{"inputs": {"image": [' + b'{"a":1},' * (2**21 - 9) + b"0]}}",
+            400,
+            None,
+        ),
         "as many numbers as may be": (
             JSON,
             image_request(None).replace(b"null", b"[" + b"1," * (2**22 - 99) + b"1]"),
@@ -194,7 +230,9 @@ def send_all(address, process, small, large, number):
         case, (headers, body, expected, classes) = request
         status, content = post(address, body=body, headers=headers)
         found[case][status] += 1
-        if status != expected or (classes and [each["class"] for each in json.loads(content)["predictions"]] != classes):
+        if status != expected or (
+            classes and [each["class"] for each in json.loads(content)["predictions"]] != classes
+        ):
             wrong.append((case, status, content[:500]))
 
     def watch():

@@ -51,7 +51,8 @@ def write_toy_dataset(dataset) -> None:
 
 def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=0) -> None:
     classifier.save(
-        Path(f"data/models/{name}.safetensors"), initialization.create_model(arch, classes, size, "none", "none", seed)
+        Path(f"data/models/{name}.safetensors"),
+        initialization.create_model(arch, classes, size, "none", "none", seed),
     )
 
 
@@ -70,14 +71,18 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    Path("params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    Path("params.yaml").write_text(
+        (ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     set_params(**SMALL)
     write_toy_dataset(toy_dataset(images=48, size=SIZE))
     write_model()
     return tmp_path
 
 
-@pytest.mark.parametrize("threat", [{"norm": "linf"}, {"norm": "l2", "eps": 0.5, "eps_grid": [0.2, 0.5]}])
+@pytest.mark.parametrize(
+    "threat", [{"norm": "linf"}, {"norm": "l2", "eps": 0.5, "eps_grid": [0.2, 0.5]}]
+)
 def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, project):
     write_model("adv", seed=1)
     set_params(attack=threat)
@@ -89,24 +94,35 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
     assert distance.max() > 0
     assert {"none", "fgsm", "pgd", "apgd", "universal"} <= set(table["attack"])
     assert set(read_transfer(folder, "clean")["attack"]) == {"transfer", "universal_transfer"}
-    calibration = read_predictions(folder, "calibration")  # of the validation split, under the same threat model
+    calibration = read_predictions(
+        folder, "calibration"
+    )  # of the validation split, under the same threat model
     assert not set(calibration["path"]) & set(table["path"])
     assert calibration.groupby("attack")["path"].nunique().to_dict() == {"none": 12, "pgd": 12}
     assert (calibration[threat["norm"]] <= calibration["eps"] * (1 + 1e-4) + 1e-6).all()
-    assert len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 2 * 12
+    assert (
+        len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 2 * 12
+    )
     assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
     assert len(read_table("gradients", folder)) == 12
     assert len(read_examples(folder / "examples")) == 2
-    gradients = {f"{number}_gradient_{model}.png" for number in (0, 1) for model in ("clean", "adv")}
+    gradients = {
+        f"{number}_gradient_{model}.png" for number in (0, 1) for model in ("clean", "adv")
+    }
     assert gradients <= {file.name for file in (folder / "examples").iterdir()}
     assert Image.open(folder / "universal.png").size == (SIZE, SIZE)
     assert not (folder / "second_norm.csv").exists()
     config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
     assert (config["name"], config["target_classes"], config["iterations"]) == ("apgd", 2, 2)
     others = table[~table["attack"].isin(["apgd", "transfer"])]
-    survivors = others.groupby("path").apply(lambda rows: (rows["prediction"] == rows["label"]).all()).sum()
+    survivors = (
+        others.groupby("path").apply(lambda rows: (rows["prediction"] == rows["label"]).all()).sum()
+    )
     assert config["images"] == survivors >= config["square_remaining"] == config["square_images"]
-    assert {"D1", "D24"} <= {check["id"] for check in json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))}
+    assert {"D1", "D24"} <= {
+        check["id"]
+        for check in json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
+    }
     assert not list(Path(".ckpt").rglob("last.pt"))
     before = contents(folder)
     attack_eval.main("adv")
@@ -115,7 +131,9 @@ def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, proje
 
 def test_second_norm_and_surrogate_are_attacked_within_their_budgets(project):
     write_model("surrogate", arch="squeezenet1_1", seed=2)
-    set_params(attack={"second_eps": 0.5}, attack_eval={"surrogate": "data/models/surrogate.safetensors"})
+    set_params(
+        attack={"second_eps": 0.5}, attack_eval={"surrogate": "data/models/surrogate.safetensors"}
+    )
     attack_eval.main("clean")
     folder = Path("data/predictions/clean")
     second, table = read_predictions(folder, "second_norm"), read_predictions(folder)
@@ -131,8 +149,14 @@ def test_second_norm_and_surrogate_are_attacked_within_their_budgets(project):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"surrogate": "missing.safetensors"}, r"missing\.safetensors: expected a model that this pipeline saved"),
-        ({"surrogate": "data/models/other.safetensors"}, r"other\.safetensors: expected a model for 32 pixels, got 64"),
+        (
+            {"surrogate": "missing.safetensors"},
+            r"missing\.safetensors: expected a model that this pipeline saved",
+        ),
+        (
+            {"surrogate": "data/models/other.safetensors"},
+            r"other\.safetensors: expected a model for 32 pixels, got 64",
+        ),
         (
             {"surrogate": "data/models/names.safetensors"},
             r"names\.safetensors: expected a model of the classes a, b, c, got x",
@@ -170,7 +194,9 @@ def test_two_processes_write_what_a_single_process_writes(project):
     single, double = results
     assert single.keys() == double.keys()
     for file, content in single.items():
-        if file.suffix == ".csv":  # a batch of another size rounds the last digit of a margin near 0 otherwise
+        if (
+            file.suffix == ".csv"
+        ):  # a batch of another size rounds the last digit of a margin near 0 otherwise
             tables = (pd.read_csv(io.BytesIO(text)) for text in (content, double[file]))
             pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-6)
         else:
@@ -252,19 +278,30 @@ def test_model_file_with_layers_of_another_architecture_is_refused(project):
     other = initialization.create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
     other.arch = "resnet18"
     classifier.save(Path("data/models/clean.safetensors"), other)
-    with pytest.raises(ModelError, match=r"clean\.safetensors: expected a model that this pipeline saved"):
+    with pytest.raises(
+        ModelError, match=r"clean\.safetensors: expected a model that this pipeline saved"
+    ):
         attack_eval.main("clean")
 
 
 def test_missing_model_is_refused(project):
-    with pytest.raises(ModelError, match=r"adv\.safetensors: expected a model that this pipeline saved"):
+    with pytest.raises(
+        ModelError, match=r"adv\.safetensors: expected a model that this pipeline saved"
+    ):
         attack_eval.main("adv")
 
 
 def test_empty_test_split_is_refused(project):
     dataset = toy_dataset(images=48, size=SIZE)
-    write_toy_dataset(dataclasses.replace(dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})))
-    with pytest.raises(InputError, match=r"manifest\.csv: split: expected images in train, val, test, got train, val"):
+    write_toy_dataset(
+        dataclasses.replace(
+            dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})
+        )
+    )
+    with pytest.raises(
+        InputError,
+        match=r"manifest\.csv: split: expected images in train, val, test, got train, val",
+    ):
         attack_eval.main("clean")
 
 

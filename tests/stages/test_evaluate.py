@@ -29,7 +29,9 @@ from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT, paths_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-DECLARED = [Path(path) for path in paths_of(STAGES["evaluate"]["plots"])]  # what the stage writes, by dvc.yaml
+DECLARED = [
+    Path(path) for path in paths_of(STAGES["evaluate"]["plots"])
+]  # what the stage writes, by dvc.yaml
 PNGS = {path.stem for path in DECLARED if path.suffix == ".png"}
 CSVS = {path.stem for path in DECLARED if path.suffix == ".csv"}
 
@@ -76,10 +78,22 @@ def test_stage_writes_the_declared_files_and_the_same_bytes_twice(tmp_path, monk
     result = evaluate.main()
     first = written_files(folder)
     assert parse_strictly(first["evaluate.json"].decode()) == result
-    assert {"clean", "adv", "difference", "n", "groups", "eps", "majority_rate", "prior_log_loss"} == set(result)
+    assert {
+        "clean",
+        "adv",
+        "difference",
+        "n",
+        "groups",
+        "eps",
+        "majority_rate",
+        "prior_log_loss",
+    } == set(result)
     pngs, csvs = PNGS | set(evaluate.SHEETS), CSVS | {"training_clean", "training_adv"}
     documents = {"evaluate.json", "diagnostics.json", "report.html", "model_card.md"}
-    assert set(first) == {f"{name}.png" for name in pngs} | {f"{name}.csv" for name in csvs} | documents
+    assert (
+        set(first)
+        == {f"{name}.png" for name in pngs} | {f"{name}.csv" for name in csvs} | documents
+    )
     for name in PNGS:
         assert len(first[f"{name}.png"]) < MAX_PNG_BYTES <= 100_000
         with Image.open(folder / f"plots/{name}.png") as image:
@@ -99,7 +113,9 @@ def notes(monkeypatch) -> list[str]:
     """The notes in the corners of the figures, which are not rendered: that takes most of the time."""
     collected = []
     for module in (figures, image_figures):
-        monkeypatch.setattr(module, "render_png", lambda figure, note="": collected.append(note) or b"not rendered")
+        monkeypatch.setattr(
+            module, "render_png", lambda figure, note="": collected.append(note) or b"not rendered"
+        )
     return collected
 
 
@@ -109,7 +125,9 @@ def test_synthetic_data_is_named_in_every_figure(tmp_path, monkeypatch, notes, s
     evaluate.main()
     assert len(notes) == len(PNGS) + 3  # three stand in the report only
     assert {"synthetic" in note for note in notes} == {synthetic}
-    captions = re.findall(r"<figcaption>.*?</figcaption>", (folder / "data/report.html").read_text(), re.DOTALL)
+    captions = re.findall(
+        r"<figcaption>.*?</figcaption>", (folder / "data/report.html").read_text(), re.DOTALL
+    )
     assert len(captions) == len(PNGS) + 3 + len(evaluate.SHEETS)
     assert {"synthetic" in caption.lower() for caption in captions} == {synthetic}
 
@@ -168,7 +186,9 @@ def test_steps_of_an_attack_are_those_at_the_main_eps(tmp_path, monkeypatch):
 def test_stage_runs_on_degenerate_data(tmp_path, monkeypatch, options):
     folder = make_evaluate_project(tmp_path / "p", monkeypatch, size=16, **options)
     evaluate.main()
-    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", without_images((folder / "data/report.html").read_text()))
+    assert not re.search(
+        r"\bnan\b|\binf\b|\bNone\b", without_images((folder / "data/report.html").read_text())
+    )
     parse_strictly((folder / "metrics/evaluate.json").read_text())
     for name in CSVS:
         assert not pd.read_csv(folder / f"plots/{name}.csv").isna().any(axis=None)
@@ -183,13 +203,19 @@ def test_missing_predictions_are_an_error(tmp_path, monkeypatch):
 def test_missing_model_description_is_an_error_naming_the_file(tmp_path, monkeypatch):
     folder = make_evaluate_project(tmp_path / "p", monkeypatch, n=10, size=16)
     (folder / "data/predictions/adv/model.json").unlink()
-    with pytest.raises(FileFormatError, match=r"adv.model\.json: expected a file written by attack_eval, got none"):
+    with pytest.raises(
+        FileFormatError, match=r"adv.model\.json: expected a file written by attack_eval, got none"
+    ):
         evaluate.main()
 
 
 def test_evaluate_needs_neither_torch_nor_mlflow():
-    code = "import sys, stages.evaluate; print([m for m in ('torch', 'mlflow') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, stages.evaluate; print([m for m in ('torch', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -204,10 +230,16 @@ def test_only_the_figures_import_matplotlib():
 
 
 def charts_of(html: str) -> list[dict]:
-    return [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)]
+    return [
+        json.loads(spec)
+        for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)
+    ]
 
 
-@pytest.mark.skipif(not (shutil.which("git") and (Path(sys.executable).parent / "dvc").exists()), reason="needs git and dvc")
+@pytest.mark.skipif(
+    not (shutil.which("git") and (Path(sys.executable).parent / "dvc").exists()),
+    reason="needs git and dvc",
+)
 def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     folder = tmp_path / "repo"
     folder.mkdir()
@@ -220,7 +252,9 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     }
 
     def call(*command: str) -> None:
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     dvc = (sys.executable, "-m", "dvc")
@@ -228,8 +262,12 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     call(*dvc, "init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     entries = [plot for stage in STAGES.values() for plot in stage.get("plots", ())]
-    plots = [{plot: {"cache": False}} if isinstance(plot, str) else plot for plot in entries]  # all of them in git
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": {"cmd": "unused", "plots": plots}}}))
+    plots = [
+        {plot: {"cache": False}} if isinstance(plot, str) else plot for plot in entries
+    ]  # all of them in git
+    (folder / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": {"evaluate": {"cmd": "unused", "plots": plots}}})
+    )
     tables = {}
     for rev, n in (("first", 40), ("second", 80)):
         project = make_evaluate_project(tmp_path / rev, monkeypatch, n=n, size=16)
@@ -243,7 +281,12 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     html = (folder / "page/index.html").read_text()
     assert "<DVC_METRIC" not in html
     drawn = {spec["title"]["text"]: spec for spec in charts_of(html)}
-    tables_of = {options["title"]: path for plot in plots for path, options in plot.items() if path.endswith(".csv")}
+    tables_of = {
+        options["title"]: path
+        for plot in plots
+        for path, options in plot.items()
+        if path.endswith(".csv")
+    }
     assert set(drawn) == set(tables_of)
     for title, spec in drawn.items():
         rows = pd.DataFrame(spec["data"]["values"])
@@ -261,7 +304,11 @@ def test_dvc_plots_diff_draws_every_chart(tmp_path, monkeypatch):
     assert not cells.duplicated([*keys, "rev"]).any()
     for rev, table in tables.items():
         of_rev = cells[cells["rev"] == rev].set_index(keys)["count"]
-        assert of_rev.sort_index().astype(str).equals(table.set_index(keys)["count"].sort_index().astype(str))
+        assert (
+            of_rev.sort_index()
+            .astype(str)
+            .equals(table.set_index(keys)["count"].sort_index().astype(str))
+        )
         assert len(of_rev) == 4 * len(CLASSES) ** 2
 
 
@@ -289,6 +336,8 @@ def test_strict_ends_with_an_error_after_everything_is_written(tmp_path, monkeyp
     (folder / "params.yaml").write_text(text.replace("strict: false", "strict: true"))
     report = folder / "data/report.html"
     report.unlink()
-    with pytest.raises(InputError, match=r"evaluate\.strict: expected no diagnostic that says FAIL, got adv D2"):
+    with pytest.raises(
+        InputError, match=r"evaluate\.strict: expected no diagnostic that says FAIL, got adv D2"
+    ):
         evaluate.main()
     assert report.exists()

@@ -40,8 +40,12 @@ def test_outputs_metrics_and_summary_are_consistent(project, capsys):
     metrics = preprocess.main()
     summary = capsys.readouterr().out.splitlines()
     assert summary[0] == "55 images in 48 groups: 27 a, 28 b"
-    assert summary[2].startswith("rejected of 58 files: 1 empty, 1 truncated, 1 copy; see data/processed/rejected.csv")
-    assert summary[3].endswith("crops: 55 square; official test images: 0 found, 0 used; ignored files: 1")
+    assert summary[2].startswith(
+        "rejected of 58 files: 1 empty, 1 truncated, 1 copy; see data/processed/rejected.csv"
+    )
+    assert summary[3].endswith(
+        "crops: 55 square; official test images: 0 found, 0 used; ignored files: 1"
+    )
     dataset = load_dataset("data/processed")
     rejected = {row["path"]: row["reason"] for row in read_table("data/processed/rejected.csv")}
     assert rejected.pop("b/truncated.jpg").startswith("truncated: ")
@@ -50,16 +54,30 @@ def test_outputs_metrics_and_summary_are_consistent(project, capsys):
     assert dataset.images.shape == (55, 16, 16, 3)
     files = sum(path.is_file() for path in Path("raw").rglob("*"))
     assert metrics["images"] + metrics["rejected"]["total"] + metrics["other_files"] == files == 59
-    assert metrics["duplicates"] == {"copies": 2, "near": 12, "near_links": 6, "conflicting_labels": 3}
+    assert metrics["duplicates"] == {
+        "copies": 2,
+        "near": 12,
+        "near_links": 6,
+        "conflicting_labels": 3,
+    }
     assert metrics["groups"]["total"] == 48
     assert json.loads(Path("metrics/data.json").read_text()) == metrics
-    assert Path("metrics/data.json").read_text() == json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    assert (
+        Path("metrics/data.json").read_text()
+        == json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    )
     assert sum(part["images"] for part in metrics["splits"].values()) == 55
-    assert {name: len(dataset.split_rows(name)) for name in SPLITS} == {n: metrics["splits"][n]["images"] for n in SPLITS}
+    assert {name: len(dataset.split_rows(name)) for name in SPLITS} == {
+        n: metrics["splits"][n]["images"] for n in SPLITS
+    }
     assert (dataset.manifest.groupby("group")["split"].nunique() == 1).all()
     assert dataset.manifest["path"].is_monotonic_increasing
     by_path = dataset.manifest.set_index("path")
-    assert set(by_path.index[by_path["disputed"] == 1]) == {"a/04.jpg", "a/near4.jpg", "b/conflict.jpg"}
+    assert set(by_path.index[by_path["disputed"] == 1]) == {
+        "a/04.jpg",
+        "a/near4.jpg",
+        "b/conflict.jpg",
+    }
     assert by_path.loc["a/near0.jpg", "group"] == "a/00.jpg"
     assert by_path.loc["b/conflict.jpg", "group"] == "a/04.jpg"
     row = dataset.manifest.index[dataset.manifest["path"] == "b/07.jpg"][0]
@@ -83,7 +101,9 @@ def test_outputs_are_byte_identical_with_cache_and_workers(project, monkeypatch)
 
 def test_label_conflicts_are_dropped_on_demand(project):
     set_params(project, conflicting_labels="drop")
-    assert preprocess.main()["rejected"]["reasons"]["conflict"] == 3, "the two copies and a near-duplicate"
+    assert preprocess.main()["rejected"]["reasons"]["conflict"] == 3, (
+        "the two copies and a near-duplicate"
+    )
 
 
 def test_class_lost_to_conflicts_is_explained_in_the_table_that_the_error_names(project):
@@ -105,13 +125,18 @@ def test_official_test_patients_are_excluded_from_training(project):
     metrics = preprocess.main()
     assert metrics["official_test"] == {"found": 10, "used": 10}
     assert metrics["splits"]["test"]["images"] == 10
-    assert metrics["rejected"]["reasons"]["leak"] == 10 + 6 + 1, "the images, near-duplicates, the copy with another label"
+    assert metrics["rejected"]["reasons"]["leak"] == 10 + 6 + 1, (
+        "the images, near-duplicates, the copy with another label"
+    )
     manifest = load_dataset("data/processed").manifest
     assert (manifest.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_cervix_crop_with_table_as_source(project):
-    rows = "".join(f"{path.relative_to('raw')},{path.parent.name}\n" for path in sorted(Path("raw").rglob("[0-9]*.jpg")))
+    rows = "".join(
+        f"{path.relative_to('raw')},{path.parent.name}\n"
+        for path in sorted(Path("raw").rglob("[0-9]*.jpg"))
+    )
     Path("raw/some.csv").write_text("path,label\n" + rows)
     set_params(project, table="some.csv", crop="cervix")
     metrics = preprocess.main()
@@ -126,7 +151,9 @@ def test_table_with_patients_and_given_test_split(project):
     rows = []
     for path in paths:
         number = int(Path(path).stem)
-        rows.append(f"{path},{path[0]},p{number // 4},{'test' if number >= 40 or number == 36 else ''}")
+        rows.append(
+            f"{path},{path[0]},p{number // 4},{'test' if number >= 40 or number == 36 else ''}"
+        )
     Path("raw/all.csv").write_text("path,label,group,split\n" + "\n".join(rows) + "\n")
     set_params(project, table="all.csv")
     metrics = preprocess.main()
@@ -142,7 +169,9 @@ def test_table_with_patients_and_given_test_split(project):
 
 def test_too_many_invalid_files_stop_the_stage(project):
     write_files(Path("raw"), {f"a/bad{n}.jpg": b"x" for n in range(9)})
-    message = r"data\.max_rejected: expected at most 5\.0% invalid files, got .* 9 not an image, 1 empty"
+    message = (
+        r"data\.max_rejected: expected at most 5\.0% invalid files, got .* 9 not an image, 1 empty"
+    )
     with pytest.raises(InputError, match=message):
         preprocess.main()
     assert len(read_table("data/processed/rejected.csv")) == 11
@@ -162,7 +191,11 @@ def test_class_without_valid_images_stops_the_stage(project):
 def run_stage() -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "stages.preprocess"], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "stages.preprocess"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -170,13 +203,18 @@ def test_input_error_is_one_line_and_exit_status_1(project):
     set_params(project, source="nowhere")
     done = run_stage()
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["error: data.source: nowhere: expected a folder of images, got nothing there"]
+    assert done.stderr.splitlines() == [
+        "error: data.source: nowhere: expected a folder of images, got nothing there"
+    ]
 
 
 @pytest.mark.slow
 def test_sigkill_leaves_no_incomplete_dataset_and_no_workers(project):
     """Killed 12 times at random moments: a dataset that can be loaded afterwards is complete."""
-    write_files(Path("raw"), {f"{'ab'[n % 2]}/more{n}.jpg": encode(make_image(100 + n, 300, 300)) for n in range(200)})
+    write_files(
+        Path("raw"),
+        {f"{'ab'[n % 2]}/more{n}.jpg": encode(make_image(100 + n, 300, 300)) for n in range(200)},
+    )
     set_params(project, workers=2)
     started = time.monotonic()
     assert run_stage().returncode == 0
@@ -186,7 +224,9 @@ def test_sigkill_leaves_no_incomplete_dataset_and_no_workers(project):
         for entry in Path(".cache").rglob("*.npz"):
             entry.unlink()
         process = subprocess.Popen(
-            [sys.executable, "-m", "stages.preprocess"], env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+            [sys.executable, "-m", "stages.preprocess"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
         )
         time.sleep(rng.uniform(0.1, 1.0) * duration)
         process.kill()
@@ -217,8 +257,13 @@ def session_is_alive(session: int) -> bool:
 def test_whole_kaggle_dataset_with_small_images(tmp_path, monkeypatch):
     """The challenge's folders, counts, recurring file names, invalid files and label corrections."""
     monkeypatch.chdir(tmp_path)
-    names = kaggle_names({"train": "train/train/Type_{0}", "additional": "additional_Type_{0}_v2/Type_{0}"})
-    empty = {f"additional_Type_{k}_v2/Type_{k}/{n}.jpg": b"" for k, n in ((1, "5893"), (2, "2845"), (2, "5892"))}
+    names = kaggle_names(
+        {"train": "train/train/Type_{0}", "additional": "additional_Type_{0}_v2/Type_{0}"}
+    )
+    empty = {
+        f"additional_Type_{k}_v2/Type_{k}/{n}.jpg": b""
+        for k, n in ((1, "5893"), (2, "2845"), (2, "5892"))
+    }
     truncated = {
         "additional_Type_1_v2/Type_1/3068.jpg": 0.78,
         "additional_Type_2_v2/Type_2/7.jpg": 0.75,
@@ -228,7 +273,10 @@ def test_whole_kaggle_dataset_with_small_images(tmp_path, monkeypatch):
         names = sorted(set(names[: -len(empty) - len(truncated)]) | set(empty) | set(truncated))
     for number, name in enumerate(names):
         content = encode(make_image(number, 48, 40), quality=80)
-        write_files(Path("raw"), {name: empty.get(name, content[: int(truncated.get(name, 1) * len(content))])})
+        write_files(
+            Path("raw"),
+            {name: empty.get(name, content[: int(truncated.get(name, 1) * len(content))])},
+        )
     set_params(tmp_path)
     metrics = preprocess.main()
     assert metrics["files"] == len(names)
@@ -239,7 +287,9 @@ def test_whole_kaggle_dataset_with_small_images(tmp_path, monkeypatch):
         assert metrics["files"] == 8215
         manifest = load_dataset("data/processed").manifest
         train = Counter(manifest[manifest["path"].str.startswith("train/")]["label"])
-        assert train == {"Type_1": 252 - 1, "Type_2": 780, "Type_3": 449}, "a truncated image is missing"
+        assert train == {"Type_1": 252 - 1, "Type_2": 780, "Type_3": 449}, (
+            "a truncated image is missing"
+        )
         assert metrics["images"] == 8215 - 6
         assert sum(COUNTS["train"] + COUNTS["additional"]) == 8215
 

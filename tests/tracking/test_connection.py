@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from stages.tracking.connection import EXPERIMENT, VIEW_KEY, tracking_uri
-from tests.helpers.tracked_pipeline import RACE, log_whole_pipeline, read_local_runs, write_pipeline_files
+from tests.helpers.tracked_pipeline import (
+    RACE,
+    log_whole_pipeline,
+    read_local_runs,
+    write_pipeline_files,
+)
 
 
 def test_simultaneous_processes_create_single_database_and_parent_run(new_database):
@@ -27,7 +32,10 @@ def test_artifacts_lie_in_main_repository(new_database):
 
     folder, _ = new_database
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    assert client.get_experiment_by_name(EXPERIMENT).artifact_location == (folder / "mlartifacts").as_uri()
+    assert (
+        client.get_experiment_by_name(EXPERIMENT).artifact_location
+        == (folder / "mlartifacts").as_uri()
+    )
     assert client.get_experiment("0").artifact_location == (folder / "mlartifacts/0").as_uri()
 
 
@@ -45,7 +53,9 @@ def test_relative_database_path_starts_at_main_repository(monkeypatch, variable,
     assert tracking_uri(Path("/main")) == uri
 
 
-def test_experiment_in_temporary_copy_is_logged_in_main_repository(project, monkeypatch, tmp_path_factory):
+def test_experiment_in_temporary_copy_is_logged_in_main_repository(
+    project, monkeypatch, tmp_path_factory
+):
     copy = tmp_path_factory.mktemp("copy")
     write_pipeline_files(copy, "copy")
     monkeypatch.chdir(copy)
@@ -54,4 +64,8 @@ def test_experiment_in_temporary_copy_is_logged_in_main_repository(project, monk
     shutil.rmtree(copy)
     runs = read_local_runs(project)
     assert runs.pipeline.info.run_name == "tiny-mole"
-    assert runs.files_of("evaluate") == ["metrics/evaluate.json", "plots/robustness.csv", "report.html"]
+    assert runs.files_of("evaluate") == [
+        "metrics/evaluate.json",
+        "plots/robustness.csv",
+        "report.html",
+    ]

@@ -2,7 +2,13 @@
 
 import stages.tracking.__main__ as command
 from stages.tracking import stage_outputs
-from tests.helpers.tracked_pipeline import STAGES, log_stage, log_whole_pipeline, read_local_runs, restart
+from tests.helpers.tracked_pipeline import (
+    STAGES,
+    log_stage,
+    log_whole_pipeline,
+    read_local_runs,
+    restart,
+)
 
 
 def test_command_logs_missing_stages_except_outdated(project, monkeypatch, capsys):
@@ -36,7 +42,9 @@ def test_command_logs_pipeline_taken_from_dvc_cache(project, monkeypatch, capsys
         restart()
         monkeypatch.setenv("DVC_EXP_NAME", name)
         assert command.main() == 0
-        expected = [f"{stage}: logged already" for stage in stage_outputs.stage_names()] + is_new * ["the pipeline: logged"]
+        expected = [
+            f"{stage}: logged already" for stage in stage_outputs.stage_names()
+        ] + is_new * ["the pipeline: logged"]
         assert capsys.readouterr().out.splitlines() == expected
     runs = read_local_runs(project)
     assert sorted(runs.stages) == sorted(STAGES), "no stage was executed again"

@@ -40,7 +40,9 @@ def runs(logged_project):
 
 def test_each_stage_is_finished_run_below_pipeline(runs):
     assert sorted(runs.stages) == sorted(STAGES)
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs.stages.values()} == {runs.pipeline.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.stages.values()} == {
+        runs.pipeline.info.run_id
+    }
     assert {run.info.status for run in [runs.pipeline, *runs.stages.values()]} == {"FINISHED"}
     assert runs.pipeline.info.run_name == "workspace"
 
@@ -76,9 +78,13 @@ def test_stage_runs_have_metrics_of_their_files(runs):
 def test_pipeline_run_has_main_metrics_and_note(runs):
     run = runs.pipeline
     assert run.data.metrics.keys() == {"data/images", "n"} | {
-        f"{model}/{name}" for model in ("clean", "adv") for name in ("clean_accuracy", "robust_accuracy_worst")
+        f"{model}/{name}"
+        for model in ("clean", "adv")
+        for name in ("clean_accuracy", "robust_accuracy_worst")
     }
-    steps = {step for metric in run.data.metrics for step, _ in runs.history[run.info.run_id, metric]}
+    steps = {
+        step for metric in run.data.metrics for step, _ in runs.history[run.info.run_id, metric]
+    }
     assert steps == {0}, "MLflow draws a bar for a metric at step 0 only"
     assert "| clean_accuracy | 0.750 [0.700, 0.800] |" in run.data.tags["mlflow.note.content"]
     assert "| robust_accuracy_worst | 0.500 | 0.500 |" in run.data.tags["mlflow.note.content"]
@@ -89,7 +95,9 @@ def test_pipeline_run_has_params_except_runtime_and_columns_of_view(runs):
     assert params["attack.norm"] == "linf"
     for run in [runs.pipeline, *runs.stages.values()]:
         assert not [key for key in run.data.params if key.startswith("runtime.")]
-    assert all(column.split("`")[1] in {**params, **runs.pipeline.data.metrics} for column in COLUMNS)
+    assert all(
+        column.split("`")[1] in {**params, **runs.pipeline.data.metrics} for column in COLUMNS
+    )
 
 
 def test_stage_run_has_environment_tags(runs):
@@ -102,7 +110,11 @@ def test_stage_run_has_environment_tags(runs):
 def test_runs_have_artifacts(runs):
     assert runs.files_of("attack_eval@adv") == ["examples/0.png"]
     assert runs.files_of("train_adv") == ["plots/training_adv.csv"]
-    assert runs.files_of("evaluate") == ["metrics/evaluate.json", "plots/robustness.csv", "report.html"]
+    assert runs.files_of("evaluate") == [
+        "metrics/evaluate.json",
+        "plots/robustness.csv",
+        "report.html",
+    ]
     assert runs.files[runs.pipeline.info.run_id] == ["report.html"]
 
 
@@ -124,10 +136,16 @@ def test_new_results_supersede_runs_even_if_clock_went_back(project, monkeypatch
     log_stage("train_adv")
     log_stage("evaluate")
     runs = read_local_runs(project)
-    assert sorted(runs.stages) == sorted([*STAGES, "train_adv (superseded)", "evaluate (superseded)"])
+    assert sorted(runs.stages) == sorted(
+        [*STAGES, "train_adv (superseded)", "evaluate (superseded)"]
+    )
     assert runs.pipeline.data.metrics["n"] == 1
     assert runs.stages["evaluate"].data.metrics == {"n": 1}
-    last = {name: runs.history[run.info.run_id, "epoch/val_loss"][-1] for name, run in runs.stages.items() if "train" in name}
+    last = {
+        name: runs.history[run.info.run_id, "epoch/val_loss"][-1]
+        for name, run in runs.stages.items()
+        if "train" in name
+    }
     assert last["train_adv"] == (3, 9)
     assert last["train_adv (superseded)"] != (3, 9)
 

@@ -30,7 +30,12 @@ from tests.helpers.tracked_pipeline import (
 
 def test_import_loads_no_heavy_package():
     code = "import sys, stages.tracking.stage_logging; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.slow
@@ -52,12 +57,17 @@ def test_unreachable_server_is_single_warning_within_a_minute(project, monkeypat
     start = time.monotonic()
     log_whole_pipeline()
     assert time.monotonic() - start < 60
-    warnings = [r.getMessage().partition(" (")[0] for r in caplog.records if r.name == stage_logging.__name__]
+    warnings = [
+        r.getMessage().partition(" (")[0]
+        for r in caplog.records
+        if r.name == stage_logging.__name__
+    ]
     assert warnings == ["MLflow: preprocess is not logged"]
 
 
 @pytest.mark.parametrize(
-    ("stage", "text"), [("train", "expected one of the stages preprocess, .*, got 'train'"), ("evaluate", "JSON")]
+    ("stage", "text"),
+    [("train", "expected one of the stages preprocess, .*, got 'train'"), ("evaluate", "JSON")],
 )
 def test_logging_error_is_warning(project, caplog, stage, text):
     write_text("metrics/evaluate.json", "{")
@@ -68,7 +78,9 @@ def test_logging_error_is_warning(project, caplog, stage, text):
 
 def test_nothing_is_logged_if_tracking_is_off(project):
     (project / "mlflow.db").unlink()
-    write_text("params.yaml", Path("params.yaml").read_text().replace("tracking: true", "tracking: false"))
+    write_text(
+        "params.yaml", Path("params.yaml").read_text().replace("tracking: true", "tracking: false")
+    )
     log_whole_pipeline()
     assert not (project / "mlflow.db").exists()
 
@@ -77,13 +89,37 @@ def test_nothing_is_logged_if_tracking_is_off(project):
 def test_results_of_interrupted_server_are_logged_later(project, monkeypatch, caplog):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    arguments = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--backend-store-uri", f"sqlite:///{project}/served.db", "--artifacts-destination", str(project / "served")]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    arguments = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    arguments += [
+        "--backend-store-uri",
+        f"sqlite:///{project}/served.db",
+        "--artifacts-destination",
+        str(project / "served"),
+    ]
+    env = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
 
     def serve():
         process = subprocess.Popen(
-            arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            arguments,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         for _ in range(600):
             try:

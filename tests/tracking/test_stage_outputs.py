@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from stages.core.files import md5
-from stages.tracking.stage_outputs import digest_files, dvc_entries, epoch_metrics, output_files, read_metrics, stage_names
+from stages.tracking.stage_outputs import (
+    digest_files,
+    dvc_entries,
+    epoch_metrics,
+    output_files,
+    read_metrics,
+    stage_names,
+)
 from tests.helpers.tracked_pipeline import STAGES, write_pipeline_files, write_text
 
 
@@ -36,20 +43,33 @@ def test_entries_of_matrix_stage_have_item_filled_in():
 
 
 def test_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match=r"dvc\.yaml: expected one of the stages preprocess, .*, got 'train'"):
+    with pytest.raises(
+        ValueError, match=r"dvc\.yaml: expected one of the stages preprocess, .*, got 'train'"
+    ):
         dvc_entries("train", "outs")
 
 
 def test_output_files_include_tables_and_images_of_folders():
     files = output_files("attack_eval@adv")
-    expected = [Path("data/predictions/adv/examples/0.png"), Path("data/predictions/adv/predictions.csv")]
+    expected = [
+        Path("data/predictions/adv/examples/0.png"),
+        Path("data/predictions/adv/predictions.csv"),
+    ]
     assert files == {file: md5(file) for file in expected}
 
 
 def test_digest_changes_with_content_and_name():
     first = {Path("a"): "1", Path("b"): "2"}
     assert digest_files(first) == digest_files(dict(first))
-    assert len({digest_files(files) for files in (first, {Path("a"): "1", Path("b"): "3"}, {Path("a"): "1"})}) == 3
+    assert (
+        len(
+            {
+                digest_files(files)
+                for files in (first, {Path("a"): "1", Path("b"): "3"}, {Path("a"): "1"})
+            }
+        )
+        == 3
+    )
 
 
 def test_epoch_metrics_skip_empty_cells():
@@ -58,7 +78,10 @@ def test_epoch_metrics_skip_empty_cells():
 
 
 def test_metric_names_of_json_are_those_of_dvc():
-    write_text("metrics/data.json", '{"images": 2, "train": {"CIN2+": 1, "x": {"y": 3}}, "synthetic": true, "source": "a"}')
+    write_text(
+        "metrics/data.json",
+        '{"images": 2, "train": {"CIN2+": 1, "x": {"y": 3}}, "synthetic": true, "source": "a"}',
+    )
     assert read_metrics(Path("metrics/data.json")) == {
         ("data/images", 0): 2,
         ("data/train.CIN2_", 0): 1,  # MLflow refuses the plus
@@ -68,7 +91,10 @@ def test_metric_names_of_json_are_those_of_dvc():
 
 def test_metrics_of_evaluate_have_no_prefix():
     write_text("metrics/evaluate.json", '{"adv": {"clean_accuracy": 0.5}, "n": 2}')
-    assert read_metrics(Path("metrics/evaluate.json")) == {("adv/clean_accuracy", 0): 0.5, ("n", 0): 2}
+    assert read_metrics(Path("metrics/evaluate.json")) == {
+        ("adv/clean_accuracy", 0): 0.5,
+        ("n", 0): 2,
+    }
 
 
 def test_files_without_metrics_give_none():

@@ -36,5 +36,7 @@ def test_flips_and_rotations_give_all_eight_orientations():
     for flip in (0.1, 0.9):
         for turn in (0.1, 0.3, 0.6, 0.9):
             augmented = augment(x, p, torch.tensor([[flip, turn, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]]))
-            found |= {i for i, image in enumerate(expected) if torch.allclose(augmented, image, atol=1e-4)}
+            found |= {
+                i for i, image in enumerate(expected) if torch.allclose(augmented, image, atol=1e-4)
+            }
     assert found == set(range(8))

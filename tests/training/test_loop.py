@@ -11,7 +11,15 @@ from stages.training import loop
 from stages.training.loop import TrainingMethod, write_history
 from stages.training.methods import make_training_method
 from tests.helpers.datasets import toy_dataset
-from tests.helpers.training_runs import EPS, NO_AUGMENTATION, PARAMS, checkpoint_in, same_tensors, train, with_params
+from tests.helpers.training_runs import (
+    EPS,
+    NO_AUGMENTATION,
+    PARAMS,
+    checkpoint_in,
+    same_tensors,
+    train,
+    with_params,
+)
 
 NFGSM = make_training_method(PARAMS, norm="linf", eps=EPS)
 
@@ -44,7 +52,9 @@ def test_resumed_training_is_bit_identical_to_uninterrupted(fabric, tmp_path, se
 
 def test_weights_depend_on_seed_only(fabric, tmp_path):
     p = with_params(epochs=1)
-    first, second, other = (train(fabric, tmp_path / str(i), p, seed=seed) for i, seed in enumerate((0, 0, 1)))
+    first, second, other = (
+        train(fabric, tmp_path / str(i), p, seed=seed) for i, seed in enumerate((0, 0, 1))
+    )
     assert same_tensors(first.state, second.state)
     assert not same_tensors(first.state, other.state)
 
@@ -59,7 +69,9 @@ def test_training_learns_and_selects_best_epoch(fabric, tmp_path):
 
 
 def test_patience_stops_training(fabric, tmp_path):
-    result = train(fabric, tmp_path / "c", with_params(epochs=9, lr=1e-9, patience=2, augment=NO_AUGMENTATION))
+    result = train(
+        fabric, tmp_path / "c", with_params(epochs=9, lr=1e-9, patience=2, augment=NO_AUGMENTATION)
+    )
     assert len(result.history) == result.epoch + 2
 
 
@@ -74,7 +86,9 @@ class NanInFifthStep(TrainingMethod):
 
 
 def test_non_finite_loss_names_step_and_keeps_last_checkpoint(fabric, tmp_path):
-    with pytest.raises(FloatingPointError, match="epoch 2, step 2: expected a finite loss, got nan"):
+    with pytest.raises(
+        FloatingPointError, match="epoch 2, step 2: expected a finite loss, got nan"
+    ):
         train(fabric, tmp_path / "c", method=NanInFifthStep())
     kept = checkpoint_in(tmp_path / "c").load()
     assert len(kept["history"]) == 1
@@ -94,7 +108,9 @@ class NanWeightsAfter(TrainingMethod):
 
 
 def test_epoch_that_ends_in_nan_weights_is_never_selected(fabric, tmp_path):
-    with pytest.raises(FloatingPointError, match="epoch 2: expected a finite validation loss, got nan; lower lr"):
+    with pytest.raises(
+        FloatingPointError, match="epoch 2: expected a finite validation loss, got nan; lower lr"
+    ):
         train(fabric, tmp_path / "c", method=NanWeightsAfter())
     assert len(checkpoint_in(tmp_path / "c").load()["history"]) == 1
 
@@ -104,7 +120,9 @@ def test_eps_grows_linearly_to_full():
     method.eps = 0.1
     assert method.eps_at(0, 100) == 0.1
     method.eps_ramp = 0.5
-    assert [method.eps_at(step, 100) for step in (0, 25, 50, 99)] == pytest.approx([0, 0.05, 0.1, 0.1])
+    assert [method.eps_at(step, 100) for step in (0, 25, 50, 99)] == pytest.approx(
+        [0, 0.05, 0.1, 0.1]
+    )
 
 
 class RecordCleanImages(TrainingMethod):
@@ -172,7 +190,12 @@ def test_progress_bar_is_shown_on_terminals_only(fabric, tmp_path, monkeypatch, 
     assert not log.err
     assert log.out.count("val: accuracy ") == 2
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(loop, "tqdm", partial(loop.tqdm, mininterval=0))  # else the training ends before the first refresh
+    monkeypatch.setattr(
+        loop, "tqdm", partial(loop.tqdm, mininterval=0)
+    )  # else the training ends before the first refresh
     train(fabric, tmp_path / "terminal", with_params(epochs=2))
     shown = capsys.readouterr().err.split("\r")
-    assert any(re.search(r"epoch 2/2: .*\d<.*images.*loss=\d\.\d+, clean=\d\.\d+, robust=\d\.\d+", line) for line in shown)
+    assert any(
+        re.search(r"epoch 2/2: .*\d<.*images.*loss=\d\.\d+, clean=\d\.\d+, robust=\d\.\d+", line)
+        for line in shown
+    )

@@ -23,11 +23,19 @@ def test_parameter_groups_have_expected_rates_and_weight_decay():
     model.freeze("layer1")
     optimizer = make_optimizer(model, with_params(backbone_lr=0.1))
     names = {id(p): n for n, p in model.backbone.named_parameters()}
-    members = [(names[id(p)], group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]]
-    assert {n for n, _, _ in members} == {n for n in names.values() if not n.startswith(("conv1", "bn1", "layer1"))}
+    members = [
+        (names[id(p)], group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+    assert {n for n, _, _ in members} == {
+        n for n in names.values() if not n.startswith(("conv1", "bn1", "layer1"))
+    }
     for name, lr, decay in members:
         assert lr == pytest.approx(0.02 if name.startswith("fc.") else 0.002)
-        assert decay == (0 if "bn" in name or "downsample.1" in name or name.endswith("bias") else 5e-4)
+        assert decay == (
+            0 if "bn" in name or "downsample.1" in name or name.endswith("bias") else 5e-4
+        )
 
 
 def test_ema_and_schedule_match_closed_form(fabric):
@@ -41,7 +49,9 @@ def test_ema_and_schedule_match_closed_form(fabric):
         learner.backward(learner.model(x).square().mean())
         learner.step()
         weight = learner.module.state_dict()[name]
-        expected = weight.clone() if step == 0 else 0.75 * expected + 0.25 * weight  # starts at the first weights
+        expected = (
+            weight.clone() if step == 0 else 0.75 * expected + 0.25 * weight
+        )  # starts at the first weights
         assert torch.allclose(learner.eval_model.state_dict()[name], expected, atol=1e-7)
     assert not torch.allclose(expected, weight)
 
@@ -52,5 +62,13 @@ def test_clipping_bounds_step_length(fabric):
     before = [weight.detach().clone() for weight in learner.module.parameters()]
     learner.backward(learner.model(torch.rand(8, 3, 16, 16)).square().sum())
     learner.step()
-    step = torch.cat([(a - b).flatten() for a, b in zip(learner.module.parameters(), before, strict=True)]).norm().item()
-    assert step == pytest.approx(1.9e-3, rel=1e-3), "Nesterov: 1 + momentum times the clipped gradient"
+    step = (
+        torch.cat(
+            [(a - b).flatten() for a, b in zip(learner.module.parameters(), before, strict=True)]
+        )
+        .norm()
+        .item()
+    )
+    assert step == pytest.approx(1.9e-3, rel=1e-3), (
+        "Nesterov: 1 + momentum times the clipped gradient"
+    )

@@ -53,21 +53,42 @@ def test_stages_write_model_and_history_and_delete_checkpoint(project):
         assert history.loc[history["chosen"] == 1, "epoch"].tolist() == [selected["epoch"]]
         weights = Path(f"data/models/{name}.safetensors").read_bytes()
         stage.main()
-        assert Path(f"data/models/{name}.safetensors").read_bytes() == weights, "a rerun writes the same bytes"
-    assert {"val_fgsm_accuracy", "val_gradient_cosine", "robust_overfitting", "catastrophic_overfitting"} <= set(history)
+        assert Path(f"data/models/{name}.safetensors").read_bytes() == weights, (
+            "a rerun writes the same bytes"
+        )
+    assert {
+        "val_fgsm_accuracy",
+        "val_gradient_cosine",
+        "robust_overfitting",
+        "catastrophic_overfitting",
+    } <= set(history)
     assert not list(Path(".ckpt").rglob("last.pt"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("nfgsm", {"clean_share": 0.3}), ("trades", {"awp": 0.01}), ("free", {"steps": 2}), ("pgd", {"freeze": "layer1"})],
+    [
+        ("nfgsm", {"clean_share": 0.3}),
+        ("trades", {"awp": 0.01}),
+        ("free", {"steps": 2}),
+        ("pgd", {"freeze": "layer1"}),
+    ],
 )
 def test_two_processes_train_same_model_as_single_process(project, method, settings):
     """Same images, same steps; in float64, because the sign of a gradient amplifies rounding."""
     set_params(project, "train_clean", epochs=1)
     # Two processes have 8 and 7 images of each batch: parts of different size.
-    set_params(project, "train_adv", method=method, epochs=2, batch_size=15, lr=0.005, eps_ramp=0.0, **settings)
+    set_params(
+        project,
+        "train_adv",
+        method=method,
+        epochs=2,
+        batch_size=15,
+        lr=0.005,
+        eps_ramp=0.0,
+        **settings,
+    )
     train_clean.main()
     weights, histories = [], []
     for devices in (1, 2):
@@ -91,4 +112,6 @@ def test_two_processes_train_same_model_as_single_process(project, method, setti
     for name, single in weights[0].items():
         change = (single.double() - initial[name].double()).norm()
         difference = (weights[1][name].double() - single.double()).norm()
-        assert difference <= 1e-5 * change + 1e-9, f"{name}: differs by {difference:.2g}, training changed it by {change:.2g}"
+        assert difference <= 1e-5 * change + 1e-9, (
+            f"{name}: differs by {difference:.2g}, training changed it by {change:.2g}"
+        )

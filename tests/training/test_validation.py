@@ -18,9 +18,13 @@ def test_validation_attack_takes_all_steps(fabric):
     images = torch.full((4, 4, 4, 3), 128, dtype=torch.uint8).numpy()
     split = DatasetSplit(images, torch.ones(4, dtype=torch.long).numpy(), torch.arange(4).numpy())
     weight, eps = torch.rand(48) + 0.1, 0.1
-    clean_margin = 0.1 * eps * weight.sum().item()  # negative after the first step, whatever the start
+    clean_margin = (
+        0.1 * eps * weight.sum().item()
+    )  # negative after the first step, whatever the start
     model = LinearLogits(weight, clean_margin - (128 / 255 * weight.sum()).item())
-    metrics = validate(fabric, model, Validation(split, "linf", eps, steps=8, images=4), seed=0, batch_size=4)
+    metrics = validate(
+        fabric, model, Validation(split, "linf", eps, steps=8, images=4), seed=0, batch_size=4
+    )
     assert metrics["val_robust_accuracy"] == 0
     assert metrics["val_clean_accuracy"] == 1
     expected = F.softplus(torch.tensor(eps * weight.sum().item() - clean_margin)).item()
@@ -31,7 +35,13 @@ def test_attacked_images_are_of_every_class_though_files_come_sorted_by_class(fa
     labels = np.repeat([0, 1], [30, 10])
     split = DatasetSplit(np.full((40, 4, 4, 3), 128, np.uint8), labels, np.arange(40))
     always_first = LinearLogits(torch.zeros(48), -1.0)  # attacks change nothing
-    metrics = validate(fabric, always_first, Validation(split, "linf", 0.1, steps=1, images=20), seed=0, batch_size=7)
+    metrics = validate(
+        fabric,
+        always_first,
+        Validation(split, "linf", 0.1, steps=1, images=20),
+        seed=0,
+        batch_size=7,
+    )
     assert metrics["val_robust_accuracy"] == metrics["val_clean_accuracy"] == 0.75
 
 
@@ -42,4 +52,9 @@ def test_validation_attack_reaches_the_edge_of_the_ball_from_anywhere_in_it(step
     weight, eps = torch.rand(48) + 0.1, 0.1
     bias = 0.99 * eps * weight.sum().item() - (128 / 255 * weight.sum()).item()
     validation = Validation(split, "linf", eps, steps=steps, images=8)
-    assert validate(fabric, LinearLogits(weight, bias), validation, seed=0, batch_size=8)["val_robust_accuracy"] == 0
+    assert (
+        validate(fabric, LinearLogits(weight, bias), validation, seed=0, batch_size=8)[
+            "val_robust_accuracy"
+        ]
+        == 0
+    )
