@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,8 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
             name == "FGSM",
         )
         usual_seconds[name] = timed(
-            lambda: usual_epoch(model, optimizer, loader, name == "FGSM"), rounds
-        )  # noqa: B023
+            partial(usual_epoch, model, optimizer, loader, name == "FGSM"), rounds
+        )
 
     # Only now: it switches to deterministic algorithms, which the notebook doesn't ask for.
     fabric = make_fabric(

@@ -13,7 +13,9 @@ MAX_SCANS = 100  # passes over all pixels of a JPEG; progressive ones have about
 MAX_SCANNED = 2_000_000_000  # pixels x scans of a JPEG: 25 scans of 80 megapixels
 MAX_COEFFICIENTS = 240_000_000  # pixels x components of a JPEG with several scans, which libjpeg keeps whole in 2 bytes each
 MAX_HEADER = 4 * 2**20  # bytes of a JPEG before its first scan: metadata, profiles, previews
-MAX_SEGMENTS = 1024  # parts of a JPEG; photographs have some dozens. Pillow copies all of the EXIF data for each that adds to it
+MAX_SEGMENTS = (
+    1024  # parts of a JPEG; photographs have some dozens. Pillow copies all EXIF data for each
+)
 MAX_DEEP_PNG = 400_000_000  # bytes of 16-bit pixels: 61 megapixels of RGB; those of 8 bits are limited by their number
 MAX_CHUNKS = 2**16  # parts of a PNG; libpng writes one per 8 KiB
 MAX_METADATA = (

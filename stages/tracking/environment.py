@@ -20,9 +20,14 @@ CODE = (
 def _git(*args: str) -> str:
     """What git says, or nothing where there is no git or no repository."""
     try:
-        return subprocess.run(
-            ["git", *args], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.rstrip()  # noqa: S603, S607
+        done = subprocess.run(  # noqa: S603
+            ["git", *args],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,  # noqa: S607
+        )
+        return done.stdout.rstrip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
