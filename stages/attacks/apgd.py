@@ -1,44 +1,50 @@
-"""APGD on the margin to each other class and on the cross-entropy: a lean ensemble for any number of classes.
+"""APGD on the margin to each other class and on the cross-entropy, for any number of classes.
 
-Auto-PGD (Croce and Hein, arXiv:2003.01690, algorithm 1): gradient steps with momentum whose size is halved, going back to the
-best point, when the loss stops growing. An image is attacked by all losses at once and leaves the batch with the first
-success. Computed in whatever precision is fast on the device; a success counts when float32 confirms it, and the images that
-are left get a few more steps in float32.
+Auto-PGD (Croce and Hein, arXiv:2003.01690, algorithm 1): gradient steps with momentum, whose size
+is halved, going back to the best point, when the loss stops growing. An image is attacked by all
+losses at once and leaves the batch with the first success. Computed in whatever precision is fast
+on the device; a success counts when float32 confirms it, and the images that are left get a few
+more steps in float32.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import (
-    is_adversarial,
-    margin_loss,
-    project,
-    random_start,
-    steepest_ascent,
-)
-from stages.attacks.suite import APGD_SAMPLE, EARLY_STOP_MARGIN, NoiseSampler
+from stages.attacks.attack import EARLY_STOP_MARGIN, Noise, attack
+from stages.attacks.gradient import is_adversarial, margin_loss
+from stages.core.norms import Budget
+from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode, predict_logits
 
 CROSS_ENTROPY = -1  # in place of a target class
 MOMENTUM, RHO = 0.75, 0.75  # alpha and rho of the paper
-FLOAT32_STEPS, FLOAT32_STEP_SIZE = 3, 0.25  # relative to eps
+STEP_SIZE = 2.0  # the first one, relative to ε
+FLOAT32_STEPS, FLOAT32_STEP_SIZE = 3, 0.25
+SAMPLE = 1_000_000  # of the images' noise: the start of APGD alone
 
 
 def target_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Logit of the target class minus that of class y, or the cross-entropy: (M, K), (M,), (M,) -> (M,)."""
+    """Logit of the target class minus that of class y, or the cross-entropy.
+
+    Args:
+        logits: (M, K).
+        y: (M,).
+        target: (M,) classes, or CROSS_ENTROPY.
+
+    Returns:
+        (M,).
+    """
     label, other = logits.gather(1, torch.stack((y, target.clamp_min(0)), 1)).unbind(1)  # (M,) each
-    return torch.where(
-        target == CROSS_ENTROPY, F.cross_entropy(logits, y, reduction="none"), other - label
-    )
+    cross_entropy = F.cross_entropy(logits, y, reduction="none")
+    return torch.where(target == CROSS_ENTROPY, cross_entropy, other - label)
 
 
 @dataclass
 class Runs:
-    """M runs of APGD, each field a tensor with a row for each: of images (M, 3, H, W), of numbers (M,).
+    """M runs of APGD: fields of images are (M, 3, H, W), those of numbers (M,).
 
     Attributes:
         x: clean images.
@@ -76,7 +82,13 @@ class Runs:
 
     @classmethod
     def start(
-        cls, model: nn.Module, x: Tensor, y: Tensor, target: Tensor, point: Tensor, step_size: float
+        cls,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor,
+        point: Tensor,
+        step_size: float,
     ) -> "Runs":
         """Runs that begin at ``point``."""
         loss, margin, gradient = _loss_margin_gradient(model, point, y, target)
@@ -95,27 +107,21 @@ class Runs:
             best_loss=loss,
             increases=torch.zeros_like(loss),
             checkpoint_loss=loss,
-            halved=torch.ones_like(
-                y, dtype=torch.bool
-            ),  # so that the first checkpoint judges by increases alone
+            # True, so that the first checkpoint judges by increases alone.
+            halved=torch.ones_like(y, dtype=torch.bool),
         )
 
     def keep(self, rows: Tensor) -> "Runs":
         """Only the runs of these rows (M,) bool."""
         return Runs(**{name: value[rows] for name, value in vars(self).items()})
 
-    def step(self, model: nn.Module, eps: float, *, norm: str, momentum: float) -> None:
+    def step(self, model: nn.Module, budget: Budget, momentum: float) -> None:
         """One step along the gradient and along the step before."""
-        size = self.step_size[:, None, None, None]
-        ahead = project(
-            self.x, self.point + size * steepest_ascent(self.gradient, norm=norm), eps, norm=norm
-        )
-        moved = (
-            self.point
-            + momentum * (ahead - self.point)
-            + (1 - momentum) * (self.point - self.previous)
-        )
-        self.previous, self.point = self.point, project(self.x, moved, eps, norm=norm)
+        step = self.step_size[:, None, None, None] * budget.norm.steepest_ascent(self.gradient)
+        ahead = budget.project(self.x, self.point + step)
+        inertia = (1 - momentum) * (self.point - self.previous)
+        moved = self.point + momentum * (ahead - self.point) + inertia
+        self.previous, self.point = self.point, budget.project(self.x, moved)
         loss, self.margin, self.gradient = _loss_margin_gradient(
             model, self.point, self.y, self.target
         )
@@ -126,7 +132,10 @@ class Runs:
         self.best_loss = torch.where(better, loss, self.best_loss)
 
     def checkpoint(self, window: int) -> None:
-        """Halve the step size and go back to the best point where the loss grew too seldom in the last ``window`` steps."""
+        """Halve the step size and go back to the best point where the loss grew too seldom.
+
+        In the last ``window`` steps.
+        """
         stalled = ~self.halved & (self.best_loss <= self.checkpoint_loss)
         self.halved = stalled | (self.increases <= RHO * window)
         self.step_size = torch.where(self.halved, self.step_size / 2, self.step_size)
@@ -151,17 +160,16 @@ def _loss_margin_gradient(
     return loss.detach(), margin_loss(logits.detach(), y), gradient
 
 
-def apgd(
+def auto_pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     targets: Tensor,
     start: Tensor,
-    eps: float,
+    budget: Budget,
     *,
     steps: int,
-    step_size: float,
-    norm: str,
+    step_size: float = STEP_SIZE,
 ) -> Tensor:
     """APGD with one run for each image and row of ``targets``.
 
@@ -171,46 +179,41 @@ def apgd(
         y: (B,).
         targets: (R, B) target classes, or CROSS_ENTROPY.
         start: (B, 3, H, W) where the runs begin.
-        eps: in pixel units of ``norm``.
+        budget: one for all images.
         steps: gradient steps.
-        step_size: the first one, relative to eps.
-        norm: ``linf`` or ``l2``.
+        step_size: the first one, relative to ε.
 
     Returns:
-        For each image the visited point of the largest margin loss. An image leaves with all its runs once that point is
-        adversarial in float32.
+        For each image the visited point of the largest margin loss. An image leaves with all its
+        runs once that point is adversarial in float32.
     """
     best, best_margin = start.clone(), x.new_full((len(x),), -torch.inf)
     active = torch.arange(len(x), device=x.device)
-    every = [len(targets), 1, 1, 1]
+    losses = len(targets)
     runs = Runs.start(
         model,
-        x.repeat(every),
-        y.repeat(len(targets)),
+        x.repeat(losses, 1, 1, 1),
+        y.repeat(losses),
         targets.flatten(),
-        start.repeat(every),
-        step_size * eps,
+        start.repeat(losses, 1, 1, 1),
+        step_size * budget.eps,
     )
     window, shortest, shrink = (max(int(fraction * steps), 1) for fraction in (0.22, 0.06, 0.03))
     next_checkpoint = window
     for step in range(steps + 1):
         if step > 0:
-            runs.step(model, eps, norm=norm, momentum=1 if step == 1 else MOMENTUM)
-        margin, run = runs.margin.view(len(targets), -1).max(
+            runs.step(model, budget, momentum=1 if step == 1 else MOMENTUM)
+        margin, run = runs.margin.view(losses, -1).max(
             0
-        )  # (A,) each: of the active images' runs the best
+        )  # (A,): of an active image's runs the best
         improved = margin > best_margin[active]
-        rows = run * len(active) + torch.arange(len(active), device=x.device)
-        best[active[improved]], best_margin[active[improved]] = (
-            runs.point[rows[improved]],
-            margin[improved],
-        )
+        rows = (run * len(active) + torch.arange(len(active), device=x.device))[improved]
+        best[active[improved]], best_margin[active[improved]] = runs.point[rows], margin[improved]
         if (promising := improved & (margin > EARLY_STOP_MARGIN)).any():
+            candidates = active[promising]
             success = promising.clone()
-            success[promising] = is_adversarial(
-                model, best[active[promising]], y[active[promising]]
-            )
-            runs, active = runs.keep(~success.repeat(len(targets))), active[~success]
+            success[promising] = is_adversarial(model, best[candidates], y[candidates])
+            runs, active = runs.keep(~success.repeat(losses)), active[~success]
             if not len(active):
                 break
         if step == next_checkpoint:
@@ -220,44 +223,40 @@ def apgd(
     return best
 
 
-def apgd_ensemble(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    noise: NoiseSampler,
-    *,
-    steps: int,
-    targets: int,
-    norm: str,
+def _other_classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B, K) classes by their logits, the likeliest other class first and y last."""
+    return predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+
+
+@attack("APGD", "ensemble", steps="aa_steps", starts_from="survivors")
+def apgd(
+    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
 ) -> Tensor:
-    """APGD on the margin to each of the ``targets`` likeliest other classes, and on the cross-entropy."""
-    start = random_start(
-        x, eps, noise("uniform" if norm == "linf" else "gaussian", APGD_SAMPLE), norm=norm
-    )
-    ranked = (
-        predict_logits(model, x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
-    )  # (B, K), y last
-    targeted = ranked[:, : min(targets, ranked.shape[1] - 1)].T  # (T, B)
+    """Auto-PGD (arXiv:2003.01690) on the margins and on the cross-entropy: the lean ensemble.
+
+    `aa_steps` iterations on the margin to each of the `targets` likeliest other classes and on the
+    cross-entropy, then a few in float32.
+    """
+    start = budget.random_start(x, noise(budget.norm.noise, SAMPLE))
+    others = _other_classes(model, x, y)
+    targeted = others[:, : min(p.targets, others.shape[1] - 1)].T  # (T, B)
     losses = torch.cat([targeted, torch.full_like(targeted[:1], CROSS_ENTROPY)])  # (T + 1, B)
     with frozen_eval_mode(model):
+        best = start.clone()
         # No more runs at a time than there are images: the memory that the caller allowed for.
-        parts = torch.arange(len(x), device=x.device).chunk(len(losses))
-        candidates = [
-            apgd(
-                model, x[i], y[i], losses[:, i], start[i], eps, steps=steps, step_size=2, norm=norm
-            )
-            for i in parts
-        ]
-        best = torch.cat(candidates)
+        for i in torch.arange(len(x), device=x.device).chunk(len(losses)):
+            best[i] = auto_pgd(model, x[i], y[i], losses[:, i], start[i], budget, steps=p.aa_steps)
         left = ~is_adversarial(model, best, y)
         if left.any() and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                likeliest = (
-                    predict_logits(model, best[left])
-                    .scatter(1, y[left, None], -torch.inf)
-                    .argmax(1)[None]
-                )  # (1, M)
-                refine = partial(apgd, steps=FLOAT32_STEPS, step_size=FLOAT32_STEP_SIZE, norm=norm)
-                best[left] = refine(model, x[left], y[left], likeliest, best[left], eps)
+                best[left] = auto_pgd(
+                    model,
+                    x[left],
+                    y[left],
+                    _other_classes(model, best[left], y[left])[:, :1].T,  # (1, M)
+                    best[left],
+                    budget,
+                    steps=FLOAT32_STEPS,
+                    step_size=FLOAT32_STEP_SIZE,
+                )
     return best

@@ -1,52 +1,66 @@
-"""Universal adversarial perturbations: one pattern for all images, which an attacker needs no access to.
+"""Universal adversarial perturbations: one for all images.
 
-Moosavi-Dezfooli et al. (arXiv:1610.08401), by gradient steps on a clamped loss, Shafahi et al. (arXiv:1811.11304): an image
-that is misclassified by a clear margin has no gradient any more, so that the pattern is shaped by those that are not.
+Moosavi-Dezfooli et al. (arXiv:1610.08401), by gradient steps on a clamped loss, Shafahi et al.
+(arXiv:1811.11304): an image that is misclassified by a clear margin has no gradient any more, so
+that the perturbation is shaped by those that are not.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import l2_norm, margin_loss, steepest_ascent
-from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.suite import Attack, NoiseSampler
-from stages.core.checkpoints import StepCache
+from stages.attacks.attack import Attack, Noise
+from stages.attacks.gradient import margin_loss
+from stages.core.norms import Budget
+from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode
 
 EPOCHS, MIN_STEPS = 5, 30  # over the images; where these are few, more
-BATCH = 32  # images per step; no parameter, for it changes the pattern
-FIRST_STEP = 0.25  # step size relative to eps, linear to zero
+BATCH = 32  # images per step; no parameter, for it changes the perturbation
+FIRST_STEP = 0.25  # step size relative to ε, linear to zero
 CLAMP = 1.0  # margin loss (logits) above which an image has no gradient
 
 
-def craft_universal_perturbation(target: ModelUnderAttack, eps: float) -> Tensor:
-    """A pattern (3, H, W) within eps that raises the clamped margin loss of all images of the target's split, on the CPU.
+def universal_perturbation(
+    model: nn.Module,
+    load: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    images: int,
+    budget: Budget,
+    seed: int,
+) -> Tensor:
+    """A perturbation (3, H, W) within the budget that raises the clamped margin loss of all images.
 
-    The images must not be those that the pattern is evaluated on.
+    Args:
+        model: returns logits.
+        load: positions (B,) of images -> x (B, 3, H, W), y (B,). Not the images that the
+            perturbation is evaluated on.
+        images: how many there are.
+        budget: of the perturbation.
+        seed: of the order of the images.
     """
-    shape = target.split.images.shape[1:]  # (H, W, 3)
-    delta = torch.zeros(1, 3, *shape[:2], device=target.fabric.device)
-    batches = _batches(target)
+    delta: Tensor | None = None
+    batches = _batches(images, seed)
     for number, positions in enumerate(batches):
-        step = eps * FIRST_STEP * (1 - number / len(batches))
-        x, y = target.split.load(positions, target.fabric.device)
-        with target.fabric.autocast():
-            gradient = _loss_gradient(target.fused_model, x, y, delta)
-        delta = _within_ball(
-            delta + step * steepest_ascent(gradient, norm=target.norm), eps, norm=target.norm
-        )
-    return delta[0].cpu()
+        step = budget.eps * FIRST_STEP * (1 - number / len(batches))
+        x, y = load(positions)
+        delta = torch.zeros_like(x[:1]).contiguous() if delta is None else delta
+        gradient = _loss_gradient(model, x, y, delta)
+        moved = delta + step * budget.norm.steepest_ascent(gradient)
+        delta = budget.norm.clip(moved, budget.eps)
+    assert delta is not None  # there are images
+    return delta[0]
 
 
-def _batches(target: ModelUnderAttack) -> list[np.ndarray]:
+def _batches(images: int, seed: int) -> list[np.ndarray]:
     """Positions of each step's images: all in random order, several times over."""
-    rng, size = np.random.default_rng(target.seed), len(target.split)
-    epochs = max(EPOCHS, math.ceil(MIN_STEPS / math.ceil(size / BATCH)))
-    orders = (rng.permutation(size) for _ in range(epochs))
-    return [order[start : start + BATCH] for order in orders for start in range(0, size, BATCH)]
+    rng, batches = np.random.default_rng(seed), []
+    for _ in range(max(EPOCHS, math.ceil(MIN_STEPS / math.ceil(images / BATCH)))):
+        order = rng.permutation(images)
+        batches += [order[start : start + BATCH] for start in range(0, images, BATCH)]
+    return batches
 
 
 def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
@@ -57,29 +71,18 @@ def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Ten
         return torch.autograd.grad(loss.sum(), delta)[0]
 
 
-def _within_ball(delta: Tensor, eps: float, *, norm: str) -> Tensor:
-    """The nearest perturbation (1, 3, H, W) of norm at most eps."""
-    return (
-        delta.clamp(-eps, eps)
-        if norm == "linf"
-        else delta * (eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1)
-    )
+def add_perturbation(delta: Tensor, *, of_other_model: bool = False) -> Attack:
+    """The attack that adds a perturbation (3, H, W), whatever the image, the model and the ε."""
 
+    def run(
+        model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
+    ) -> Tensor:
+        """One perturbation for all images, from validation images (arXiv:1610.08401, 1811.11304).
 
-def cached_universal_perturbation(
-    target: ModelUnderAttack, eps: float, cache: StepCache, name: str
-) -> Tensor:
-    """`craft_universal_perturbation`, or what it returned before an interruption; ``name``: of the model."""
-    step = f"universal perturbation of {name}"
-    return cache.get_or_compute(step, lambda: {"delta": craft_universal_perturbation(target, eps)})[
-        "delta"
-    ]
-
-
-def add_perturbation(delta: Tensor) -> Attack:
-    """The attack that adds a pattern (3, H, W), whatever the image, the model and the eps."""
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: NoiseSampler) -> Tensor:
+        At attack time the attacker needs neither the image nor the model.
+        """
         return (x + delta.to(x)).clamp(0, 1)
 
-    return attack
+    if of_other_model:
+        return Attack("universal_transfer", "Universal (transfer)", "universal", run)
+    return Attack("universal", "Universal", "universal", run)

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -65,24 +64,24 @@ def replace_by_srun(*options: str) -> NoReturn:
     os.execv(srun, [*command, sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
-def gather(fabric: Fabric, compute: Callable[[], Any]) -> list[Any]:
-    """What ``compute()`` returns in each process, in the order of ranks, in all of them; what is shared lies on the CPU.
+def share(fabric: Fabric, result: Any, error: Exception | None) -> list[Any]:
+    """What each process gives, in the order of ranks, in all of them; it must lie on the CPU.
 
-    An exception in one process ends all: the first process raises it, the others exit with status 1 without a message.
+    An error in one process ends all: the first process raises it, the others exit with status 1
+    without a message.
     """
     if fabric.world_size == 1:
-        return [compute()]
-    result, error = None, None
-    try:
-        result = compute()
-    except Exception as raised:  # passed on
-        raised.add_note(f"in process {fabric.global_rank}:\n{traceback.format_exc()}")
-        error = raised
+        if error is not None:
+            raise error
+        return [result]
+    if error is not None:
+        trace = "".join(traceback.format_exception(error))
+        error.add_note(f"in process {fabric.global_rank}:\n{trace}")
     shared: list[Any] = [None] * fabric.world_size
     torch.distributed.all_gather_object(shared, (result, error))
-    for _, error in shared:
-        if error is not None:
+    for _, raised in shared:
+        if raised is not None:
             if fabric.is_global_zero:
-                raise error
+                raise raised
             sys.exit(1)
-    return [result for result, _ in shared]
+    return [part for part, _ in shared]

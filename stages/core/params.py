@@ -1,10 +1,12 @@
 """The schema of params.yaml: one class per section, every key required, no default values.
 
-A stage declares the sections that it reads as a class of its own, with these as fields; `params_file.py` reads the file.
+A stage declares the sections that it reads as a class of its own, with these as fields;
+`params_file.py` reads the file.
 """
 
 import itertools
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AllowInfNan,
@@ -16,16 +18,14 @@ from pydantic import (
     field_validator,
 )
 
-MAX_EPS = {
-    "linf": 0.5,
-    "l2": 100.0,
-}  # at linf 0.5 a pixel of 0.5 can become anything: no image is left
+from stages.core.norms import NORMS, Budget
+
 EPS_UNIT = "(pixel units: write 8/255, not 8)"
 MAX_HELD_OUT = 0.8  # validation and test together
 
 
 def _parse_number(value: Any) -> Any:
-    """Text such as ``8/255``, or ``1e-05`` (which PyYAML reads as a string), as a number; anything else as it is."""
+    """A text such as ``8/255`` or ``1e-05`` as a number; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -49,7 +49,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: every key is required, no other is accepted, values keep their type."""
+    """A mapping of params.yaml: every key required, no other accepted, values keep their type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -95,61 +95,62 @@ class _Budget(Section):
 
     @field_validator("eps")
     @classmethod
-    def _check_range(cls, eps: float, info: ValidationInfo) -> float:
-        limit = MAX_EPS[info.data.get("norm", "linf")]
-        if not 0 < eps <= limit:
-            raise ValueError(f"a number in (0, {limit:g}] {EPS_UNIT}")
+    def _check_eps(cls, eps: float, info: ValidationInfo) -> float:
+        check_plausible([eps], info.data.get("norm", "linf"))
         return eps
+
+    @property
+    def budget(self) -> Budget:
+        """Norm and ε as one value."""
+        return Budget.of(self.norm, self.eps)
 
 
 class PerturbationBudget(_Budget):
     """What an attacker may do: perturbations whose ``norm`` is at most ``eps``."""
 
 
-class ThreatModel(
-    _Budget
-):  # no PerturbationBudget: pydantic would hand it on whole to a stage that asks for one
-    """``attack``: what attacks, adversarial training and evaluation share."""
+class AttackParams(_Budget):
+    """``attack``: the threat model that attacks, adversarial training and evaluation share.
+
+    Not a subclass of PerturbationBudget: pydantic would hand it on whole to a stage that declares
+    the budget alone.
+    """
 
     eps_grid: Annotated[tuple[Number, ...], BeforeValidator(_parse_list)]
+    second_eps: Number
 
     @field_validator("eps_grid")
     @classmethod
     def _check_grid(cls, grid: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        limit = MAX_EPS[info.data.get("norm", "linf")]
-        if (
-            not grid
-            or grid[0] <= 0
-            or grid[-1] > limit
-            or any(a >= b for a, b in itertools.pairwise(grid))
-        ):
-            raise ValueError(f"a list of increasing numbers in (0, {limit:g}] {EPS_UNIT}")
+        if not grid or any(a >= b for a, b in itertools.pairwise(grid)):
+            raise ValueError(f"a list of increasing numbers {EPS_UNIT}")
+        check_plausible(grid, info.data.get("norm", "linf"))
         return grid
-
-
-class AttackParams(ThreatModel):
-    """``attack``: the threat model, and a budget in the other norm that is reported in addition."""
-
-    second_eps: Number
 
     @field_validator("second_eps")
     @classmethod
     def _check_second(cls, eps: float, info: ValidationInfo) -> float:
-        limit = MAX_EPS[other_norm(info.data.get("norm", "linf"))]
-        if not 0 <= eps <= limit:
-            raise ValueError(f"a number in (0, {limit:g}] {EPS_UNIT}, or 0 for none")
+        if eps:
+            check_plausible([eps], other_norm(info.data.get("norm", "linf")))
         return eps
 
-    def second(self) -> ThreatModel | None:
-        """The threat model in the other norm, if there is a budget for it."""
-        if not self.second_eps:
-            return None
-        return ThreatModel(
-            norm=other_norm(self.norm), eps=self.second_eps, eps_grid=(self.second_eps,)
+    @property
+    def second_budget(self) -> Budget | None:
+        """The budget in the other norm, if one is set."""
+        return Budget.of(other_norm(self.norm), self.second_eps) if self.second_eps else None
+
+
+def check_plausible(values: Sequence[float], norm: str) -> None:
+    """Raise ValueError unless all ε are of a size that this norm is used with: 8/255 is none in L2."""
+    low, high = NORMS[norm].plausible
+    if not all(low <= eps <= high for eps in values):
+        raise ValueError(
+            f"a number from {low:g} to {high:g} for norm {norm}, such as {NORMS[norm].example} "
+            f"{EPS_UNIT}"
         )
 
 
-def other_norm(norm: str) -> Literal["linf", "l2"]:
+def other_norm(norm: str) -> str:
     """The norm that isn't this one."""
     return "l2" if norm == "linf" else "linf"
 
@@ -190,7 +191,18 @@ class TrainingParams(Section):
 class TrainCleanParams(TrainingParams):
     """``train_clean``: standard training."""
 
-    val_eps: Number = Field(gt=0, le=MAX_EPS["linf"], description=EPS_UNIT)
+    val_eps: Number
+
+    @field_validator("val_eps")
+    @classmethod
+    def _check_eps(cls, eps: float) -> float:
+        check_plausible([eps], "linf")
+        return eps
+
+    @property
+    def val_budget(self) -> Budget:
+        """Of the attack in validation; apart from attack.eps, which must not retrain this model."""
+        return Budget.of("linf", self.val_eps)
 
 
 class TrainAdvParams(TrainingParams):
@@ -232,6 +244,10 @@ class AttackEvalParams(Section):
     examples: int = Field(ge=1, le=16)
     surrogate: Text
 
+    def for_curve(self) -> Self:
+        """The same with PGD as it is run at the other ε of the grid: fewer steps, one start."""
+        return self.model_copy(update={"pgd_steps": self.curve_steps, "pgd_restarts": 1})
+
 
 class EvaluateParams(Section):
     """``evaluate``: the statistics of the report."""
@@ -260,8 +276,8 @@ class Seeded(Section):
     seed: NonNegativeInt
 
 
-class Params(Seeded):
-    """The whole of params.yaml."""
+class ResultParams(Seeded):
+    """All that changes a result."""
 
     data: DataParams
     model: ModelParams
@@ -270,6 +286,11 @@ class Params(Seeded):
     attack_eval: AttackEvalParams
     train_adv: TrainAdvParams
     evaluate: EvaluateParams
+
+
+class Params(ResultParams):
+    """The whole of params.yaml."""
+
     runtime: RuntimeParams
 
 

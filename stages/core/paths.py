@@ -9,6 +9,7 @@ MODELS = (
 PROCESSED = Path("data/processed")
 PREDICTIONS = Path("data/predictions")
 REPORT = Path("data/report.html")
+MODEL_CARD = Path("data/model_card.md")
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 

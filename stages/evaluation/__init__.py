@@ -1,1 +1,0 @@
-"""From tables of predictions to metrics, figures and the report; no model is loaded."""

@@ -1,0 +1,232 @@
+"""Common corruptions: what happens in a clinic without an attacker, each at three severities.
+
+And with one, on top of them. No ε bounds corruptions, so they don't count in the worst case. After
+Hendrycks and Dietterich (arXiv:1903.12261), chosen for colposcopy: the lamp, the lens, the
+compression, and the reflections of a wet surface. PGD that starts from corrupted images asks how
+robust a model is on the photographs it will see (OODRobustBench, arXiv:2310.12793). The worst of a
+grid of small rotations and shifts (Engstrom et al., arXiv:1712.02779) is an attack without
+gradients.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from stages.attacks.attack import Noise
+from stages.attacks.gradient import margin_loss
+from stages.attacks.white_box import pgd
+from stages.core.norms import Budget
+from stages.core.params import AttackEvalParams
+from stages.core.predictions import CLEAN
+from stages.core.tables import Table
+from stages.measurements.context import Context, Measurement
+from stages.measurements.target import Batch, TargetModel
+from stages.models.inference import frozen_eval_mode, predict_logits
+
+TABLE = Table(
+    "corruptions",
+    {
+        "path": (str, "image"),
+        "label": (str, "class"),
+        "corruption": (str, "name, or spatial: worst rotation and shift"),
+        "severity": (int, "1 to 3"),
+        "attack": (str, "none; pgd, on the corrupted image; grid, of rotations and shifts"),
+        "prediction": (str, "predicted class"),
+        "confidence": (float, "probability of the predicted class"),
+    },
+)
+SEVERITIES = (1, 2, 3)
+ATTACKED_SEVERITY = 2  # of the corrupted images that are attacked, too
+ANGLES = (-10.0, -5.0, 0.0, 5.0, 10.0)  # degrees
+# Right and down, fractions of the side.
+SHIFTS = ((0.0, 0.0), (0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04))
+SPATIAL, GRID = "spatial", "grid"  # in place of corruption and attack: the worst of all of them
+CLOSE = 0.2  # difference of the two largest logits below which float32 decides the prediction
+Corruption = Callable[[Tensor, float, Noise], Tensor]
+
+
+def blur(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """Out of focus: Gaussian blur of standard deviation ``amount``, a fraction of the image's side."""
+    sigma = amount * x.shape[-1]
+    return (
+        TF.gaussian_blur(x, [2 * int(3 * sigma) + 3] * 2, [sigma] * 2)
+        if min(x.shape[-2:]) > 3 * sigma + 2
+        else x
+    )
+
+
+def jpeg(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """JPEG compression of quality ``amount``."""
+    images = []
+    for pixels in x.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy():  # (H, W, 3)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG", quality=int(amount))
+        images.append(np.array(Image.open(stream)))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(x.device).float() / 255
+
+
+def darkness(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """Too little light: all values times ``amount``."""
+    return x * amount
+
+
+def contrast(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """Haze: distances from the image's mean times ``amount``."""
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * amount
+
+
+def color_cast(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """A warmer lamp: red times 1 + ``amount``, blue times 1 - ``amount``."""
+    return x * torch.tensor([1 + amount, 1, 1 - amount]).to(x).view(1, 3, 1, 1)
+
+
+def sensor_noise(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """Gaussian noise of standard deviation ``amount``."""
+    return x + amount * noise("gaussian", 0)
+
+
+def glare(x: Tensor, amount: float, noise: Noise) -> Tensor:
+    """Specular highlights: ``amount`` white spots, each of radius 3 % of the side."""
+    height, width = x.shape[-2:]
+    centers = (
+        noise("uniform", 1).flatten(1)[:, : 2 * int(amount)] + 1
+    ) / 2  # (B, 2 * spots) in [0, 1]
+    rows, columns = torch.arange(height).to(x) / height, torch.arange(width).to(x) / width
+    for center in centers.view(len(x), -1, 2).unbind(1):
+        down, right = center.unbind(1)  # (B,) each
+        square = (rows[None, :, None] - down[:, None, None]) ** 2 + (
+            columns[None, None, :] - right[:, None, None]
+        ) ** 2
+        spot = torch.exp(-square / (2 * 0.03**2))[:, None]  # (B, 1, H, W)
+        x = x + (1 - x) * spot
+    return x
+
+
+# name -> function, its amount at each severity
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
+    "blur": (blur, (0.01, 0.02, 0.03)),
+    "jpeg": (jpeg, (40, 20, 8)),
+    "darkness": (darkness, (0.75, 0.55, 0.35)),
+    "contrast": (contrast, (0.7, 0.5, 0.3)),
+    "colour_cast": (color_cast, (0.1, 0.2, 0.3)),
+    "noise": (sensor_noise, (0.03, 0.06, 0.12)),
+    "glare": (glare, (4, 8, 16)),
+}
+
+
+def corrupt(name: str, severity: int, x: Tensor, noise: Noise) -> Tensor:
+    """Apply a corruption of severity 1, 2 or 3 to x (B, 3, H, W) in [0, 1]; so is the result."""
+    function, amounts = CORRUPTIONS[name]
+    return function(x, amounts[severity - 1], noise).clamp(0, 1)
+
+
+def rotate_and_shift(x: Tensor, angle: float, shift: tuple[float, float]) -> Tensor:
+    """Images (B, 3, H, W) turned by ``angle`` degrees and moved by fractions of its sides; what was outside is mirrored."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    height, width = x.shape[-2:]
+    # From places in the result to places in x, both in [-1, 1]; a turn in pixels, hence the ratio of the sides.
+    right, down = -2 * shift[0], -2 * shift[1]
+    matrix = torch.tensor(
+        [[cos, sin * height / width, right], [-sin * width / height, cos, down]]
+    ).to(x)
+    grid = F.affine_grid(
+        matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False
+    )  # (B, H, W, 2)
+    return F.grid_sample(
+        x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    ).clamp(0, 1)
+
+
+def fast_logits(target: TargetModel, x: Tensor) -> Tensor:
+    """Logits (B, K) in the fast precision, and in float32 where that decides the prediction."""
+    with target.fabric.autocast(), torch.no_grad(), frozen_eval_mode(target.fused_model):
+        logits = target.fused_model(x).float()
+    first, second = logits.topk(2).values.unbind(1)  # (B,) each
+    close = first - second < CLOSE
+    if close.any():
+        logits[close] = predict_logits(target.model, x[close])
+    return logits
+
+
+def corrupted_batch(
+    target: TargetModel, batch: Batch, name: str, severity: int
+) -> dict[str, Tensor]:
+    """Logits (B, K) under one corruption."""
+    return {"logits": fast_logits(target, corrupt(name, severity, batch.x, batch.noise))}
+
+
+def attacked_batch(
+    target: TargetModel, batch: Batch, name: str, budget: Budget, p: AttackEvalParams
+) -> dict[str, Tensor]:
+    """Logits (B, K) under PGD that starts from the corrupted images.
+
+    An image that the corruption alone changes is not attacked.
+    """
+    x = corrupt(name, ATTACKED_SEVERITY, batch.x, batch.noise)
+    corrupted = Batch(batch.positions, x, batch.y, batch.noise)
+    logits = fast_logits(target, x)
+    remaining = margin_loss(logits, batch.y) <= 0
+    if remaining.any():
+        attacked = corrupted.where(remaining)
+        x_adv = target.perturb(pgd, attacked, budget, p)
+        found = predict_logits(target.model, x_adv)
+        worse = margin_loss(found, attacked.y) > 0
+        logits[remaining.nonzero().squeeze(1)[worse]] = found[worse]
+    return {"logits": logits}
+
+
+def spatial_batch(target: TargetModel, batch: Batch) -> dict[str, Tensor]:
+    """Per image the logits (B, K) of the rotation and shift of the largest margin loss."""
+    worst = fast_logits(target, batch.x)
+    for angle, shift in itertools.product(ANGLES, SHIFTS):
+        if angle or any(shift):
+            logits = fast_logits(target, rotate_and_shift(batch.x, angle, shift))
+            worse = margin_loss(logits, batch.y) > margin_loss(worst, batch.y)
+            worst = torch.where(worse[:, None], logits, worst)
+    return {"logits": worst}
+
+
+def run(context: Context) -> dict[str, Any]:
+    """corruptions.csv: all images corrupted; corrupted and attacked; rotated and shifted."""
+    target, budget, p = context.target, context.attack.budget, context.p.for_curve()
+    cases: list[tuple[str, int, str, Any, tuple[Any, ...]]] = []
+    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
+        cases.append((name, severity, CLEAN, corrupted_batch, (name, severity)))
+    cases += [
+        (name, ATTACKED_SEVERITY, pgd.name, attacked_batch, (name, budget, p))
+        for name in CORRUPTIONS
+    ]
+    cases.append((SPATIAL, 1, GRID, spatial_batch, ()))
+
+    images = context.images(target.everything, "path", "label")
+    tables = []
+    for name, severity, attack, function, arguments in cases:
+        step = f"{name} {severity}" if attack == CLEAN else f"{name} {severity} {attack}"
+        result = context.steps.run(step, target, target.everything, function, *arguments)
+        probability = result["logits"].softmax(1).numpy()  # (N, K)
+        tables.append(
+            images.assign(
+                corruption=name,
+                severity=severity,
+                attack=attack,
+                prediction=np.array(context.dataset.classes)[probability.argmax(1)],
+                confidence=probability.max(1).astype(float),
+            )
+        )
+    return {TABLE.name: pd.concat(tables, ignore_index=True)}
+
+
+MEASUREMENT = Measurement(
+    run, (TABLE,), lambda context: len(CORRUPTIONS) * (len(SEVERITIES) + 1) + 1
+)

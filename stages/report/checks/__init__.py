@@ -1,0 +1,1 @@
+"""The diagnostics: one function each, with its record next to it."""

@@ -1,0 +1,57 @@
+"""All diagnostics, by group; and how they are run and summed up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.report.checks import behavior, implementation, masking, strength, training
+from stages.report.checks.check import FAIL, PASS, Check
+from stages.report.results import Results
+
+GROUPS: Mapping[str, tuple[Check, ...]] = {
+    "Model and implementation": implementation.CHECKS,
+    "Gradient masking": masking.CHECKS,
+    "Attack strength": strength.CHECKS,
+    "Training": training.CHECKS,
+    "Model behavior": behavior.CHECKS,
+}
+
+
+def run_checks(results: Results) -> dict[str, Any]:
+    """The content of metrics/diagnostics.json: model -> id -> verdict, value, threshold, n."""
+    content: dict[str, Any] = {}
+    for name, model in results.models.items():
+        content[name] = {}
+        for check in [check for checks in GROUPS.values() for check in checks]:
+            if (result := check.result(results, model)) is not None:
+                content[name][check.id] = result
+    return content
+
+
+def failed_checks(results: Results) -> list[str]:
+    """``adv D27``: every FAIL."""
+    return [
+        f"{model} {id_}"
+        for model, checks in results.checks.items()
+        for id_, result in checks.items()
+        if result["verdict"] == FAIL
+    ]
+
+
+def not_passed(checks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of one model that aren't PASS, in the order of their numbers."""
+    order = sorted(checks, key=lambda id_: int(id_[1:]))
+    return {id_: checks[id_] for id_ in order if checks[id_]["verdict"] != PASS}
+
+
+def terminal_summary(results: Results) -> str:
+    """How many are PASS, and a line for each that isn't."""
+    lines = []
+    for model, checks in results.checks.items():
+        others = not_passed(checks)
+        count = len(checks) - len(others)
+        lines.append(f"diagnostics of {model}: {count} of {len(checks)} PASS")
+        for id_, result in others.items():
+            value = f" {result['value']:.3g}" if "value" in result else ""
+            n = result["n"]
+            lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {n})")
+    return "\n".join(lines)

@@ -1,0 +1,202 @@
+"""The main results in a table and in words, and what limits them."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from stages.core.predictions import WORST
+from stages.report.blocks import Block, Box, Cards, Heading, Items, Table, Text, head, row
+from stages.report.formatting import class_label, listed, metric, p_value, percent
+from stages.report.results import ModelResults, Results
+from stages.report.section import Section
+from stages.report.sections.attacks import curve_figure
+from stages.report.sections.training import method_name
+
+MIN_IMAGES_PER_CLASS = 10  # in the test split, below which a class's metrics are unreliable
+MIN_IMAGES = 100  # in the test split, and
+MIN_GROUPS = 50  # patients, on whom the intervals rest
+COLLAPSE = 0.9  # fraction of one class among the predictions under attack
+# (key, label, unit): the rows of the main table; a paired difference exists for some
+MAIN_METRICS = (
+    ("clean_accuracy", "Clean accuracy", "%"),
+    ("robust_accuracy_worst", "Robust accuracy (worst case over all attacks)", "%"),
+    ("attack_success_rate_worst", "Attack success rate (of correctly classified images)", "%"),
+    ("balanced_accuracy", "Clean balanced accuracy", "%"),
+    ("balanced_robust_accuracy_worst", "Robust balanced accuracy", "%"),
+    ("expected_robustness", "Mean robust accuracy over the ε grid", "%"),
+    ("log_loss", "Log loss, clean", ""),
+)
+
+
+def main_table(results: Results) -> list[list[str]]:
+    """Header and rows: metric, one column per model, and the paired difference."""
+    metrics, change = results.metrics, results.metrics["difference"]
+    rows = [["", *(model.label for model in results.models.values()), "Difference"]]
+    for key, label, unit in MAIN_METRICS:
+        if any(key in metrics[model] for model in results.models):
+            cells = [metric(metrics[model], key, unit=unit) for model in results.models]
+            paired = metric(change, key, unit=unit, signed=True) if key in change else ""
+            rows.append([label, *cells, paired])
+    return rows
+
+
+def terminal_summary(results: Results) -> str:
+    """The main metrics as text for the terminal."""
+    rows = main_table(results)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"n = {results.n} test images in {results.groups} groups; {results.budget}; "
+        f"{results.level} confidence intervals in brackets"
+    ]
+    for cells in rows:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    lines.append(
+        f"Majority-class baseline: accuracy {percent(results.majority_rate)}; class-prior log loss "
+        f"{results.metrics['prior_log_loss']:.3f}"
+    )
+    return "\n".join(lines)
+
+
+def sentences(results: Results) -> list[str]:
+    """The main results, one sentence each."""
+    texts = []
+    for model in results.models.values():
+        values = results.metrics[model.name]
+        text = (
+            f"{model.label}: clean accuracy {metric(values, 'clean_accuracy')}, robust accuracy "
+            f"{metric(values, 'robust_accuracy_worst')}."
+        )
+        if "attack_success_rate_worst" in values:
+            text += (
+                f" Of the {values['clean_correct']} images classified correctly without attack, "
+                f"{metric(values, 'attack_success_rate_worst')} are misclassified under attack."
+            )
+        else:
+            text += (
+                " No image is classified correctly without attack, so there is no attack success "
+                "rate."
+            )
+        texts.append(text)
+    change = results.metrics["difference"]
+    names = {"robust_accuracy_worst": "robust accuracy", "clean_accuracy": "clean accuracy"}
+    parts = [
+        f"{name} by {metric(change, key, signed=True)} "
+        f"({p_value(change[f'{key}_permutation_p'])}, permutation test)"
+        for key, name in names.items()
+    ]
+    return [
+        *texts,
+        f"On the same images, adversarial fine-tuning changes {listed(parts)}.",
+        f"The majority-class baseline has an accuracy of {percent(results.majority_rate)}, with "
+        "and without attack.",
+    ]
+
+
+def caveats(results: Results) -> list[str]:
+    """What limits these very results."""
+    texts = []
+    for model in results.models.values():
+        texts += _model_caveats(results, model)
+    test = results.counts["test"]
+    if absent := [class_label(name) for name, count in test.items() if count == 0]:
+        texts.append(f"No test image of {listed(absent)}.")
+    few = [
+        f"{class_label(name)} ({count})"
+        for name, count in test.items()
+        if 0 < count < MIN_IMAGES_PER_CLASS
+    ]
+    if few:
+        texts.append(
+            f"Fewer than {MIN_IMAGES_PER_CLASS} test images of {listed(few)}: unreliable estimates."
+        )
+    advice = "interpret the intervals, not the point estimates."
+    if results.n < MIN_IMAGES:
+        texts.append(f"Only {results.n} test images: {advice}")
+    elif results.groups < MIN_GROUPS:
+        texts.append(f"Only {results.groups} {results.clusters} in the test split: {advice}")
+    if results.clusters != "patients":
+        texts.append(
+            "The patient is not known for all images: the intervals are too narrow, and the "
+            "results too good, as far as patients are divided between training and test."
+        )
+    return texts
+
+
+def _model_caveats(results: Results, model: ModelResults) -> list[str]:
+    values, majority = results.metrics[model.name], results.majority_rate
+    accuracy, robust = values["clean_accuracy"], values["robust_accuracy_worst"]
+    texts = []
+    if values.get("clean_accuracy_low", 0) <= majority:
+        texts.append(
+            f"{model.label}: clean accuracy ({percent(accuracy)}) is not significantly above the "
+            f"majority-class baseline ({percent(majority)}); the robust accuracy of such a model "
+            "is not meaningful."
+        )
+    if robust <= majority:
+        texts.append(
+            f"{model.label}: robust accuracy ({percent(robust)}) is not above the majority-class "
+            f"baseline ({percent(majority)})."
+        )
+    cells = results.plot("confusion", model.name)
+    cells = cells[cells["attack"] == WORST]
+    fractions = cells.groupby("predicted", sort=False)["count"].sum() / cells["count"].sum()
+    if fractions.max() > COLLAPSE:
+        texts.append(
+            f"{model.label}: under attack the model predicts {class_label(fractions.idxmax())} for "
+            f"{percent(fractions.max())} of the images (prediction collapse)."
+        )
+    limit = results.p.evaluate.suspicious_accuracy
+    if accuracy > limit and not results.synthetic:
+        texts.append(
+            f"{model.label}: a clean accuracy of {percent(accuracy)} is implausibly high for real "
+            f"photographs (above {percent(limit)}). Check for data leakage first: images of one "
+            "patient in both training and test, shortcut features, or wrong labels."
+        )
+    return texts
+
+
+def lead(results: Results) -> list[Block]:
+    """The first screen: both accuracies, the threat model, the robustness curve."""
+    side, p = results.dataset.image_size, results.p
+    synthetic = Text(
+        Markup("<strong>Synthetic data.</strong> ")
+        + "The images were generated by a program, so that the pipeline runs without a download. "
+        "The results show that the pipeline works; they have no clinical meaning."
+    )
+    cards: list[Any] = []
+    for model in results.models.values():
+        values = results.metrics[model.name]
+        method = f" ({method_name(p.train_adv)})" if model.name == "adv" else ""
+        numbers = [
+            ("Clean accuracy", metric(values, "clean_accuracy")),
+            ("Robust accuracy", metric(values, "robust_accuracy_worst")),
+        ]
+        cards.append((model.name, model.label + method, numbers))
+    return [
+        *([Box([synthetic], "warn")] if results.synthetic else []),
+        Cards(cards),
+        Text(
+            f"Threat model: white-box, untargeted, {results.budget} on the model’s input ({side} × "
+            f"{side} pixels, values in [0, 1]). n = {results.n} test images of {results.groups} "
+            f"{results.clusters}; {results.level} confidence intervals in brackets; one run (seed "
+            f"{p.seed}), so the intervals contain no variance of training."
+        ),
+        curve_figure(results),
+    ]
+
+
+def blocks(results: Results) -> list[Block]:
+    """Sentences, the main table, caveats."""
+    names, *rows = main_table(results)
+    warnings = caveats(results)
+    box = [Box([Heading("Caveats"), Items(warnings)], "warn")] if warnings else []
+    title = f"Main metrics, n = {results.n} test images. Source: metrics/evaluate.json."
+    return [
+        Box([Items(sentences(results))]),
+        Table(title, head(*names), [row(*cells) for cells in rows]),
+        *box,
+    ]
+
+
+SECTION = Section("summary", "Summary", blocks)
