@@ -29,10 +29,13 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from stages.attacks import suite
-from stages.attacks.ensemble import SQUARE, SQUARE_IMAGES, ensemble_attacks
+from stages.attacks.attack import Noise
+from stages.attacks.registry import LEAN_ENSEMBLE
+from stages.attacks.verifier import check_within_budget
+from stages.attacks.white_box import pgd
 from stages.core.dataset import load_dataset
 from stages.core.devices import make_fabric
+from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.core.params_file import load_params
 from stages.models import classifier
@@ -61,22 +64,14 @@ def foolbox_pgd(model: nn.Module, eps: float) -> Run:
     return lambda x, y: attack(oracle, x, y, epsilons=eps)[1]
 
 
-def noise_of(x: Tensor) -> suite.NoiseSampler:
-    return suite.per_image_noise(0, np.arange(len(x)), x.shape[1:], x)
+def our_pgd(fused: nn.Module, budget: Budget, p: AttackEvalParams, fabric: object) -> Run:
+    p = p.model_copy(update={"pgd_steps": PGD_STEPS, "pgd_restarts": 1})
 
-
-def our_pgd(fused: nn.Module, eps: float, fabric: object) -> Run:
     def run(x: Tensor, y: Tensor) -> Tensor:
-        found = x.clone()
+        found, noise = x.clone(), Noise(0, np.arange(len(x)), x)
         correct = (predict_logits(fused, x).argmax(1) == y).nonzero().squeeze(1)
-
-        def noise(kind: str, draw: int) -> Tensor:
-            return noise_of(x)(kind, draw)[correct]
-
         with fabric.autocast():
-            found[correct] = suite.pgd(
-                fused, x[correct], y[correct], eps, noise, steps=PGD_STEPS, restarts=1, norm="linf"
-            )
+            found[correct] = pgd.run(fused, x[correct], y[correct], budget, noise.of(correct), p)
         return found
 
     return run
@@ -138,33 +133,18 @@ def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, que
 
 
 def our_ensemble(
-    model: nn.Module,
-    fused: nn.Module,
-    classes: int,
-    eps: float,
-    p: AttackEvalParams,
-    fabric: object,
+    model: nn.Module, fused: nn.Module, budget: Budget, p: AttackEvalParams, fabric: object
 ) -> Run:
-    attacks = ensemble_attacks(
-        p.model_copy(update={"ensemble": "lean"}), classes, norm="linf", seed=0
-    )
-
     def run(x: Tensor, y: Tensor) -> Tensor:
-        found = our_pgd(fused, eps, fabric)(x, y)
-        for name, attack in attacks.items():
+        found, noise = our_pgd(fused, budget, p, fabric)(x, y), Noise(0, np.arange(len(x)), x)
+        for attack in LEAN_ENSEMBLE:
             left = (predict_logits(model, found).argmax(1) == y).nonzero().squeeze(1)
-            left = left[:SQUARE_IMAGES] if name == SQUARE else left
+            left = left[: attack.max_images]
             if not len(left):
                 break
             with fabric.autocast():
-                found[left] = attack(
-                    fused,
-                    x[left],
-                    y[left],
-                    eps,
-                    lambda kind, draw, left=left: noise_of(x)(kind, draw)[left],
-                )
-        suite.check_within_budget(x, found, eps, norm="linf")
+                found[left] = attack.run(fused, x[left], y[left], budget, noise.of(left), p)
+        check_within_budget(x, found, budget)
         return found
 
     return run
@@ -190,6 +170,7 @@ def main() -> None:
     test = test.subset(test.stratified_positions(options.images, params.seed))
     x, y = test.load(np.arange(len(test)), fabric.device)
     classes, eps = len(dataset.classes), params.attack.eps
+    budget = Budget.of("linf", eps)
     with_art = find_spec("art") is not None
     names = (
         "torch",
@@ -225,13 +206,13 @@ def main() -> None:
             f"PGD-{PGD_STEPS}": {
                 "foolbox": foolbox_pgd(model, eps),
                 **art,
-                "ours": our_pgd(fused, eps, fabric),
+                "ours": our_pgd(fused, budget, p, fabric),
             },
             "ensemble": {
                 "pyautoattack": library_ensemble(
                     model, classes, eps, options.steps, options.queries
                 ),
-                "ours": our_ensemble(model, fused, classes, eps, params.attack_eval, fabric),
+                "ours": our_ensemble(model, fused, budget, p, fabric),
             },
         }
         for title, programs in rivals.items():

@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.training import ROOT
-from stages.attacks import suite
-from stages.attacks.apgd import apgd_ensemble
+from stages.attacks.apgd import apgd
+from stages.attacks.attack import Attack, Noise
+from stages.attacks.white_box import pgd
 from stages.core.devices import make_fabric
+from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams, TrainAdvParams
 from stages.core.params_file import load_params
 from stages.models import classifier, initialization
@@ -120,21 +122,16 @@ def evaluation_attacks(
         "resnet50", CLASSES, split.images.shape[1], "none", "none", 0
     ).eval()
     fused = classifier.fuse_batchnorm(model).to(fabric.device)
-    attacks = {
-        "PGD-20": lambda *args: suite.pgd(*args, steps=20, restarts=1, norm="linf"),
-        "ensemble": lambda *args: apgd_ensemble(
-            *args, steps=p.aa_steps, targets=p.targets, norm="linf"
-        ),
-    }
-    for name, attack in attacks.items():
+    budget = Budget.of("linf", TINY_EPS)
+    p = p.model_copy(update={"pgd_steps": 20, "pgd_restarts": 1})
+    for name, attack in {"PGD-20": pgd, "ensemble": apgd}.items():
 
-        def run(part: DatasetSplit, attack: Callable[..., object] = attack) -> None:
+        def run(part: DatasetSplit, attack: Attack = attack) -> None:
             for positions in np.arange(len(part)).reshape(-1, batch):
                 x, _ = part.load(positions, fabric.device)
                 y = fused(x).argmax(1)  # its own prediction, so that each image has to be attacked
-                noise = suite.per_image_noise(0, part.rows[positions], x.shape[1:], x)
                 with fabric.autocast():
-                    attack(fused, x, y, TINY_EPS, noise)
+                    attack.run(fused, x, y, budget, Noise(0, part.rows[positions], x), p)
 
         yield name, run
 

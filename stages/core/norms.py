@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +46,11 @@ class Norm(ABC):
         """Norm of each perturbation: (B, 3, H, W) -> (B,)."""
 
     @abstractmethod
-    def project(self, x: "Tensor", x_adv: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def project(self, x: "Tensor", x_adv: "Tensor", eps: Any) -> "Tensor":
         """An image in [0, 1] within ε of x, near x_adv: (B, 3, H, W) each."""
 
     @abstractmethod
-    def clip(self, delta: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def clip(self, delta: "Tensor", eps: Any) -> "Tensor":
         """The nearest perturbation of norm at most ε."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Norm(ABC):
     def format(self, eps: float) -> str:
         """ε as a text."""
 
-    def random_start(self, x: "Tensor", eps: "float | Tensor", noise: "Tensor") -> "Tensor":
+    def random_start(self, x: "Tensor", eps: Any, noise: "Tensor") -> "Tensor":
         """The image in the ball around x to which the noise leads."""
         return self.project(x, x + eps * self.unit_noise(noise), eps)
 
@@ -87,11 +87,11 @@ class Linf(Norm):
     def size(self, delta: "Tensor") -> "Tensor":
         return delta.abs().flatten(1).amax(1)
 
-    def project(self, x: "Tensor", x_adv: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def project(self, x: "Tensor", x_adv: "Tensor", eps: Any) -> "Tensor":
         """The nearest such image."""
         return x_adv.maximum(x - eps).minimum(x + eps).clamp(0, 1)
 
-    def clip(self, delta: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def clip(self, delta: "Tensor", eps: Any) -> "Tensor":
         return delta.clamp(-eps, eps)
 
     def steepest_ascent(self, gradient: "Tensor") -> "Tensor":
@@ -124,11 +124,11 @@ class L2(Norm):
     def size(self, delta: "Tensor") -> "Tensor":
         return delta.flatten(1).norm(dim=1)
 
-    def project(self, x: "Tensor", x_adv: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def project(self, x: "Tensor", x_adv: "Tensor", eps: Any) -> "Tensor":
         """x_adv scaled back to the ball, then clipped to [0, 1]."""
         return (x + self.clip(x_adv - x, eps)).clamp(0, 1)
 
-    def clip(self, delta: "Tensor", eps: "float | Tensor") -> "Tensor":
+    def clip(self, delta: "Tensor", eps: Any) -> "Tensor":
         return delta * (eps / _per_image(self.size(delta)).clamp_min(1e-12)).clamp_max(1)
 
     def steepest_ascent(self, gradient: "Tensor") -> "Tensor":
@@ -157,14 +157,14 @@ class Budget:
 
     Attributes:
         norm: one of NORMS.
-        eps: a number, or one for each image of a batch, (B, 1, 1, 1).
+        eps: a number; inside an attack, or one for each image of the batch, Tensor (B, 1, 1, 1).
     """
 
     norm: Norm
-    eps: "float | Tensor"
+    eps: Any
 
     @classmethod
-    def of(cls, norm: str, eps: "float | Tensor") -> Self:
+    def of(cls, norm: str, eps: float) -> Self:
         """The budget in the norm of this name. Raises ValueError for an unknown name."""
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
@@ -172,21 +172,17 @@ class Budget:
 
     def __str__(self) -> str:
         """``L∞, ε = 8/255``."""
-        return f"{self.norm.symbol}, ε = {self.norm.format(float(self.eps))}"
+        return f"{self.norm.symbol}, ε = {self.norm.format(self.eps)}"
 
     @property
     def short(self) -> str:
         """``8/255``, ``L2 0.5``: for names of steps."""
         prefix = "" if self.norm.name == "linf" else f"{self.norm.symbol} "
-        return prefix + self.norm.format(float(self.eps))
+        return prefix + self.norm.format(self.eps)
 
-    def with_eps(self, eps: "float | Tensor") -> Self:
+    def with_eps(self, eps: Any) -> Self:
         """The same norm with another radius."""
         return replace(self, eps=eps)
-
-    def rows(self, values: "Tensor") -> Self:
-        """The budget of the images of a batch with these row numbers, or where (B,) is true."""
-        return self.with_eps(self.eps if isinstance(self.eps, float | int) else self.eps[values])
 
     def project(self, x: "Tensor", x_adv: "Tensor") -> "Tensor":
         """An image in [0, 1] within the budget of x, near x_adv: (B, 3, H, W) each."""

@@ -51,7 +51,8 @@ ANGLES = (-10.0, -5.0, 0.0, 5.0, 10.0)  # degrees
 # Right and down, fractions of the side.
 SHIFTS = ((0.0, 0.0), (0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04))
 SPATIAL, GRID = "spatial", "grid"  # in place of corruption and attack: the worst of all of them
-CLOSE = 0.2  # difference of the two largest logits below which float32 decides the prediction
+# Times the largest error of the fast precision on clean images: nearer logits are float32's.
+SAFETY = 4.0
 Corruption = Callable[[Tensor, float, Noise], Tensor]
 
 
@@ -148,26 +149,45 @@ def rotate_and_shift(x: Tensor, angle: float, shift: tuple[float, float]) -> Ten
     ).clamp(0, 1)
 
 
-def fast_logits(target: TargetModel, x: Tensor) -> Tensor:
-    """Logits (B, K) in the fast precision, and in float32 where that decides the prediction."""
+def _fast_logits(target: TargetModel, x: Tensor) -> Tensor:
     with target.fabric.autocast(), torch.no_grad(), frozen_eval_mode(target.fused_model):
-        logits = target.fused_model(x).float()
+        return target.fused_model(x).float()
+
+
+def precision_error(target: TargetModel, batch: Batch) -> dict[str, Tensor]:
+    """(B,) how much the fast precision changes the difference of two logits, at most."""
+    change = _fast_logits(target, batch.x) - predict_logits(target.model, batch.x)  # (B, K)
+    return {"error": change.amax(1) - change.amin(1)}
+
+
+def decided_logits(target: TargetModel, x: Tensor, close: float) -> Tensor:
+    """Logits (B, K) in the fast precision, in float32 where that decides the prediction.
+
+    That is where the two largest are nearer to each other than ``close``.
+    """
+    logits = _fast_logits(target, x)
     first, second = logits.topk(2).values.unbind(1)  # (B,) each
-    close = first - second < CLOSE
-    if close.any():
-        logits[close] = predict_logits(target.model, x[close])
+    undecided = first - second < close
+    if undecided.any():
+        logits[undecided] = predict_logits(target.model, x[undecided])
     return logits
 
 
 def corrupted_batch(
-    target: TargetModel, batch: Batch, name: str, severity: int
+    target: TargetModel, batch: Batch, close: float, name: str, severity: int
 ) -> dict[str, Tensor]:
     """Logits (B, K) under one corruption."""
-    return {"logits": fast_logits(target, corrupt(name, severity, batch.x, batch.noise))}
+    x = corrupt(name, severity, batch.x, batch.noise)
+    return {"logits": decided_logits(target, x, close)}
 
 
 def attacked_batch(
-    target: TargetModel, batch: Batch, name: str, budget: Budget, p: AttackEvalParams
+    target: TargetModel,
+    batch: Batch,
+    close: float,
+    name: str,
+    budget: Budget,
+    p: AttackEvalParams,
 ) -> dict[str, Tensor]:
     """Logits (B, K) under PGD that starts from the corrupted images.
 
@@ -175,7 +195,7 @@ def attacked_batch(
     """
     x = corrupt(name, ATTACKED_SEVERITY, batch.x, batch.noise)
     corrupted = Batch(batch.positions, x, batch.y, batch.noise)
-    logits = fast_logits(target, x)
+    logits = decided_logits(target, x, close)
     remaining = margin_loss(logits, batch.y) <= 0
     if remaining.any():
         attacked = corrupted.where(remaining)
@@ -186,12 +206,12 @@ def attacked_batch(
     return {"logits": logits}
 
 
-def spatial_batch(target: TargetModel, batch: Batch) -> dict[str, Tensor]:
+def spatial_batch(target: TargetModel, batch: Batch, close: float) -> dict[str, Tensor]:
     """Per image the logits (B, K) of the rotation and shift of the largest margin loss."""
-    worst = fast_logits(target, batch.x)
+    worst = decided_logits(target, batch.x, close)
     for angle, shift in itertools.product(ANGLES, SHIFTS):
         if angle or any(shift):
-            logits = fast_logits(target, rotate_and_shift(batch.x, angle, shift))
+            logits = decided_logits(target, rotate_and_shift(batch.x, angle, shift), close)
             worse = margin_loss(logits, batch.y) > margin_loss(worst, batch.y)
             worst = torch.where(worse[:, None], logits, worst)
     return {"logits": worst}
@@ -209,11 +229,13 @@ def run(context: Context) -> dict[str, Any]:
     ]
     cases.append((SPATIAL, 1, GRID, spatial_batch, ()))
 
+    error = context.steps.run("precision", target, context.subset, precision_error)["error"]
+    close = SAFETY * error.max().item()
     images = context.images(target.everything, "path", "label")
     tables = []
     for name, severity, attack, function, arguments in cases:
         step = f"{name} {severity}" if attack == CLEAN else f"{name} {severity} {attack}"
-        result = context.steps.run(step, target, target.everything, function, *arguments)
+        result = context.steps.run(step, target, target.everything, function, close, *arguments)
         probability = result["logits"].softmax(1).numpy()  # (N, K)
         tables.append(
             images.assign(
@@ -228,5 +250,5 @@ def run(context: Context) -> dict[str, Any]:
 
 
 MEASUREMENT = Measurement(
-    run, (TABLE,), lambda context: len(CORRUPTIONS) * (len(SEVERITIES) + 1) + 1
+    run, (TABLE,), lambda context: len(CORRUPTIONS) * (len(SEVERITIES) + 1) + 2
 )

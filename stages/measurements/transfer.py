@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.attacks.attack import Attack
 from stages.attacks.transfer import pgd_on
 from stages.attacks.universal import add_perturbation
 from stages.core.predictions import CLEAN, predictions_like
@@ -19,7 +20,8 @@ TABLE = predictions_like("transfer", target=(str, "the model that is attacked: c
 def run(context: Context) -> dict[str, Any]:
     """transfer.csv, about both models: attacks on the model of standard training come with adv."""
     budget, p = context.attack.budget, context.p
-    tables, attacks = [], ()
+    tables: list[pd.DataFrame] = []
+    attacks: tuple[Attack, ...] = ()
     for source, target in itertools.permutations(context.models, 2):
         model = context.models[target]
         if target == context.name:

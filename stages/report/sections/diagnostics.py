@@ -57,8 +57,8 @@ def check_table(results: Results) -> Table:
             title = Cell(name + (limits if check.threshold else ""), "th", {"scope": "row"})
             found = [results.checks[model].get(check.id) for model in results.models]
             body.append([title, *(Cell(_cell(result)) for result in found)])
-    title = "Diagnostics. Data: metrics/diagnostics.json."
-    return Table(title, head("check", *labels), body, "long")
+    caption = "Diagnostics. Data: metrics/diagnostics.json."
+    return Table(caption, head("check", *labels), body, "long")
 
 
 def blocks(results: Results) -> list[Block]:
