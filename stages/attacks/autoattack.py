@@ -58,6 +58,12 @@ def _frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
         yield
 
 
+def _targets(model: nn.Module, x: Tensor) -> int:
+    """How many other classes targeted attacks aim at."""
+    with torch.no_grad():
+        return min(MAX_TARGETS, model(x[:1]).shape[1] - 1)
+
+
 def _library_norm(budget: Budget) -> str:
     return budget.norm.name.capitalize()  # Linf, L2
 
@@ -69,79 +75,51 @@ class _MarginAPGD(APGDAttack_targeted):
         return (logits.gather(1, self.y_target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
 
-def _run_apgd(
-    kind: type[APGDAttack],
-    loss: str,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    budget: Budget,
-    noise: Noise,
-    p: AttackEvalParams,
-) -> Tensor:
+def _library_apgd(name: str, label: str, kind: type[APGDAttack], loss: str) -> Attack:
     """The library's APGD, aimed at one class after the other where ``kind`` is targeted."""
-    apgd = kind(
-        model,
-        n_iter=p.aa_steps,
-        norm=_library_norm(budget),
-        eps=budget.eps,
-        device=x.device,
-        logger=LOGGER,
-    )
-    apgd.loss = loss
-    x = x.contiguous()  # the library takes views that channels-last memory doesn't allow
-    apgd.init_hyperparam(x)
-    sample = noise(budget.norm.noise, SAMPLE).contiguous()
-    start = x + budget.eps * apgd.normalize(sample)
-    x_adv = x.clone()
     targeted = issubclass(kind, APGDAttack_targeted)
-    with _frozen_eval(model, x), torch.no_grad():
-        classes = model(x[:1]).shape[1]
-    targets = min(MAX_TARGETS, classes - 1) if targeted else 1
-    with _frozen_eval(model, x):
-        for rank in range(2, targets + 2):  # of the logits, the label's is the largest
-            with torch.no_grad():
-                logits = model(x_adv)
-            active = (logits.argmax(1) == y).nonzero().squeeze(1)
-            if not len(active):
-                break
-            apgd.y_target = logits[active].argsort(1)[:, -rank] if targeted else None
-            _, correct, _, candidate = apgd.attack_single_run(x[active], y[active], start[active])
-            successful = correct == 0
-            x_adv[active[successful]] = candidate[successful]
-    return x_adv.detach()
+
+    def run(
+        model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
+    ) -> Tensor:
+        """Auto-PGD (arXiv:2003.01690), `aa_steps` iterations."""
+        apgd = kind(
+            model,
+            n_iter=p.aa_steps,
+            norm=_library_norm(budget),
+            eps=budget.eps,
+            device=x.device,
+            logger=LOGGER,
+        )
+        apgd.loss = loss
+        x = x.contiguous()  # the library takes views that channels-last memory doesn't allow
+        apgd.init_hyperparam(x)
+        sample = noise(budget.norm.noise, SAMPLE).contiguous()
+        start = x + budget.eps * apgd.normalize(sample)
+        x_adv = x.clone()
+        with _frozen_eval(model, x):
+            for rank in range(2, 2 + (_targets(model, x) if targeted else 1)):
+                with torch.no_grad():
+                    logits = model(x_adv)
+                active = (logits.argmax(1) == y).nonzero().squeeze(1)
+                if not len(active):
+                    break
+                # Of the logits, the label's is the largest.
+                apgd.y_target = logits[active].argsort(1)[:, -rank] if targeted else None
+                _, correct, _, candidate = apgd.attack_single_run(
+                    x[active], y[active], start[active]
+                )
+                successful = correct == 0
+                x_adv[active[successful]] = candidate[successful]
+        return x_adv.detach()
+
+    return Attack(name, label, "ensemble", run, "aa_steps", "survivors")
 
 
-@attack("APGD-CE", "ensemble", steps="aa_steps", starts_from="survivors")
-def apgd_ce(
-    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
-) -> Tensor:
-    """APGD on the cross-entropy."""
-    return _run_apgd(APGDAttack, "ce", model, x, y, budget, noise, p)
-
-
-@attack("APGD-DLR", "ensemble", steps="aa_steps", starts_from="survivors")
-def apgd_dlr(
-    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
-) -> Tensor:
-    """APGD on the difference of logits ratio, for three or more classes."""
-    return _run_apgd(APGDAttack, "dlr", model, x, y, budget, noise, p)
-
-
-@attack("APGD-T", "ensemble", steps="aa_steps", starts_from="survivors")
-def apgd_t(
-    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
-) -> Tensor:
-    """APGD on the targeted difference of logits ratio, for four or more classes."""
-    return _run_apgd(APGDAttack_targeted, "dlr-targeted", model, x, y, budget, noise, p)
-
-
-@attack("APGD-margin", "ensemble", steps="aa_steps", starts_from="survivors")
-def apgd_margin(
-    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
-) -> Tensor:
-    """APGD on the targeted margin."""
-    return _run_apgd(_MarginAPGD, "ce-targeted", model, x, y, budget, noise, p)
+apgd_ce = _library_apgd("apgd_ce", "APGD-CE", APGDAttack, "ce")
+apgd_dlr = _library_apgd("apgd_dlr", "APGD-DLR", APGDAttack, "dlr")
+apgd_t = _library_apgd("apgd_t", "APGD-T", APGDAttack_targeted, "dlr-targeted")
+apgd_margin = _library_apgd("apgd_margin", "APGD-margin", _MarginAPGD, "ce-targeted")
 
 
 @attack("FAB-T", "ensemble", steps="aa_steps", starts_from="survivors")
@@ -149,8 +127,8 @@ def fab_t(
     model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
 ) -> Tensor:
     """Targeted fast adaptive boundary attack (arXiv:1907.02044)."""
-    with _frozen_eval(model, x), torch.no_grad():
-        classes = model(x[:1]).shape[1]
+    with _frozen_eval(model, x):
+        targets = _targets(model, x)
     fab = FABAttack_PT(
         model,
         norm=_library_norm(budget),
@@ -159,7 +137,7 @@ def fab_t(
         eps=budget.eps,
         targeted=True,
         device=x.device,
-        n_target_classes=min(MAX_TARGETS, classes - 1),
+        n_target_classes=targets,
     )
     with _frozen_eval(model, x):
         return fab.perturb(x.contiguous(), y).detach()
