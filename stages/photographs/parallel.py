@@ -1,4 +1,9 @@
-"""An ordered map over processes, which keeps neither items nor results piling up in memory."""
+"""An ordered map over processes that never holds more than a few chunks of items and results.
+
+Why not joblib (tried: 1.6.0, loky, return_as="generator"): it computes all results however slowly
+they are taken, so that memory has no bound; its workers live on for minutes after a SIGKILL of
+their parent; Ctrl-C prints their tracebacks; and starting them takes twice as long.
+"""
 
 import itertools
 import multiprocessing
@@ -19,72 +24,75 @@ from stages.core.errors import InputError
 from stages.photographs.cluster import cluster_executor
 
 CHUNK = 8  # items that a worker takes at once
+CHUNKS_AHEAD = 3  # chunks for each worker that are submitted before their results are taken
 
 ParallelMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @contextmanager
 def parallel_map(workers: int, cluster: str = "none") -> Iterator[ParallelMap]:
-    """A map over that many processes (0: one per core; 1: none is started), or over the workers of a Dask cluster."""
+    """Yield a map over processes with the order of the built-in `map`.
+
+    Args:
+        workers: number of processes; 0: one per core; 1: none is started.
+        cluster: address of a Dask scheduler whose workers are used instead, or none.
+
+    Raises:
+        InputError: when a worker was killed, or the cluster can't be used.
+    """
     if cluster != "none":
         with cluster_executor(cluster) as (executor, threads):
             yield partial(_ordered, executor, threads)
         return
-    workers = workers or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    workers = workers or _available_cores()
     if workers == 1:
         yield map
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker) as pool:
-        with _ignoring_sigint():  # as the workers then do, too: Ctrl-C is for the main process
-            for _ in range(workers):  # each starts one, for none is idle yet
-                pool.submit(os.getpid)
+        # The workers inherit that SIGINT is ignored: Ctrl-C is for the main process alone.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for _ in range(workers):
+            pool.submit(os.getpid)  # starts one more worker, because none is idle yet
+        signal.signal(signal.SIGINT, previous)
         try:
             yield partial(_ordered, pool, workers)
         except BrokenProcessPool:
             raise InputError(
-                "runtime.workers: expected every worker to finish, got one that was killed, probably for want of memory: "
-                f"set fewer than {workers}"
+                "runtime.workers: expected every worker to finish, got one that was killed, "
+                f"probably for want of memory: set fewer than {workers}"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-@contextmanager
-def _ignoring_sigint() -> Iterator[None]:
-    """Processes that are started inside never get SIGINT, not even while they import."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _ordered(
     executor: Executor, workers: int, function: Callable[[Any], Any], items: Iterable[Any]
 ) -> Iterator[Any]:
-    """The results in the order of the items; only a few chunks are under way at a time."""
     running: deque[Future[list[Any]]] = deque()
     items = iter(items)
     while chunk := list(itertools.islice(items, CHUNK)):
         running.append(executor.submit(_apply, function, chunk))
-        if len(running) > 3 * workers:
+        if len(running) > CHUNKS_AHEAD * workers:
             yield from running.popleft().result()
     while running:
         yield from running.popleft().result()
 
 
 def _apply(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    threadpool_limits(
-        1
-    )  # the order in which a sum is computed must not depend on the number of cores
+    # One thread: the order in which a sum is computed must not depend on the number of cores.
+    threadpool_limits(1)
     return [function(item) for item in items]
 
 
 def _init_worker() -> None:
-    """Exit with the parent, however it ends."""
+    """Make a worker exit with its parent, however the parent ends."""
 
     def exit_with_parent() -> None:
         parent = multiprocessing.parent_process()
