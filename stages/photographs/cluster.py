@@ -1,6 +1,5 @@
 """The workers of a Dask cluster in place of processes on this machine."""
 
-import hashlib
 import platform
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -12,12 +11,9 @@ import PIL
 import scipy
 
 from stages.core.errors import InputError
+from stages.photographs.code_digest import CODE_DIGEST
 
 TIMEOUT = 10  # seconds until a scheduler that doesn't answer counts as unreachable
-# When this process imported it: a worker that has run for long may know older code than its files have.
-CODE = hashlib.sha256(
-    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()
 
 
 @contextmanager
@@ -63,7 +59,7 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
 def describe_process(folder: str) -> dict[str, str]:
     """What must be equal here and there for the same result."""
     return {
-        "code (stages/photographs)": CODE[:12],
+        "code (stages/photographs)": CODE_DIGEST[:12],
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "numpy": np.__version__,
         "Pillow": PIL.__version__,

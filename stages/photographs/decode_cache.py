@@ -1,9 +1,8 @@
-"""Decoded images on disk, by the hash of their file: after adding ten images only those ten are decoded."""
+"""Decoded images on disk, by the hash of their file: of ten added images only those are decoded."""
 
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -15,37 +14,36 @@ import PIL
 import scipy
 
 from stages.core.files import open_atomic
-from stages.photographs import crops, decoding, file_limits, stains
+from stages.photographs.code_digest import CODE_DIGEST
 from stages.photographs.crops import CropBox
 from stages.photographs.decoding import DecodedImage
 
-DECODER = (decoding, crops, file_limits, stains)  # the code that pixels depend on
 NO_PIXELS = np.empty(0, np.uint8)
-MAX_CACHE_BYTES = 4 * 2**30  # what was used longest ago is evicted first
+MAX_CACHE_BYTES = 4 * 2**30  # the least recently used entries are evicted first
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Everything besides the file's bytes that the pixels depend on."""
+    """The parameters that the pixels depend on."""
 
     size: int
     crop: str
     usable_part: float
 
     def cache_key(self) -> str:
-        """Changes with the parameters, the code and the versions of the libraries."""
-        code = b"".join(inspect.getsource(module).encode() for module in DECODER)
-        text = json.dumps([asdict(self), PIL.__version__, np.__version__, scipy.__version__])
-        return hashlib.sha256(text.encode() + code).hexdigest()[:16]
+        """Changes with the parameters, any file of this package and the versions of libraries."""
+        versions = (PIL.__version__, np.__version__, scipy.__version__)
+        text = json.dumps([asdict(self), CODE_DIGEST, *versions])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def entry_path(folder: Path, digest: str) -> Path:
-    """Where the image of a file with this sha256 is kept."""
+    """Where the image of a file with this SHA-256 is kept."""
     return folder / digest[:2] / f"{digest}.npz"
 
 
 def load_entry(entry: Path, size: int) -> DecodedImage | None:
-    """What the cache has; a damaged entry (the zip format has checksums) counts as none."""
+    """The cached image; None without entry, or for a damaged one (the zip format has checksums)."""
     try:
         with np.load(io.BytesIO(entry.read_bytes()), allow_pickle=False) as stored:
             metadata = json.loads(str(stored["metadata"]))
@@ -53,11 +51,9 @@ def load_entry(entry: Path, size: int) -> DecodedImage | None:
             image = DecodedImage(
                 stored["pixels"], stored["thumbnail"], crop_box=crop_box, **metadata
             )
-        with contextlib.suppress(OSError):  # a cache that may only be read is one, too
-            os.utime(entry)  # used now: the last to be evicted
-    except (
-        Exception
-    ):  # zipfile and numpy raise many kinds for damaged files, and all mean the same: decode again
+        with contextlib.suppress(OSError):  # the cache may be read-only
+            os.utime(entry)  # so that it is evicted last
+    except Exception:  # zipfile and numpy raise many kinds for damaged files: decode it again
         return None
     return image if image.pixels.shape == (size, size, 3) else None
 
@@ -80,10 +76,9 @@ def evict_lru(cache: Path, limit: int) -> None:
             if entry.is_file():
                 status = entry.stat()
                 entries.append((status.st_mtime, status.st_size, entry))
-    entries.sort(reverse=True)
     total = 0
-    for _, size, entry in entries:
+    for _, size, entry in sorted(entries, reverse=True):
         total += size
         if total > limit:
-            with contextlib.suppress(OSError):  # a cache that may only be read
+            with contextlib.suppress(OSError):  # the cache may be read-only
                 entry.unlink()

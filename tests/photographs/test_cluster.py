@@ -57,7 +57,7 @@ def test_lost_worker_costs_its_chunk_only(scheduler, tmp_path):
 
 @pytest.mark.slow
 def test_worker_with_other_code_is_refused(scheduler, monkeypatch):
-    monkeypatch.setattr(cluster, "CODE", "0" * 64)
+    monkeypatch.setattr(cluster, "CODE_DIGEST", "0" * 64)
     expected = r"runtime.cluster: expected tcp://\S+ to have code .* 000000000000, got \w{12}"
     with pytest.raises(InputError, match=expected), parallel_map(0, scheduler):
         pass

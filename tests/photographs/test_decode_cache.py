@@ -1,17 +1,16 @@
 """The cache of decoded images: what is decoded again, damaged entries, and its size."""
 
-import ast
 import os
 import re
+import runpy
+import shutil
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from stages import photographs
-from stages.photographs import decoding, reading
-from stages.photographs.decode_cache import DECODER, DecodeConfig, evict_lru, load_entry
+from stages.photographs import code_digest, decode_cache, reading
+from stages.photographs.decode_cache import DecodeConfig, evict_lru, load_entry
 from tests.helpers.full_disk import file_size_limit
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.image_folders import decode_folder, write_image_folder
@@ -80,41 +79,21 @@ def test_entry_that_vanishes_while_old_ones_are_evicted_is_no_error(tmp_path, mo
     assert not (tmp_path / "x/1").exists()
 
 
-def test_cache_key_depends_on_every_setting():
+def test_cache_key_depends_on_settings_and_code(monkeypatch):
     configs = ((16, "none", 1.0), (32, "none", 1.0), (16, "square", 1.0), (16, "none", 0.5))
-    assert len({DecodeConfig(*config).cache_key() for config in configs}) == 4
+    keys = {DecodeConfig(*config).cache_key() for config in configs}
+    monkeypatch.setattr(decode_cache, "CODE_DIGEST", "other")
+    keys |= {DecodeConfig(*config).cache_key() for config in configs}
+    assert len(keys) == 8
 
 
-def imported_names(file: Path) -> set[str]:
-    """Names of the modules of stages/photographs that a file imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative imports are not followed"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    parents = {name.rpartition(".") for name in names}
-    return {
-        name
-        for parent, _, name in parents
-        if parent == photographs.__name__ and (file.parent / f"{name}.py").exists()
-    }
-
-
-def test_decoder_lists_every_module_that_decoding_imports():
-    """Else a change of such a module would leave outdated pixels in the cache."""
-    folder = Path(photographs.__path__[0])
-    found, queue = set(), [decoding.__name__.rpartition(".")[2]]
-    while queue:
-        name = queue.pop()
-        if name not in found:
-            found.add(name)
-            queue += imported_names(folder / f"{name}.py")
-    assert all(isinstance(module, ModuleType) for module in DECODER)
-    assert {module.__name__ for module in DECODER} == {
-        f"{photographs.__name__}.{name}" for name in found
-    }
+def test_code_digest_changes_with_any_file_of_its_folder(tmp_path):
+    shutil.copy(code_digest.__file__, tmp_path)
+    digests = set()
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "helper.py").write_text(content)
+        digests.add(runpy.run_path(str(tmp_path / "code_digest.py"))["CODE_DIGEST"])
+    assert len(digests) == 2
 
 
 def test_least_recently_used_entries_are_evicted(tmp_path):

@@ -82,6 +82,7 @@ def test_end_of_main_process_ends_its_workers(tmp_path, sent, moment):
     )
     while process.stdout.readline() != f"{moment}\n":
         assert process.poll() is None
+    time.sleep(0.1)  # just started, the workers are importing by now
     if sent == signal.SIGINT:
         os.killpg(process.pid, sent)
     else:
