@@ -36,6 +36,7 @@ TEST_FOLDER = "test"  # the competition's test images lie in test/test, without 
 UNLABELLED_FOLDER = (
     "test_stg2"  # those of its second stage, whose labels were never published: no class either
 )
+LABEL_FIXES = "data/label_fixes.csv"  # the project's own corrections, a dependency in dvc.yaml
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report on them says so
 CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f]"
@@ -81,9 +82,8 @@ def list_images(data: DataParams) -> ImageIndex:
     if not source.is_dir():
         got = "a file" if source.exists() else "nothing there"
         raise SourceError(f"data.source: {source}: expected a folder of images, got {got}")
-    # Tables in the source are watched by DVC with the source.
-    table, exclude, groups = (
-        _table_in(source, data, key) for key in ("table", "exclude", "groups")
+    table, exclude, groups, label_fixes = (
+        _find_table(source, data, key) for key in ("table", "exclude", "groups", "label_fixes")
     )
     if table and data.test == "official":
         raise SourceError(
@@ -96,7 +96,7 @@ def list_images(data: DataParams) -> ImageIndex:
     )
     listing.synthetic = (source / SYNTHETIC_MARKER).exists()
     _exclude(listing, exclude)
-    _apply_label_corrections(listing, Path(data.label_fixes))
+    _apply_label_corrections(listing, label_fixes)
     _assign_patients(listing, groups, data.group_pattern)
     listing.images.sort(key=lambda record: record.path)
     for record in listing.images:
@@ -121,17 +121,22 @@ def list_images(data: DataParams) -> ImageIndex:
     return listing
 
 
-def _table_in(source: Path, data: DataParams, key: str) -> Path | None:
+def _find_table(source: Path, data: DataParams, key: str) -> Path | None:
+    """The table that `data.<key>` names; None for none.
+
+    It lies where DVC watches it: in the source, or for label_fixes also at LABEL_FIXES.
+    """
     name = getattr(data, key)
     if name == "none":
         return None
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if key == "label_fixes" and name == LABEL_FIXES:
+        return Path(name)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not (source / name).exists():
+        or_fixes = f", {LABEL_FIXES}" if key == "label_fixes" else ""
         raise SourceError(
-            f"data.{key}: expected a CSV file in the source folder {source}, got {name}"
-        )
-    if not (source / name).exists():
-        raise SourceError(
-            f"data.{key}: expected a CSV file in the source folder {source}, or none; got no file {name} there"
+            f"data.{key}: expected a CSV file in the source folder {source}{or_fixes} or none, "
+            f"got {name}"
         )
     return source / name
 
@@ -290,7 +295,9 @@ def _exclude(listing: ImageIndex, table: Path | None) -> None:
     listing.images = kept
 
 
-def _apply_label_corrections(listing: ImageIndex, table: Path) -> None:
+def _apply_label_corrections(listing: ImageIndex, table: Path | None) -> None:
+    if not table:
+        return
     fixes = {}
     for number, row in _read_table(table, "path", "label"):
         fixes[_checked_path(row["path"], table, number)] = row["label"].strip()

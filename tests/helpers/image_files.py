@@ -83,7 +83,7 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 
 def data_params(source: Path, **changes) -> DataParams:
     """The project's `data` section for another source, without the settings that belong to the sample."""
-    defaults = {"label_fixes": str(ROOT / "data/label_fixes.csv"), "groups": "none"}
+    defaults = {"label_fixes": "none", "groups": "none"}
     return load_params(ROOT / "params.yaml").data.model_copy(
         update={"source": str(source), **defaults | changes}
     )

@@ -19,13 +19,8 @@ SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
 def set_params(project: Path, workers: int = 1, cluster: str = "none", **changes) -> None:
     """The project's parameters at 16 pixels, for the images in raw/, without the settings that belong to the sample."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    fixes = str(ROOT / "data/label_fixes.csv")
-    params["data"] |= {
-        "source": "raw",
-        "image_size": 16,
-        "label_fixes": fixes,
-        "groups": "none",
-    } | changes
+    small = {"source": "raw", "image_size": 16, "label_fixes": "none", "groups": "none"}
+    params["data"] |= small | changes
     params["runtime"] |= {"workers": workers, "cluster": cluster, "tracking": False}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -277,7 +278,8 @@ def test_whole_kaggle_dataset_with_small_images(tmp_path, monkeypatch):
             Path("raw"),
             {name: empty.get(name, content[: int(truncated.get(name, 1) * len(content))])},
         )
-    set_params(tmp_path)
+    shutil.copy(ROOT / "data/label_fixes.csv", "raw")
+    set_params(tmp_path, label_fixes="label_fixes.csv")
     metrics = preprocess.main()
     assert metrics["files"] == len(names)
     assert metrics["rejected"]["reasons"] == {"empty": 3, "truncated": 3}
