@@ -66,7 +66,6 @@ class DataParams(Section):
     test_fraction: Number = Field(gt=0, le=0.5)
     duplicate_similarity: Number = Field(ge=0.5, le=1)
     conflicting_labels: Literal["keep", "drop"]
-    usable_part: Number = Field(ge=0, le=1)
     max_rejected: Number = Field(ge=0, le=1)
     label_fixes: Text
     exclude: Text

@@ -50,7 +50,7 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
         if crowded := [worker for worker, count in threads.items() if count > 1]:
             raise InputError(
                 f"runtime.cluster: expected workers of one thread, got {threads[crowded[0]]} threads in {crowded[0]}: "
-                "start them with --nthreads 1 (Pillow's switch for truncated files counts for a whole process)"
+                "start them with --nthreads 1 (decoding changes the filter of warnings of its whole process)"
             )
         # pure=False: equal tasks are not looked for, which would hash all their arguments
         yield client.get_executor(pure=False), len(threads)

@@ -101,7 +101,7 @@ def _preview(file: Path | None) -> Image.Image | None:
     try:
         if file is None or file.stat().st_size > MAX_BYTES:  # refused unread, here too
             return None
-        return decode_and_orient(file.read_bytes(), 2 * TILE, usable_part=0)[0]
+        return decode_and_orient(file.read_bytes(), 2 * TILE)[0]
     except (ImageDecodeError, OSError):
         return None
 

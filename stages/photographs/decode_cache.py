@@ -28,7 +28,6 @@ class DecodeConfig:
 
     size: int
     crop: str
-    usable_part: float
 
     def cache_key(self) -> str:
         """Changes with the parameters, any file of this package and the versions of libraries."""

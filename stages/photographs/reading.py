@@ -51,7 +51,7 @@ def decode_all(
     records: list[ImageRecord], data: DataParams, spool: BinaryIO, map_: ParallelMap, cache: Path
 ) -> DecodedImages:
     """Write the pixels of each valid image to `spool`, in the order of `records`."""
-    config = DecodeConfig(data.image_size, data.crop, data.usable_part)
+    config = DecodeConfig(data.image_size, data.crop)
     folder = cache / config.cache_key()
     decoded: list[ImageRecord] = []
     rejected: dict[str, str] = {}
@@ -109,7 +109,7 @@ def decode_file(
     image = load_entry(entry, config.size)
     if image is None:
         try:
-            image = decode_image(content, config.size, config.crop, config.usable_part)
+            image = decode_image(content, config.size, config.crop)
         except ImageDecodeError as error:
             return digest, str(error), ""
         try:

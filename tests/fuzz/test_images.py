@@ -46,7 +46,7 @@ def _hangs_are_detected():
     signal.signal(signal.SIGALRM, previous)
 
 
-def decode(content: bytes, size: int, crop: str, usable_part: float) -> DecodedImage | str:
+def decode(content: bytes, size: int, crop: str) -> DecodedImage | str:
     """The image, or the reason why there is none."""
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     faulthandler.dump_traceback_later(
@@ -54,16 +54,16 @@ def decode(content: bytes, size: int, crop: str, usable_part: float) -> DecodedI
     )  # where a library never comes back to Python
     started = time.process_time()
     try:
-        result = decode_image(content, size, crop, usable_part)
+        result = decode_image(content, size, crop)
     except ImageDecodeError as error:
         result = str(error)
     assert time.process_time() - started < SECONDS
     return result
 
 
-def check(content: bytes, size: int, crop: str, usable_part: float) -> str:
+def check(content: bytes, size: int, crop: str) -> str:
     """Check one file; the kind of its reason, or "" for an image."""
-    first, again = (decode(content, size, crop, usable_part) for _ in range(2))
+    first, again = (decode(content, size, crop) for _ in range(2))
     if isinstance(first, str):
         assert again == first
         kind, _, detail = first.partition(": ")
@@ -89,7 +89,7 @@ def peak_memory() -> float:
 
 @pytest.mark.parametrize("name", valid_images())
 def test_undamaged_file_gives_image_or_reason(name):
-    assert check(valid_images()[name], 32, "square", 1) == REFUSED.get(name, "")
+    assert check(valid_images()[name], 32, "square") == REFUSED.get(name, "")
 
 
 def test_damaged_file_gives_image_or_reason(capfd):
@@ -102,12 +102,11 @@ def test_damaged_file_gives_image_or_reason(capfd):
             settings = (
                 rng.choice((16, 32, 100)),
                 rng.choice(("none", "square", "cervix")),
-                rng.choice((0.0, 0.5, 1.0)),
             )
             try:
                 kinds.add(check(content, *settings))
             except BaseException as error:
-                error.add_note(f"seed {seed}, size, crop and usable part {settings}")
+                error.add_note(f"seed {seed}, size and crop {settings}")
                 raise
     assert kinds >= {"", "not an image", "unreadable", "truncated", "too large", "too small"}, (
         "the files reach every check"

@@ -9,7 +9,7 @@ from tests.helpers.image_files import encode, make_image
 
 
 def thumbnail(seed: int) -> np.ndarray:
-    return decode_image(encode(make_image(seed)), 16, "none", usable_part=0).thumbnail
+    return decode_image(encode(make_image(seed)), 16, "none").thumbnail
 
 
 def test_similarity_of_equal_unrelated_and_flat_images():

@@ -14,7 +14,7 @@ def test_square_crop_is_centered():
     wide = Image.new("RGB", (128, 64), "red")
     wide.paste(Image.new("RGB", (64, 64), "blue"), (32, 0))
     content = encode(wide, "PNG")
-    square, whole = (decode_image(content, 32, crop, 1) for crop in ("square", "none"))
+    square, whole = (decode_image(content, 32, crop) for crop in ("square", "none"))
     assert square.crop_box.left == 0.25
     assert whole.crop_box.is_whole
     assert not square.crop_box.is_whole
@@ -31,7 +31,7 @@ def crop_box_of_red_region(region):
     image = Image.fromarray(
         np.where(region[..., None], pale * (0.9, 0.5, 0.5), pale).astype(np.uint8)
     )
-    return decode_image(encode(image), 32, "cervix", 1).crop_box
+    return decode_image(encode(image), 32, "cervix").crop_box
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,13 @@ def test_expensive_file_is_rejected_undecoded(name, monkeypatch):
     monkeypatch.setattr(Image, "open", None)
     content, violation = EXPENSIVE[name]
     with pytest.raises(ImageDecodeError) as caught:
-        decode_image(content, 32, "square", usable_part=1)
+        decode_image(content, 32, "square")
     assert str(caught.value) == f"too costly: {violation}"
 
 
 def test_camera_files_are_within_limits():
     def pixels(content):
-        return decode_image(content, 32, "none", usable_part=1).pixels
+        return decode_image(content, 32, "none").pixels
 
     video = (
         np.random.default_rng(0).integers(0, 256, 2**20, np.uint8).tobytes() + 200 * b"\xff\xda\0\2"
@@ -111,7 +111,7 @@ from pathlib import Path
 from stages.photographs.decoding import decode_image
 content = Path(sys.argv[1]).read_bytes()
 started = time.process_time()
-decode_image(content, 512, "cervix", 0.5)
+decode_image(content, 512, "cervix")
 peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
 print(time.process_time() - started, int(peak) / 2**20)
 """

@@ -33,7 +33,7 @@ SIMILARITY = load_params(ROOT / "params.yaml").data.duplicate_similarity
 
 
 def thumbnail(content: bytes) -> np.ndarray:
-    return decode_image(content, 16, "none", usable_part=0).thumbnail
+    return decode_image(content, 16, "none").thumbnail
 
 
 @cache

@@ -59,7 +59,7 @@ def test_files_and_folders_without_permission_are_rejected():
         source = write_files(
             Path(name) / "source", dict.fromkeys(names, b"x") | {"fixes.csv": b"path,label\n"}
         )
-        p, user = data_params(source, label_fixes=str(source / "fixes.csv")), os.geteuid()
+        p, user = data_params(source), os.geteuid()
         modes = {
             source / "a/2.jpg": 0,
             source / "closed": 0,
@@ -71,9 +71,7 @@ def test_files_and_folders_without_permission_are_rejected():
                 file.chmod(mode)
             os.seteuid(user or UNPRIVILEGED_UID)
             index = list_images(p)
-            result = decode_file(
-                source / "a/2.jpg", DecodeConfig(16, "none", 1.0), Path(name) / "cache"
-            )
+            result = decode_file(source / "a/2.jpg", DecodeConfig(16, "none"), Path(name) / "cache")
         finally:
             os.seteuid(user)
             for file in modes:
