@@ -2,9 +2,10 @@
 
 Run: python -m stages.preprocess
 
-Reads the folder `data.source`, in it `data.table`, `data.exclude` and `data.groups`, and next to it `data.label_fixes`.
-Writes data/processed/{images.npy,manifest.csv,rejected.csv}, metrics/data.json and plots/{rejected,duplicates,crops}.png.
-Keeps decoded images in .cache/preprocess, which may be deleted at any time.
+Reads the folder `data.source`, and the tables `data.table`, `data.exclude`, `data.groups` and
+`data.label_fixes`. Writes data/processed/{images.npy,manifest.csv,rejected.csv}, metrics/data.json
+and plots/{rejected,duplicates,crops}.png. Keeps decoded images in .cache/preprocess, which may be
+deleted at any time.
 """
 
 import os
@@ -52,54 +53,54 @@ class Params(StageParams):
 
 def main() -> dict[str, Any]:
     """Run the stage; returns what it wrote to metrics/data.json."""
-    p = load_stage_params(Params)
-    index = list_images(p.data)
+    params = load_stage_params(Params)
+    data = params.data
+    index = list_images(data)
     cache = Path(os.environ.get("DVC_ROOT", ".")).absolute() / ".cache" / "preprocess"
-
     scratch = PROCESSED.absolute()
     with (
         only_process(Path(".ckpt/preprocess.lock")),
         open_pixel_spool(PROCESSED) as spool,
-        parallel_map(p.runtime.workers, p.runtime.cluster) as map_,
-        threadpool_limits(
-            1
-        ),  # the order in which a sum is computed must not depend on the number of cores
+        parallel_map(params.runtime.workers, params.runtime.cluster) as map_,
+        # The order in which a sum is computed must not depend on the number of cores.
+        threadpool_limits(1),
     ):
-        decoded = decode_all(index.images, p.data, spool, map_, cache)
-        rejected = index.rejected | decoded.rejected
-        write_rejected(PROCESSED, rejected)  # now, so that it can be read when there are too many
-        check_invalid_fraction(rejected, len(decoded.records), p.data.max_rejected)
-        check_no_class_lost(index.images, decoded.records)
-
+        decoded = decode_all(index.images, data, spool, map_, cache)
         records = decoded.records
+        rejected = index.rejected | decoded.rejected
+        write_rejected(PROCESSED, rejected)  # already here, for the errors that refer to it
+        check_invalid_fraction(rejected, len(records), data.max_rejected)
+        check_no_class_lost(index.images, records)
+
         pairs = find_duplicates(
-            decoded.hashes, decoded.thumbnails, p.data.duplicate_similarity, map_, scratch
+            decoded.hashes, decoded.thumbnails, data.duplicate_similarity, map_, scratch
         )
         groups = assign_groups(
             [record.path for record in records], [record.patient for record in records], pairs
         )
         dropped = rows_to_drop(
-            records, decoded.hashes, pairs, drop_conflicts=p.data.conflicting_labels == "drop"
+            records, decoded.hashes, pairs, drop_conflicts=data.conflicting_labels == "drop"
         )
         rejected |= {records[row].path: reason for row, reason in dropped.items()}
-        write_rejected(PROCESSED, rejected)  # what is raised below refers to it
+        write_rejected(PROCESSED, rejected)
         kept = [row for row in range(len(records)) if row not in dropped]
         check_no_class_lost(records, [records[row] for row in kept])
         assigned = assign_splits(
             [records[row].label for row in kept],
             [groups[row] for row in kept],
             [records[row].split for row in kept],
-            p.data.val_fraction,
-            p.data.test_fraction,
-            p.seed,
+            data.val_fraction,
+            data.test_fraction,
+            params.seed,
         )
-        splits = {
-            row: split for row, split in zip(kept, assigned, strict=True) if split != EXCLUDED_LEAK
-        }
-        leaks = [records[row].path for row in kept if row not in splits]
-        rejected |= dict.fromkeys(leaks, "leak: in one group with a given test or validation image")
+        splits = dict(zip(kept, assigned, strict=True))
+        for row in kept:
+            if splits[row] == EXCLUDED_LEAK:
+                del splits[row]
+                reason = "leak: in one group with a given test or validation image"
+                rejected[records[row].path] = reason
 
-        leakage = leakage_check(decoded.thumbnails, splits, p.seed, map_, scratch)
+        leakage = leakage_check(decoded.thumbnails, splits, params.seed, map_, scratch)
         metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)
         save_rejected_sheet(index, decoded, rejected, PLOTS / "rejected.png")
         save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")
@@ -107,9 +108,9 @@ def main() -> dict[str, Any]:
         write_json(METRICS / "data.json", metrics)
         write_rejected(PROCESSED, rejected)
         conflicts = find_label_conflicts(records, pairs)
-        write_dataset(PROCESSED, spool, p.data.image_size, decoded, groups, splits, conflicts)
+        write_dataset(PROCESSED, spool, data.image_size, decoded, groups, splits, conflicts)
     print(format_summary(metrics))
-    log_stage("preprocess", p)
+    log_stage("preprocess", params)
     return metrics
 
 

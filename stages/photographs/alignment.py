@@ -1,7 +1,7 @@
-"""How much of their fine detail two images share, after one is aligned to the other by an affine map.
+"""How much of their fine detail two images share, after an affine map has aligned them.
 
-The alignment starts from the displacement that correlates best, and the sharper image is blurred as the other one is: another
-crop and another focus of the same scene aren't another scene.
+The alignment starts from the displacement that correlates best, and the sharper image is blurred
+like the other one: another crop and another focus of the same scene aren't another scene.
 """
 
 import numpy as np
@@ -9,49 +9,42 @@ from scipy.fft import irfft2, rfft2
 from scipy.ndimage import gaussian_filter
 
 PYRAMID = ((16, 3), (32, 4), (64, 3))  # (side in pixels, steps) of the alignment, coarse to fine
-START = 32  # pixels, side at which the displacement is searched that the alignment starts from
-MAX_SHIFT = 10  # of those pixels, to each side: 31 %
+START = 32  # pixels, side of the images whose displacement is searched first
+MAX_SHIFT = 10  # of those pixels, to each side: 31%
 SAME_SCENE = 0.55  # correlation after that displacement from which an alignment is tried
-MAX_CHANGE = 0.4  # a larger step, or other scale, rotation or shear, in half widths, is a wrong alignment, not another crop
-MAX_WARP = np.array(
-    [[MAX_CHANGE, MAX_CHANGE, 0.7]] * 2
-)  # of the whole map: displacements may be larger
-MAX_STRETCH = 0.15  # half the difference of the scales in two directions: of a crop of three quarters of one side
-BORDER = 1 / 16  # of the side: so close to an edge a filter sees other surroundings in each image
-BLURS = (
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    3.0,
-)  # Gaussian widths in pixels of 64 by which the sharper image is blurred
+# Limits beyond which an alignment is wrong, in half widths: for the change of one step, and for the
+# whole map, whose displacements (last column) may be larger.
+MAX_CHANGE = 0.4
+MAX_WARP = np.array([[MAX_CHANGE, MAX_CHANGE, 0.7]] * 2)
+MAX_STRETCH = 0.15  # half the difference between the scales in two directions
+BORDER = 1 / 16  # of the side: nearer to an edge, filters see other surroundings in each image
+BLURS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Gaussian widths for the sharper image, in pixels of 64
 NOISE_LEVEL = 2.5  # intensity levels of 255: weaker detail than this isn't amplified
 
 
 def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) -> np.ndarray:
     """Correlation of the fine detail of thumbnails, pair by pair after alignment.
 
-    The correlation r over an overlap of fraction f counts as 1 - (1 - r) / f: a smaller overlap must agree better.
-    Symmetric only nearly so: the second image is warped onto the first.
+    The correlation r over an overlap of fraction f counts as 1 - (1 - r) / f: a smaller overlap
+    must agree better. Only nearly symmetric, because the second image is warped onto the first.
 
     Args:
         first: uint8 (B, 64, 64).
         second: uint8 (B, 64, 64).
-        least: a pair that agrees less on a coarser level keeps that level's value: finer detail agrees less, not more.
+        least: a pair that agrees less at a coarser level keeps the value of that level, because
+            finer detail agrees less, not more.
 
     Returns:
         float (B,), in [-1, 1].
     """
-    result, warps = _displacement(first, second)
+    result, warps = _best_displacement(first, second)
     active = np.flatnonzero(result >= min(least, SAME_SCENE))  # pairs that agree so far
     first, second = first.astype(np.float32), second.astype(np.float32)
     for side, steps in PYRAMID:
         if side == first.shape[1]:
             first[active], second[active] = _equally_sharp(first[active], second[active])
-        fixed, moving = (
-            bandpass(_reduce(images[active], side), 1, 4) for images in (first, second)
-        )
+        fixed = bandpass(_reduce(first[active], side), 1, 4)
+        moving = bandpass(_reduce(second[active], side), 1, 4)
         result[active], warps[active] = _align(fixed, moving, warps[active], steps)
         active = active[result[active] >= least]
     warped, inside = _warp(second[active], warps[active])
@@ -60,19 +53,16 @@ def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) 
     return result.clip(-1)
 
 
-def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest correlation (B,) over all displacements by up to MAX_SHIFT, and those as maps (B, 2, 3)."""
-    size = (
-        START + MAX_SHIFT + 6
-    )  # padded with zeros, so that no displacement wraps around; a multiple of 16
+def _best_displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest correlation (B,) over displacements up to MAX_SHIFT; those as maps (B, 2, 3)."""
+    size = START + MAX_SHIFT + 6  # zero padding, so that none wraps around; a multiple of 16
     spectra = []
     for images in (first, second):
         band = bandpass(_reduce(images, START), 1, 4)
         band = band / np.sqrt((band**2).sum(axis=(1, 2), keepdims=True) + 1e-12)
         spectra.append(rfft2(band, (size, size)))
-    shifts = np.array(
-        sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs)
-    )  # at a tie the smallest wins
+    # By size, so that the smallest displacement wins a tie.
+    shifts = np.array(sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs))
     products = irfft2(spectra[0].conj() * spectra[1], (size, size))[:, shifts][:, :, shifts]
     overlap = 1 - abs(shifts) / START
     values = (products / np.sqrt(np.outer(overlap, overlap))).reshape(len(first), -1)
@@ -83,20 +73,16 @@ def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _equally_sharp(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pair the sharper image blurred like the other one, as far as BLURS go: focus isn't detail."""
-    smooth = [
-        gaussian_filter(images, (0, 1, 1)) for images in (first, second)
-    ]  # noise has all frequencies
+    """Of each pair, the sharper image blurred like the other one, as far as BLURS go."""
+    # Slightly smoothed, because noise counts as sharpness.
+    smooth = [gaussian_filter(images, (0, 1, 1)) for images in (first, second)]
     sharpness = [_sharpness(images) for images in smooth]
     pair = [first.copy(), second.copy()]
     for one, other in ((0, 1), (1, 0)):
         rows = np.flatnonzero(sharpness[one] > sharpness[other])
-        goal = sharpness[other][rows]
-        reached = [sharpness[one][rows]]
-        reached += [
-            _sharpness(gaussian_filter(smooth[one][rows], (0, width, width))) for width in BLURS
-        ]
-        best = abs(np.log(np.array(reached) / goal)).argmin(axis=0)
+        blurred = [gaussian_filter(smooth[one][rows], (0, width, width)) for width in BLURS]
+        reached = [sharpness[one][rows], *map(_sharpness, blurred)]
+        best = abs(np.log(np.array(reached) / sharpness[other][rows])).argmin(axis=0)
         for number, width in enumerate(BLURS, 1):
             chosen = rows[best == number]
             pair[one][chosen] = gaussian_filter(pair[one][chosen], (0, width, width))
@@ -104,45 +90,59 @@ def _equally_sharp(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _sharpness(images: np.ndarray) -> np.ndarray:
-    """Power of the second differences by that of the first ones, the mean squared frequency: whatever the contrast, (B,)."""
+    """The mean squared frequency (B,), whatever the contrast.
+
+    That is the power of the second differences relative to that of the first ones.
+    """
     dx, dy = np.diff(images, axis=2), np.diff(images, axis=1)
-    first = (dx**2).mean(axis=(1, 2)) + (dy**2).mean(axis=(1, 2))
-    second = (np.diff(dx, axis=2) ** 2).mean(axis=(1, 2)) + (np.diff(dy, axis=1) ** 2).mean(
-        axis=(1, 2)
-    )
+    first = _power(dx) + _power(dy)
+    second = _power(np.diff(dx, axis=2)) + _power(np.diff(dy, axis=1))
     return (second + 1e-3) / (first + 1e-3)
 
 
-def bandpass(images: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
-    """Structure between two scales (Gaussian widths in pixels), its contrast evened out against exposure and shading.
+def _power(images: np.ndarray) -> np.ndarray:
+    return (images**2).mean(axis=(1, 2))
 
-    images: (B, n, n), 0..255.
+
+def bandpass(images: np.ndarray, finest: float, coarsest: float) -> np.ndarray:
+    """Structure between two scales, with its contrast evened out against exposure and shading.
+
+    Args:
+        images: (B, n, n), 0..255.
+        finest: Gaussian width in pixels.
+        coarsest: Gaussian width in pixels.
     """
     images = images.astype(np.float32)
-    band = gaussian_filter(images, (0, finest, finest)) - gaussian_filter(
-        images, (0, coarsest, coarsest)
-    )
+    fine = gaussian_filter(images, (0, finest, finest))
+    band = fine - gaussian_filter(images, (0, coarsest, coarsest))
     return band / np.sqrt(gaussian_filter(band**2, (0, coarsest, coarsest)) + NOISE_LEVEL**2)
 
 
 def _reduce(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means of blocks: (B, n, n) -> (B, side, side), float."""
-    factor = thumbnails.shape[1] // side
+    count, factor = len(thumbnails), thumbnails.shape[1] // side
     # The rows first: far faster than both at once.
-    rows = thumbnails.reshape(len(thumbnails), side, factor, side * factor).sum(
-        axis=2, dtype=np.float32
-    )
-    return rows.reshape(len(thumbnails), side, side, factor).sum(axis=3) / factor**2
+    rows = thumbnails.reshape(count, side, factor, side * factor).sum(axis=2, dtype=np.float32)
+    return rows.reshape(count, side, side, factor).sum(axis=3) / factor**2
 
 
 def _coordinates(side: int) -> tuple[np.ndarray, np.ndarray]:
     """The coordinates x and y of the pixel centers, -1..1."""
-    axis = (np.arange(side) + 0.5) / side * 2 - 1
-    return np.meshgrid(axis.astype(np.float32), axis.astype(np.float32))
+    axis = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+    return np.meshgrid(axis, axis)
 
 
 def _warp(images: np.ndarray, warps: np.ndarray, limit: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, n, n) seen through affine maps (B, 2, 3) of -1..1 coordinates, bilinear, and where both lie within a limit."""
+    """Images seen through affine maps, by bilinear interpolation.
+
+    Args:
+        images: (B, n, n).
+        warps: (B, 2, 3), maps of coordinates in -1..1.
+        limit: absolute coordinates above it lie outside, before as well as after the map.
+
+    Returns:
+        The warped images, and bool (B, n, n): which pixels lie inside.
+    """
     count, side = images.shape[:2]
     images, warps = images.astype(np.float32), warps.astype(np.float32)
     x, y = _coordinates(side)
@@ -156,8 +156,8 @@ def _warp(images: np.ndarray, warps: np.ndarray, limit: float = 1) -> tuple[np.n
     corner = (top * side + left).reshape(count, side * side)
     flat = images.reshape(count, side * side)
     nw, ne, sw, se = (
-        np.take_along_axis(flat, corner + o, 1).reshape(count, side, side)
-        for o in (0, 1, side, side + 1)
+        np.take_along_axis(flat, corner + offset, 1).reshape(count, side, side)
+        for offset in (0, 1, side, side + 1)
     )
     upper, lower = nw + right_weight * (ne - nw), sw + right_weight * (se - sw)
     inside = (abs(u) <= limit) & (abs(v) <= limit) & (abs(x) <= limit) & (abs(y) <= limit)
@@ -165,33 +165,30 @@ def _warp(images: np.ndarray, warps: np.ndarray, limit: float = 1) -> tuple[np.n
 
 
 def _stretch(warps: np.ndarray) -> np.ndarray:
-    """How far maps (B, 2, 3) are from displacement, rotation and zoom: half the difference of the principal scales, (B,)."""
+    """Half the difference of the principal scales of maps (B, 2, 3): 0 for rotation and zoom."""
     return np.hypot(warps[:, 0, 0] - warps[:, 1, 1], warps[:, 0, 1] + warps[:, 1, 0]) / 2
 
 
 def _align(
     fixed: np.ndarray, moving: np.ndarray, warps: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation (B,) after alignment, and the maps (B, 2, 3); -1 and no map where the alignment diverges.
+    """Correlation (B,) after alignment, and the maps (B, 2, 3); -1 and identity if it diverges.
 
-    Gauss-Newton steps: Lucas and Kanade 1981 in the inverse compositional form of Baker and Matthews 2004.
+    Gauss-Newton steps: Lucas and Kanade 1981 in the inverse compositional form of Baker and
+    Matthews 2004.
     """
     count, side = fixed.shape[:2]
     x, y = _coordinates(side)
     down, across = np.gradient(fixed * side / 2, axis=(1, 2))
-    slopes = np.stack(
-        [across * x, across * y, across, down * x, down * y, down], axis=-1
-    )  # (B, side, side, 6)
+    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=-1)
     identity = np.tile(np.eye(3), (count, 1, 1))
     diverged = np.zeros(count, bool)
     for _ in range(steps):
         warped, inside = _warp(moving, warps, 1 - 2 * BORDER)
-        difference = (warped - fixed) * inside
+        difference = ((warped - fixed) * inside).reshape(count, side * side, 1)
         slope = (slopes * inside[..., None]).reshape(count, side * side, 6)
         normal = (slope.transpose(0, 2, 1) @ slope).astype(np.float64)
-        gradient = (slope.transpose(0, 2, 1) @ difference.reshape(count, side * side, 1)).astype(
-            np.float64
-        )
+        gradient = (slope.transpose(0, 2, 1) @ difference).astype(np.float64)
         # Damped, so that a flat image has a solution, too.
         normal += 1e-4 * (np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
         change = np.linalg.solve(normal, gradient).reshape(count, 2, 3)
@@ -200,9 +197,8 @@ def _align(
         step[:, :2] += np.where(diverged[:, None, None], 0, change)
         whole[:, :2] = warps
         warps = (whole @ np.linalg.inv(step))[:, :2]
-        diverged |= (abs(warps - np.eye(2, 3)) > MAX_WARP).any(axis=(1, 2)) | (
-            _stretch(warps) > MAX_STRETCH
-        )
+        diverged |= (abs(warps - np.eye(2, 3)) > MAX_WARP).any(axis=(1, 2))
+        diverged |= _stretch(warps) > MAX_STRETCH
         warps = np.where(diverged[:, None, None], np.eye(2, 3), warps)
     warped, inside = _warp(moving, warps, 1 - 2 * BORDER)
     return np.where(diverged, -1, _correlation(fixed, warped, inside)), warps

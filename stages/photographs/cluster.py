@@ -18,7 +18,9 @@ TIMEOUT = 10  # seconds until a scheduler that doesn't answer counts as unreacha
 
 @contextmanager
 def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    """An executor whose tasks run on the workers, which repeat what a lost worker had begun; and how many there are.
+    """An executor whose tasks run on the workers, and the number of workers.
+
+    What a lost worker had begun, others repeat.
 
     Raises:
         InputError: when there is no scheduler, no worker, or one of them has other code or files.
@@ -26,9 +28,9 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
     try:
         from distributed import Client
     except ImportError:
-        remedy = "pip install -r requirements-cluster.txt"
         raise InputError(
-            f"runtime.cluster: expected the package distributed, got none: {remedy}"
+            "runtime.cluster: expected the package distributed, got none: "
+            "pip install -r requirements-cluster.txt"
         ) from None
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
@@ -41,18 +43,20 @@ def cluster_executor(address: str) -> Iterator[tuple[Executor, int]]:
         answers = client.run(describe_process, folder, on_error="return")
         if not answers:
             raise InputError(f"runtime.cluster: expected workers at {address}, got none")
-        try:  # it unpickles the tasks, too
+        try:  # the scheduler unpickles the tasks, too
             answers[address] = client.run_on_scheduler(describe_process, folder)
         except ImportError as error:
             answers[address] = error
         _check_processes(answers)
         threads = client.nthreads()
-        if crowded := [worker for worker, count in threads.items() if count > 1]:
-            raise InputError(
-                f"runtime.cluster: expected workers of one thread, got {threads[crowded[0]]} threads in {crowded[0]}: "
-                "start them with --nthreads 1 (decoding changes the filter of warnings of its whole process)"
-            )
-        # pure=False: equal tasks are not looked for, which would hash all their arguments
+        for worker, count in threads.items():
+            if count > 1:
+                raise InputError(
+                    f"runtime.cluster: expected workers of one thread, got {count} threads in "
+                    f"{worker}: start them with --nthreads 1 "
+                    "(decoding changes the filter of warnings of its whole process)"
+                )
+        # pure=False: equal tasks are not looked for, which would hash all their arguments.
         yield client.get_executor(pure=False), len(threads)
 
 
@@ -73,12 +77,13 @@ def _check_processes(answers: dict[str, dict[str, str] | Exception]) -> None:
     expected = describe_process(str(Path.cwd()))
     for process, answer in answers.items():
         if isinstance(answer, Exception):
-            remedy = "start scheduler and workers in this project's environment, its folder in PYTHONPATH"
             raise InputError(
-                f"runtime.cluster: expected {process} to know this project, got {answer!r}: {remedy}"
+                f"runtime.cluster: expected {process} to know this project, got {answer!r}: start "
+                "scheduler and workers in this project's environment, its folder in PYTHONPATH"
             )
         for name, value in expected.items():
             if answer.get(name) != value:
                 raise InputError(
-                    f"runtime.cluster: expected {process} to have {name} {value}, got {answer.get(name)}: update and restart it"
+                    f"runtime.cluster: expected {process} to have {name} {value}, "
+                    f"got {answer.get(name)}: update and restart it"
                 )

@@ -1,4 +1,4 @@
-"""Writing the processed dataset that `core/dataset.py` reads: pixels first, the manifest last, each whole or not at all."""
+"""Writing the processed dataset that `core/dataset.py` reads, the manifest last."""
 
 import csv
 import io
@@ -15,18 +15,8 @@ from stages.photographs.reading import DecodedImages
 
 REJECTED = "rejected.csv"
 SPOOL = "decoded.part"  # pixels of every valid image in the order of decoding
-METADATA = (
-    "width",
-    "height",
-    "mode",
-    "stain_guess",
-    "disputed",
-    "crop",
-    "left",
-    "top",
-    "right",
-    "bottom",
-)
+CROP_COLUMNS = ("crop", "left", "top", "right", "bottom")
+METADATA = ("width", "height", "mode", "stain_guess", "disputed", *CROP_COLUMNS)
 
 
 @contextmanager
@@ -67,30 +57,26 @@ def write_dataset(
         splits: row -> split, for the rows to write.
         conflicts: rows whose duplicates have another label.
     """
-    image_bytes = size * size * 3
+    shape = (size, size, 3)
+    header = np.lib.format.header_data_from_array_1_0(np.empty(shape, np.uint8))
+    header["shape"] = (len(splits), *shape)
     with open_atomic(folder / IMAGES) as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(
-            stream, header | {"shape": (len(splits), size, size, 3)}
-        )
-        for row in splits:  # streamed: as a memory map, a large dataset would fill the memory before it reaches the disk
-            spool.seek(row * image_bytes)
-            stream.write(spool.read(image_bytes))
+        np.lib.format.write_array_header_1_0(stream, header)
+        # Streamed: a memory map of a large dataset would fill the memory before it is on disk.
+        for row in splits:
+            spool.seek(row * size * size * 3)
+            stream.write(spool.read(size * size * 3))
     rows = []
     for row, split in splits.items():
-        record, image = decoded.records[row], decoded.metadata[row]
-        box = image.crop_box
-        edges = (f"{edge:.4f}" for edge in (box.left, box.top, box.right, box.bottom))
-        metadata = (
-            image.width,
-            image.height,
-            image.mode,
-            image.stain,
-            int(row in conflicts),
-            box.kind,
-            *edges,
+        record, image, box = (
+            decoded.records[row],
+            decoded.metadata[row],
+            decoded.metadata[row].crop_box,
         )
-        rows.append((record.path, record.label, groups[row], split, decoded.hashes[row], *metadata))
+        edges = (f"{edge:.4f}" for edge in (box.left, box.top, box.right, box.bottom))
+        original = (image.width, image.height, image.mode, image.stain)
+        columns = (record.path, record.label, groups[row], split, decoded.hashes[row])
+        rows.append((*columns, *original, int(row in conflicts), box.kind, *edges))
     _write_csv(folder / MANIFEST, (*COLUMNS, *METADATA), rows)
 
 

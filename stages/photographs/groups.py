@@ -1,10 +1,10 @@
-"""Which images belong together: copies, re-encoded or slightly cropped copies, near-identical shots, one patient's.
+"""Which images belong together: copies, slightly changed copies, near-identical shots, patients.
 
-Every round, centered cervix resembles every other one: at 32 x 32 gray pixels the correlation of two patients reaches 0.85
-(AnnoCerv) or 0.96 (the synthetic sample), and linking above such a value chains strangers together. So two images are
-compared in two steps: coarse structure and the amplitude spectrum, which is the same wherever a crop begins, propose a few
-neighbors of each image; the pair is then aligned by an affine map, and the fine detail alone (vessels, glints, folds; the
-shape of the cervix is subtracted) must agree.
+Every round, centered cervix resembles every other one: at 32 x 32 gray pixels the correlation of
+two patients reaches 0.85 (AnnoCerv) or 0.96 (the synthetic sample), and linking above such a value
+chains strangers together. So there are two steps. Coarse structure, and the amplitude spectrum,
+which is the same wherever a crop begins, propose a few neighbors of each image. Each pair is then
+aligned by an affine map, and its fine detail (vessels, glints, folds) must agree.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,27 @@ from stages.photographs.listing import ImageRecord
 from stages.photographs.nearest import downscale, nearest_pairs, unit_vectors
 from stages.photographs.parallel import ParallelMap
 
-COARSE = 24  # pixels, side of the images that propose neighbors
-NEIGHBORS = 2  # proposals per image by coarse structure; a chain of duplicates is joined by one correct proposal for each
-CANDIDATE_SIMILARITY = (
-    0.6  # coarse correlation from which a neighbor is proposed: a crop of 6 % a side keeps 0.75
-)
+COARSE = 24  # pixels, side of the images whose coarse structure proposes neighbors
+NEIGHBORS = 2  # proposals per image; one correct proposal for each joins a chain of duplicates
+CANDIDATE_SIMILARITY = 0.6  # correlation from which one is proposed; a crop by 6% keeps 0.75
 SPECTRUM = 32  # pixels, side of the images whose spectra propose neighbors
 RADIUS = 10  # highest frequency of the spectra that are compared, in cycles per side
-SPECTRUM_NEIGHBORS = 3  # proposals per image by spectra
-SPECTRUM_SIMILARITY = 0.4  # correlation of spectra from which a neighbor is proposed: a displacement by 25 % keeps 0.5
+SPECTRUM_NEIGHBORS = 3  # proposals per image
+SPECTRUM_SIMILARITY = 0.4  # correlation from which one is proposed; displaced by 25% it is 0.5
 BATCH = 32  # pairs that are compared at once
 COPY, NEAR = "copy", "near"
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two rows that show the same. kind: copy (equal bytes) or near; similarity: agreement of fine detail, 1 for copies."""
+    """Two rows that show the same.
+
+    Attributes:
+        first: the smaller row.
+        second: the larger row.
+        kind: copy (equal bytes) or near.
+        similarity: agreement of fine detail, 1 for copies.
+    """
 
     first: int
     second: int
@@ -52,7 +57,9 @@ def find_duplicates(
     map_: ParallelMap,
     scratch: Path,
 ) -> list[DuplicatePair]:
-    """All pairs, in order of rows. Copies are paired with the first of them; only first ones are compared with others.
+    """All pairs, in order of rows.
+
+    Copies are paired with the first of them, which alone is compared with other images.
 
     Args:
         hashes: of the files' content.
@@ -61,22 +68,26 @@ def find_duplicates(
         map_: runs the comparison.
         scratch: folder for a temporary file, which all processes see.
     """
-    firsts: dict[str, int] = {}
-    pairs = [
-        DuplicatePair(firsts[h], i, COPY, 1.0)
-        for i, h in enumerate(hashes)
-        if firsts.setdefault(h, i) != i
-    ]
-    rows = np.array(sorted(firsts.values()))
-    candidates = candidate_pairs(thumbnails, rows, map_, scratch)
+    pairs = []
+    first_rows: dict[str, int] = {}
+    for row, digest in enumerate(hashes):
+        first = first_rows.setdefault(digest, row)
+        if first != row:
+            pairs.append(DuplicatePair(first, row, COPY, 1.0))
+    candidates = candidate_pairs(thumbnails, np.array(list(first_rows.values())), map_, scratch)
     batches = [candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH)]
-    compare = partial(_similarity, least=similarity)
-    found = map_(compare, ((thumbnails[batch[:, 0]], thumbnails[batch[:, 1]]) for batch in batches))
-    # On a terminal only: a bar in a log is noise.
-    progress = {"total": len(batches), "unit": "pair", "unit_scale": BATCH, "disable": None}
-    for batch, values in tqdm(zip(batches, found, strict=True), "comparing", **progress):
-        near = zip(batch.tolist(), values.tolist(), strict=True)
-        pairs += [DuplicatePair(a, b, NEAR, value) for (a, b), value in near if value >= similarity]
+    similarities = map_(
+        partial(_similarity, least=similarity),
+        ((thumbnails[batch[:, 0]], thumbnails[batch[:, 1]]) for batch in batches),
+    )
+    compared = zip(batches, similarities, strict=True)
+    # disable=None shows the bar on a terminal only.
+    for batch, values in tqdm(
+        compared, "comparing", len(batches), unit="pair", unit_scale=BATCH, disable=None
+    ):
+        for (first, second), value in zip(batch.tolist(), values.tolist(), strict=True):
+            if value >= similarity:
+                pairs.append(DuplicatePair(first, second, NEAR, value))
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
 
@@ -87,10 +98,10 @@ def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarra
 def candidate_pairs(
     thumbnails: np.ndarray, rows: np.ndarray, map_: ParallelMap, scratch: Path
 ) -> np.ndarray:
-    """Each image with its nearest in coarse structure and those in amplitude spectrum, of the images of some rows.
+    """Pairs of neighbors by coarse structure or amplitude spectrum, among some rows.
 
     Returns:
-        Pairs of those rows, int (M, 2), sorted, the smaller row first.
+        int (M, 2), sorted, the smaller row first.
     """
     with unit_vectors(thumbnails, rows, _coarse_structure, scratch) as vectors:
         alike = nearest_pairs(vectors, len(rows), NEIGHBORS, CANDIDATE_SIMILARITY, map_)
@@ -105,59 +116,66 @@ def _coarse_structure(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _amplitude_spectrum(thumbnails: np.ndarray) -> np.ndarray:
-    """(B, 64, 64) -> (B, D): roots of the amplitudes up to RADIUS, relative to the others of their frequency.
+    """(B, 64, 64) -> (B, D): roots of the amplitudes up to RADIUS.
 
-    Amplitudes are the same wherever a crop begins, and what focus does to a frequency cancels.
+    Relative to the others of the same frequency, so that the effect of focus cancels.
     """
     window = np.sqrt(np.hanning(SPECTRUM + 2)[1:-1]).astype(np.float32)
-    amplitudes = abs(
-        np.fft.rfft2(bandpass(downscale(thumbnails, SPECTRUM), 1, 4) * np.outer(window, window))
-    )
+    bands = bandpass(downscale(thumbnails, SPECTRUM), 1, 4) * np.outer(window, window)
+    spectra = abs(np.fft.rfft2(bands))
     rows, columns = np.fft.fftfreq(SPECTRUM, 1 / SPECTRUM)[:, None], np.arange(SPECTRUM // 2 + 1)
-    rings = np.round(np.hypot(rows, columns)).astype(int)
+    frequencies = np.round(np.hypot(rows, columns)).astype(int)
     vectors = []
-    for ring in range(1, RADIUS + 1):
-        part = amplitudes[:, (rings == ring) & ((columns > 0) | (rows > 0))]
-        part = np.sqrt(part / (np.sqrt((part**2).mean(axis=1, keepdims=True)) + 1e-9))
-        vectors.append(part - part.mean(axis=1, keepdims=True))
+    for frequency in range(1, RADIUS + 1):
+        ring = spectra[:, (frequencies == frequency) & ((columns > 0) | (rows > 0))]
+        ring = np.sqrt(ring / (np.sqrt((ring**2).mean(axis=1, keepdims=True)) + 1e-9))
+        vectors.append(ring - ring.mean(axis=1, keepdims=True))
     return np.concatenate(vectors, axis=1)
 
 
 def assign_groups(
     paths: Sequence[str], patients: Sequence[str], pairs: Sequence[DuplicatePair]
 ) -> list[str]:
-    """For each row the smallest path of its group: what pairs or one patient ("" = unknown) join, directly or in a chain."""
-    first_of: dict[str, int] = {}
+    """The group of each row: what pairs or one patient join, directly or in a chain.
+
+    Args:
+        paths: (N,).
+        patients: (N,), "" where unknown.
+        pairs: of rows.
+
+    Returns:
+        The smallest path of each row's group.
+    """
     edges = [(pair.first, pair.second) for pair in pairs]
-    edges += [
-        (first_of.setdefault(patient, row), row) for row, patient in enumerate(patients) if patient
-    ]
+    first_of: dict[str, int] = {}
+    for row, patient in enumerate(patients):
+        if patient:
+            edges.append((first_of.setdefault(patient, row), row))
     ends = np.array(edges, dtype=int).reshape(-1, 2).T
-    graph = coo_array(
-        (np.ones(ends.shape[1], bool), (ends[0], ends[1])), shape=(len(paths), len(paths))
-    )
-    numbers = connected_components(graph, directed=False)[1]
+    graph = coo_array((np.ones(len(edges), bool), tuple(ends)), shape=(len(paths), len(paths)))
+    numbers = connected_components(graph, directed=False)[1].tolist()
     names: dict[int, str] = {}
-    for path, number in sorted(zip(paths, numbers.tolist(), strict=True)):
+    for path, number in sorted(zip(paths, numbers, strict=True)):
         names.setdefault(number, path)
-    return [names[number] for number in numbers.tolist()]
+    return [names[number] for number in numbers]
 
 
 def find_label_conflicts(
     records: Sequence[ImageRecord], pairs: Sequence[DuplicatePair]
 ) -> set[int]:
-    """Rows with a copy of another label, or that are near-duplicates of such, or of an image with another label."""
-    first = {
-        pair.second: pair.first for pair in pairs if pair.kind == COPY
-    }  # copies count as the first of them
+    """Rows that have another label than one of their copies or near-duplicates.
+
+    What holds for one of several copies holds for all.
+    """
+    first_copy = {pair.second: pair.first for pair in pairs if pair.kind == COPY}
     labels: dict[int, set[str]] = {}
     for row, record in enumerate(records):
-        labels.setdefault(first.get(row, row), set()).add(record.label)
+        labels.setdefault(first_copy.get(row, row), set()).add(record.label)
     conflicts = {row for row, names in labels.items() if len(names) > 1}
     for pair in pairs:
         if pair.kind == NEAR and len(labels[pair.first] | labels[pair.second]) > 1:
             conflicts |= {pair.first, pair.second}
-    return {row for row in range(len(records)) if first.get(row, row) in conflicts}
+    return {row for row in range(len(records)) if first_copy.get(row, row) in conflicts}
 
 
 def rows_to_drop(
@@ -167,19 +185,20 @@ def rows_to_drop(
     *,
     drop_conflicts: bool,
 ) -> dict[int, str]:
-    """Rows to exclude, with the reason: all but one of equal copies with one label, and on demand label conflicts.
+    """Rows to exclude, with the reason.
 
-    Of copies the one with a given split stays, else the first by path.
+    Of copies with one label one is kept: one with a given split, or else the first by path. Label
+    conflicts are excluded on demand.
     """
     dropped = {}
-    stays: dict[tuple[str, str], int] = {}
+    kept: dict[tuple[str, str], int] = {}
     preference = {"test": 0, "val": 1}
     for row in sorted(
         range(len(records)), key=lambda row: (preference.get(records[row].split, 2), row)
     ):
-        kept = stays.setdefault((hashes[row], records[row].label), row)
-        if kept != row:
-            dropped[row] = f"copy: of {records[kept].path}"
+        kept_row = kept.setdefault((hashes[row], records[row].label), row)
+        if kept_row != row:
+            dropped[row] = f"copy: of {records[kept_row].path}"
     if drop_conflicts:
         for row in find_label_conflicts(records, pairs):
             dropped[row] = "conflict: a duplicate has another label"

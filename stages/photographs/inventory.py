@@ -1,7 +1,7 @@
 """What was found, rejected, grouped and split, in numbers: the content of metrics/data.json."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,35 +25,46 @@ def reason_category(reason: str) -> str:
     return reason.partition(":")[0]
 
 
+def _count_categories(reasons: Iterable[str]) -> Counter[str]:
+    return Counter(reason_category(reason) for reason in reasons)
+
+
+def _invalid_files(rejected: Mapping[str, str]) -> dict[str, str]:
+    """Those of the rejected files, path -> reason, that are at fault themselves."""
+    files = rejected.items()
+    return {path: reason for path, reason in files if reason_category(reason) not in NOT_INVALID}
+
+
 def check_invalid_fraction(rejected: Mapping[str, str], decoded: int, most: float) -> None:
-    """Raise TooManyRejectedError, with a summary, when the fraction of invalid files is above `most`."""
-    invalid = {
-        path: reason
-        for path, reason in rejected.items()
-        if reason_category(reason) not in NOT_INVALID
-    }
-    fraction = len(invalid) / max(1, len(invalid) + decoded)
+    """Raise TooManyRejectedError, with a summary, for more than this fraction of invalid files."""
+    invalid = _invalid_files(rejected)
+    total = len(invalid) + decoded
+    fraction = len(invalid) / max(1, total)
     if fraction > most:
-        counts = Counter(reason_category(reason) for reason in invalid.values()).most_common()
-        summary = ", ".join(f"{count} {name}" for name, count in counts)
+        categories = dict(_count_categories(invalid.values()).most_common())
         path, reason = min(invalid.items())
         raise TooManyRejectedError(
-            f"data.max_rejected: expected at most {most:.1%} invalid files, got {fraction:.1%} ({len(invalid)} of "
-            f"{len(invalid) + decoded}): {summary}; the first is {path} ({reason}), all are in data/processed/rejected.csv"
+            f"data.max_rejected: expected at most {most:.1%} invalid files, got {fraction:.1%} "
+            f"({len(invalid)} of {total}): {_listed(categories)}; the first is {path} ({reason}), "
+            "all are in data/processed/rejected.csv"
         )
 
 
 def check_no_class_lost(records: Sequence[ImageRecord], kept: Sequence[ImageRecord]) -> None:
-    """Raise TooManyRejectedError when a class has no image left: the model must not quietly know fewer classes."""
+    """Raise TooManyRejectedError when a class has no image left.
+
+    Otherwise the model would quietly know fewer classes.
+    """
     lost = {record.label for record in records} - {record.label for record in kept}
-    for label in sorted(lost, key=natural_sort_key):
+    if lost:
         raise TooManyRejectedError(
-            f"class {label}: expected valid images, got none left: data/processed/rejected.csv has the reasons"
+            f"class {min(lost, key=natural_sort_key)}: expected valid images, got none left: "
+            "data/processed/rejected.csv has the reasons"
         )
 
 
 def summarize(
-    listing: ImageIndex,
+    index: ImageIndex,
     decoded: DecodedImages,
     pairs: Sequence[DuplicatePair],
     groups: Sequence[str],
@@ -64,7 +75,7 @@ def summarize(
     """Nested counts; fractions in 0..1.
 
     Args:
-        listing: the files that were found.
+        index: the files that were found.
         decoded: the images that could be read.
         pairs: of duplicates.
         groups: of the images.
@@ -72,97 +83,111 @@ def summarize(
         rejected: path -> reason.
         leakage: what `leakage_check` found.
     """
-    rows = list(splits)
-    labels = [decoded.records[row].label for row in rows]
-    classes = sorted(set(labels), key=natural_sort_key)
-    invalid = sum(reason_category(reason) not in NOT_INVALID for reason in rejected.values())
-    files = len(decoded.records) + len(listing.rejected) + len(decoded.rejected)
-    sizes = np.array([(decoded.metadata[row].width, decoded.metadata[row].height) for row in rows])
-    group_sizes = Counter(groups[row] for row in rows)
-    near = [pair for pair in pairs if pair.kind == NEAR]
+    files = len(decoded.records) + len(index.rejected) + len(decoded.rejected)
+    records = [decoded.records[row] for row in splits]
+    classes = _count_classes(records)
+    given_test = sum(record.split == TEST for record in records) if index.official_test else 0
     return {
-        "synthetic": listing.synthetic,
+        "synthetic": index.synthetic,
         "files": files,
-        "images": len(rows),
-        "classes": {name: labels.count(name) for name in classes},
-        "rejected": {
-            "total": len(rejected),
-            "faulty": invalid,
-            "faulty_share": invalid / files,
-            "reasons": dict(Counter(reason_category(reason) for reason in rejected.values())),
-        },
-        "other_files": listing.other_files,
-        "excluded": listing.excluded,
-        "label_fixes": listing.label_fixes,
-        "official_test": {
-            "found": listing.official_test,
-            "used": sum(decoded.records[row].split == TEST for row in rows)
-            if listing.official_test
-            else 0,
-        },
-        "duplicates": {
-            "copies": sum(pair.kind == COPY for pair in pairs),
-            "near": len({row for pair in near for row in (pair.first, pair.second)}),
-            "near_links": len(near),
-            "conflicting_labels": len(find_label_conflicts(decoded.records, pairs)),
-        },
-        "groups": {
-            "total": len(group_sizes),
-            "largest": max(group_sizes.values()),
-            "of_several": sum(size > 1 for size in group_sizes.values()),
-            "images_with_known_patient": sum(bool(decoded.records[row].patient) for row in rows),
-        },
-        "splits": {name: _split_summary(decoded, groups, splits, classes, name) for name in SPLITS},
-        "cropped": sum(not decoded.metadata[row].crop_box.is_whole for row in rows),
-        "crops": dict(Counter(decoded.metadata[row].crop_box.kind for row in rows)),
-        "modes": dict(Counter(decoded.metadata[row].mode for row in rows)),
-        "stain_guess": dict(Counter(decoded.metadata[row].stain for row in rows))
-        if is_transformation_zone(classes)
-        else {},
-        "shorter_side": {
-            "smallest": int(sizes.min()),
-            "median": float(np.median(sizes.min(1))),
-            "largest": int(sizes.min(1).max()),
-        },
+        "images": len(records),
+        "classes": classes,
+        "rejected": _summarize_rejected(rejected, files),
+        "other_files": index.other_files,
+        "excluded": index.excluded,
+        "label_fixes": index.label_fixes,
+        "official_test": {"found": index.official_test, "used": given_test},
+        "duplicates": _summarize_duplicates(decoded, pairs),
+        "groups": _summarize_groups(records, [groups[row] for row in splits]),
+        "splits": {name: _summarize_split(decoded, groups, splits, name) for name in SPLITS},
+        **_summarize_images(decoded, list(splits), with_stains=is_transformation_zone(classes)),
         "nearest_in_train": leakage,
     }
 
 
-def _split_summary(
-    decoded: DecodedImages,
-    groups: Sequence[str],
-    splits: Mapping[int, str],
-    classes: Sequence[str],
-    name: str,
+def _count_classes(records: Iterable[ImageRecord]) -> dict[str, int]:
+    counts = Counter(record.label for record in records)
+    return {label: counts[label] for label in sorted(counts, key=natural_sort_key)}
+
+
+def _summarize_rejected(rejected: Mapping[str, str], files: int) -> dict[str, Any]:
+    invalid = len(_invalid_files(rejected))
+    return {
+        "total": len(rejected),
+        "faulty": invalid,
+        "faulty_share": invalid / files,
+        "reasons": dict(_count_categories(rejected.values())),
+    }
+
+
+def _summarize_duplicates(decoded: DecodedImages, pairs: Sequence[DuplicatePair]) -> dict[str, int]:
+    near = [pair for pair in pairs if pair.kind == NEAR]
+    return {
+        "copies": sum(pair.kind == COPY for pair in pairs),
+        "near": len({row for pair in near for row in (pair.first, pair.second)}),
+        "near_links": len(near),
+        "conflicting_labels": len(find_label_conflicts(decoded.records, pairs)),
+    }
+
+
+def _summarize_groups(records: Sequence[ImageRecord], groups: Sequence[str]) -> dict[str, int]:
+    sizes = Counter(groups)
+    return {
+        "total": len(sizes),
+        "largest": max(sizes.values()),
+        "of_several": sum(size > 1 for size in sizes.values()),
+        "images_with_known_patient": sum(bool(record.patient) for record in records),
+    }
+
+
+def _summarize_split(
+    decoded: DecodedImages, groups: Sequence[str], splits: Mapping[int, str], name: str
 ) -> dict[str, Any]:
     rows = [row for row, split in splits.items() if split == name]
-    labels = [decoded.records[row].label for row in rows]
     return {
         "images": len(rows),
         "share": len(rows) / len(splits),
         "groups": len({groups[row] for row in rows}),
-        "classes": {label: labels.count(label) for label in classes},
+        "classes": _count_classes(decoded.records[row] for row in rows),
+    }
+
+
+def _summarize_images(
+    decoded: DecodedImages, rows: Sequence[int], *, with_stains: bool
+) -> dict[str, Any]:
+    images = [decoded.metadata[row] for row in rows]
+    sides = np.array([min(image.width, image.height) for image in images])
+    return {
+        "cropped": sum(not image.crop_box.is_whole for image in images),
+        "crops": dict(Counter(image.crop_box.kind for image in images)),
+        "modes": dict(Counter(image.mode for image in images)),
+        "stain_guess": dict(Counter(image.stain for image in images)) if with_stains else {},
+        "shorter_side": {
+            "smallest": int(sides.min()),
+            "median": float(np.median(sides)),
+            "largest": int(sides.max()),
+        },
     }
 
 
 def format_summary(metrics: Mapping[str, Any]) -> str:
     """What `summarize` found, in a few lines for the terminal."""
-
-    def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-
-    rejected, leakage, official = (
-        metrics["rejected"],
-        metrics["nearest_in_train"],
-        metrics["official_test"],
-    )
+    leakage, official = metrics["nearest_in_train"], metrics["official_test"]
+    images = {name: split["images"] for name, split in metrics["splits"].items()}
     return (
-        f"{metrics['images']} images in {metrics['groups']['total']} groups: {listed(metrics['classes'])}\n"
-        f"split: {listed({name: part['images'] for name, part in metrics['splits'].items()})}; near-duplicates of training "
-        f"images in test: {leakage['test']['alike_share']:.1%} (image-level random split: "
+        f"{metrics['images']} images in {metrics['groups']['total']} groups: "
+        f"{_listed(metrics['classes'])}\n"
+        f"split: {_listed(images)}; near-duplicates of training images in test: "
+        f"{leakage['test']['alike_share']:.1%} (image-level random split: "
         f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})\n"
-        f"rejected of {metrics['files']} files: {listed(rejected['reasons'])}; see data/processed/rejected.csv\n"
+        f"rejected of {metrics['files']} files: {_listed(metrics['rejected']['reasons'])}; "
+        "see data/processed/rejected.csv\n"
         f"label corrections: {metrics['label_fixes']['applied']}; "
-        f"label conflicts: {metrics['duplicates']['conflicting_labels']}; crops: {listed(metrics['crops'])}; "
-        f"official test images: {official['found']} found, {official['used']} used; ignored files: {metrics['other_files']}"
+        f"label conflicts: {metrics['duplicates']['conflicting_labels']}; "
+        f"crops: {_listed(metrics['crops'])}; official test images: {official['found']} found, "
+        f"{official['used']} used; ignored files: {metrics['other_files']}"
     )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

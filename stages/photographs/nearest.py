@@ -1,7 +1,8 @@
-"""Exact nearest neighbors by correlation: brute force in blocks of bounded memory, on all cores, from vectors on disk.
+"""Exact nearest neighbors by correlation, in blocks of bounded memory, from vectors on disk.
 
-The blocks depend on the number of vectors alone and each is computed by one thread: any number of processes gives the same
-result. Exact search is quadratic, yet a matrix product: 100,000 vectors take minutes, a million take hours of all cores.
+The blocks depend on the number of vectors alone and each is computed by one thread, so that any
+number of processes gives the same result. Exact search is quadratic, yet a matrix product: 100,000
+vectors take minutes, a million take hours of all cores.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,27 +16,26 @@ from PIL import Image
 from stages.core.files import naming_file
 from stages.photographs.parallel import ParallelMap
 
-ROWS = 512  # vectors at a time that are compared with others: at most
+ROWS = 512  # most vectors of a block, each of which is compared with all others
+COLUMNS = 4096  # vectors at a time that are written, or compared where only a maximum is kept
 BLOCK_BYTES = 2**26  # of similarities that a process holds at a time
 VECTORS = "vectors.part"  # the file's name
-COLUMNS = 4096  # vectors at a time that are computed, or only searched for a maximum
 
 
 def downscale(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Means over boxes: uint8 (B, n, n) -> (B, side, side)."""
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
-            for image in thumbnails
-        ]
-    )
+    box = Image.Resampling.BOX
+    images = [Image.fromarray(image).resize((side, side), box) for image in thumbnails]
+    return np.stack([np.asarray(image) for image in images])
 
 
 @contextmanager
 def unit_vectors(
     images: np.ndarray, rows: np.ndarray, feature: Callable[[np.ndarray], np.ndarray], scratch: Path
 ) -> Iterator[Path]:
-    """A temporary file with a vector of mean 0 and length 1 for each image: their products are correlations.
+    """A temporary file with a vector for each image, of mean 0 and length 1.
+
+    Their products are correlations.
 
     Args:
         images: (N, ...).
@@ -47,58 +47,57 @@ def unit_vectors(
     try:
         with naming_file(file), file.open("wb") as stream:
             for start in range(0, len(rows), COLUMNS):
-                part = feature(images[rows[start : start + COLUMNS]])
-                part = part.reshape(len(part), -1).astype(np.float32, order="C")  # (B, D)
-                part -= part.mean(axis=1, keepdims=True)
-                part /= np.linalg.norm(part, axis=1, keepdims=True) + 1e-9
+                vectors = feature(images[rows[start : start + COLUMNS]])
+                vectors = vectors.reshape(len(vectors), -1).astype(np.float32, order="C")
+                vectors -= vectors.mean(axis=1, keepdims=True)
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
                 if start == 0:
-                    header = np.lib.format.header_data_from_array_1_0(part) | {
-                        "shape": (len(rows), part.shape[1])
-                    }
+                    header = np.lib.format.header_data_from_array_1_0(vectors)
+                    header["shape"] = (len(rows), vectors.shape[1])
                     np.lib.format.write_array_header_1_0(stream, header)
-                stream.write(part.tobytes())
+                stream.write(vectors.tobytes())
         yield file
     finally:
         file.unlink(missing_ok=True)
 
 
 def _blocks(rows: np.ndarray, columns: int) -> list[np.ndarray]:
-    """``rows`` in parts whose similarities to so many columns fit into BLOCK_BYTES."""
+    """``rows`` in blocks whose similarities to so many columns fit into BLOCK_BYTES."""
     height = max(1, min(ROWS, BLOCK_BYTES // (4 * max(columns, 1))))
     return [rows[start : start + height] for start in range(0, len(rows), height)]
 
 
 def nearest_pairs(
-    vectors: Path, count: int, neighbors: int, least: float, map_: ParallelMap
+    file: Path, count: int, neighbors: int, least: float, map_: ParallelMap
 ) -> np.ndarray:
-    """Each vector with the ``neighbors`` most similar others, of those from ``least`` on, at a tie the first ones.
+    """Each vector with its most similar ones; of equally similar ones the first.
 
     Args:
-        vectors: file of `unit_vectors`.
+        file: of `unit_vectors`.
         count: N vectors in it.
-        neighbors: of each at most.
-        least: smallest similarity.
+        neighbors: of each vector at most.
+        least: similarity.
         map_: runs the blocks.
 
     Returns:
         int64 (M, 2), each pair once, sorted, the smaller row first.
     """
-    search = partial(_nearest_in_block, vectors=vectors, neighbors=neighbors, least=least)
-    found = map_(search, _blocks(np.arange(count), count))
-    pairs = np.sort(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=1)
-    return np.unique(pairs, axis=0)
+    search = partial(_nearest_in_block, file=file, neighbors=neighbors, least=least)
+    pairs = list(map_(search, _blocks(np.arange(count), count)))
+    joined = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    return np.unique(np.sort(joined, axis=1), axis=0)
 
 
-def _nearest_in_block(rows: np.ndarray, vectors: Path, neighbors: int, least: float) -> np.ndarray:
+def _nearest_in_block(rows: np.ndarray, file: Path, neighbors: int, least: float) -> np.ndarray:
     """(row, neighbor) int64 (M, 2) for these rows."""
-    every = np.load(vectors, mmap_mode="r")
-    similarity = every[rows] @ every.T  # (B, N)
+    vectors = np.load(file, mmap_mode="r")
+    similarity = vectors[rows] @ vectors.T  # (B, N)
     similarity[np.arange(len(rows)), rows] = -np.inf
     near = similarity >= least
     for crowded in np.flatnonzero(near.sum(axis=1) > neighbors):
         others = np.flatnonzero(near[crowded])
         values = similarity[crowded, others]
-        # The smallest value to be kept, not positions: which of equal ones argpartition takes depends on the processor.
+        # By value: which of equal ones np.argpartition would take depends on the processor.
         limit = np.partition(values, -neighbors)[-neighbors]
         above, equal = others[values > limit], others[values == limit]
         near[crowded] = False
@@ -108,18 +107,17 @@ def _nearest_in_block(rows: np.ndarray, vectors: Path, neighbors: int, least: fl
 
 
 def largest_similarities(
-    vectors: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap
+    file: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap
 ) -> np.ndarray:
     """For each of ``rows`` the largest similarity to one of ``columns``: float32 (M,)."""
-    search = partial(_largest_in_block, vectors=vectors, columns=columns)
+    search = partial(_largest_in_block, file=file, columns=columns)
     return np.concatenate([np.empty(0, np.float32), *map_(search, _blocks(rows, COLUMNS))])
 
 
-def _largest_in_block(rows: np.ndarray, vectors: Path, columns: np.ndarray) -> np.ndarray:
-    every = np.load(vectors, mmap_mode="r")
-    mine, largest = every[rows], np.full(len(rows), -np.inf, np.float32)
+def _largest_in_block(rows: np.ndarray, file: Path, columns: np.ndarray) -> np.ndarray:
+    vectors = np.load(file, mmap_mode="r")
+    block, largest = vectors[rows], np.full(len(rows), -np.inf, np.float32)
     for start in range(0, len(columns), COLUMNS):
-        np.maximum(
-            largest, (mine @ every[columns[start : start + COLUMNS]].T).max(axis=1), out=largest
-        )
+        similarity = block @ vectors[columns[start : start + COLUMNS]].T
+        np.maximum(largest, similarity.max(axis=1), out=largest)
     return largest

@@ -35,7 +35,7 @@ class DecodedImages:
     Attributes:
         records: N images.
         rejected: path -> "kind: detail".
-        hashes: N sha256 of the files.
+        hashes: N SHA-256 of the files.
         metadata: N images without their pixels.
         thumbnails: uint8 (N, 64, 64).
     """
@@ -52,54 +52,53 @@ def decode_all(
 ) -> DecodedImages:
     """Write the pixels of each valid image to `spool`, in the order of `records`."""
     config = DecodeConfig(data.image_size, data.crop)
-    folder = cache / config.cache_key()
-    decoded: list[ImageRecord] = []
-    rejected: dict[str, str] = {}
-    hashes: list[str] = []
-    metadata: list[DecodedImage] = []
-    # One block from the start: small arrays kept between large ones that come and go would fragment the heap.
+    # One block from the start: small arrays between large ones that come and go would fragment the
+    # heap.
     thumbnails = np.empty((len(records), THUMBNAIL, THUMBNAIL), np.uint8)
+    decoded = DecodedImages([], {}, [], [], thumbnails)
     results = map_(
-        partial(decode_file, config=config, cache=folder),
+        partial(decode_file, config=config, cache=cache / config.cache_key()),
         [record.file.absolute() for record in records],
     )
-    # On a terminal only: a bar in a log is noise.
-    progress = {
-        "desc": "images",
-        "total": len(records),
-        "unit": "img",
-        "disable": None,
-        "smoothing": 0.05,
-    }
     warned = False
+    # disable=None shows the bar on a terminal only.
     for record, (digest, result, cache_error) in tqdm(
-        zip(records, results, strict=True), **progress
+        zip(records, results, strict=True),
+        "images",
+        len(records),
+        unit="img",
+        disable=None,
+        smoothing=0.05,
     ):
         if cache_error and not warned:
-            print(
-                f"warning: {cache_error}: goes on without the cache of decoded images",
-                file=sys.stderr,
-            )
+            warning = f"{cache_error}: goes on without the cache of decoded images"
+            print(f"warning: {warning}", file=sys.stderr)
             warned = True
         if isinstance(result, str):
-            rejected[record.path] = result
+            decoded.rejected[record.path] = result
             continue
         spool.write(result.pixels.tobytes())
-        thumbnails[len(decoded)] = result.thumbnail
-        metadata.append(dataclasses.replace(result, pixels=NO_PIXELS, thumbnail=NO_PIXELS))
-        decoded.append(record)
-        hashes.append(digest)
+        thumbnails[len(decoded.records)] = result.thumbnail
+        without_pixels = dataclasses.replace(result, pixels=NO_PIXELS, thumbnail=NO_PIXELS)
+        decoded.metadata.append(without_pixels)
+        decoded.records.append(record)
+        decoded.hashes.append(digest)
     evict_lru(cache, MAX_CACHE_BYTES)
-    return DecodedImages(decoded, rejected, hashes, metadata, thumbnails[: len(decoded)])
+    return dataclasses.replace(decoded, thumbnails=thumbnails[: len(decoded.records)])
 
 
 def decode_file(
     file: Path, config: DecodeConfig, cache: Path
 ) -> tuple[str, DecodedImage | str, str]:
-    """(sha256 of the content, the image or the reason why it is none, why the cache could not take it or "")."""
+    """Read and decode one file, or take it from the cache.
+
+    Returns:
+        SHA-256 of the content; the image, or why there is none; why the cache could not take it,
+        or "".
+    """
     try:
         with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)  # not by its size, for it may grow meanwhile
+            content = stream.read(MAX_BYTES + 1)  # its size is no limit, for it may grow meanwhile
     except OSError as error:
         return "", f"unreadable: {error.strerror}", ""
     if len(content) > MAX_BYTES:

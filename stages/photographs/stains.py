@@ -1,4 +1,4 @@
-"""The stain on the cervix, or the filter, estimated from the mean color alone: for an overview, never for training."""
+"""The stain on the cervix, or the filter, guessed from the mean color: only for an overview."""
 
 import colorsys
 
@@ -7,17 +7,17 @@ import numpy as np
 from stages.core.dataset import STAINS
 
 ACETIC, IODINE, GREEN = STAINS
-BROWN = 15  # degrees of hue, from which tissue isn't pink: 297 images with acetic acid (AnnoCerv) lie between -25 and 7
-YELLOW = 60  # where green begins to outweigh red
+# Degrees of hue. The 297 images with acetic acid of AnnoCerv lie between -25 and 7.
+BROWN = 15  # from here on tissue isn't pink
+YELLOW = 60  # from here on green outweighs red
 CYAN = 180
 STRONG = 0.5  # saturation of the brown that iodine causes; a yellow lamp causes less
 
 
 def estimate_stain(pixels: np.ndarray) -> str:
     """One of STAINS. pixels: uint8 (H, W, 3), RGB."""
-    color = (
-        pixels.sum(axis=0).sum(axis=0) / pixels[..., 0].size
-    )  # whole rows at a time: 20 times as fast as mean() here
+    # Whole rows at a time: 20 times as fast as mean().
+    color = pixels.sum(axis=0).sum(axis=0) / pixels[..., 0].size
     hue, saturation, _ = colorsys.rgb_to_hsv(*color)
     if YELLOW <= 360 * hue < CYAN:
         return GREEN

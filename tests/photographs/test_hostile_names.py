@@ -10,8 +10,9 @@ import pytest
 
 from stages import preprocess
 from stages.core.dataset import load_dataset
-from stages.photographs.listing import SourceError, list_images
+from stages.photographs.listing import list_images
 from stages.photographs.reading import decode_all
+from stages.photographs.tables import SourceError
 from tests.helpers.image_files import data_params, encode, make_image, write_files
 from tests.helpers.preprocessing import SHEETS, set_params
 
