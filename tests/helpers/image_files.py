@@ -1,4 +1,4 @@
-"""Small images that resemble photographs, and folders of them, for the tests of preprocess."""
+"""Small images that resemble photographs, their files, and damaged or hostile files."""
 
 import io
 import struct
@@ -12,31 +12,20 @@ from stages.core.params import DataParams
 from stages.core.params_file import load_params
 from tests.helpers.repository import ROOT
 
-# What an ImageDecodeError may begin with.
-REASONS = (
-    "empty",
-    "too costly",
-    "not an image",
-    "unreadable",
-    "too large",
-    "too small",
-    "too elongated",
-    "animated",
-    "truncated",
-)
+REASONS = (  # what an ImageDecodeError may begin with
+    "animated", "empty", "not an image", "too costly", "too elongated", "too large", "too small",
+    "truncated", "unreadable",
+)  # fmt: skip
 
 
 def make_image(seed: int, width: int = 64, height: int = 64) -> Image.Image:
     """Smooth colors with finer texture; another seed gives an unrelated image."""
-    rng = np.random.default_rng(seed)
-    colors = Image.fromarray(rng.integers(40, 215, (5, 5, 3), dtype=np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    texture = Image.fromarray(rng.integers(0, 90, (24, 24), dtype=np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    mixed = np.asarray(colors, np.int16) + np.asarray(texture, np.int16)[..., None] - 45
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+    rng, bicubic = np.random.default_rng(seed), Image.Resampling.BICUBIC
+    colors = Image.fromarray(rng.integers(40, 215, (5, 5, 3), dtype=np.uint8))
+    texture = Image.fromarray(rng.integers(0, 90, (24, 24), dtype=np.uint8))
+    colors = np.asarray(colors.resize((width, height), bicubic), np.int16)
+    texture = np.asarray(texture.resize((width, height), bicubic), np.int16)
+    return Image.fromarray((colors + texture[..., None] - 45).clip(0, 255).astype(np.uint8))
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
@@ -62,14 +51,7 @@ def make_png(
 
 def resize_jpeg(content: bytes, width: int, height: int) -> bytes:
     """The same file with another size in the header of its frame."""
-    start = (
-        next(
-            content.index(marker)
-            for marker in (b"\xff\xc0\x00", b"\xff\xc2\x00")
-            if marker in content
-        )
-        + 5
-    )
+    start = max(content.find(b"\xff\xc0\x00"), content.find(b"\xff\xc2\x00")) + 5
     return content[:start] + struct.pack(">HH", height, width) + content[start + 4 :]
 
 
@@ -82,8 +64,6 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def data_params(source: Path, **changes) -> DataParams:
-    """The project's `data` section for another source, without the settings that belong to the sample."""
-    defaults = {"label_fixes": "none", "groups": "none"}
-    return load_params(ROOT / "params.yaml").data.model_copy(
-        update={"source": str(source), **defaults | changes}
-    )
+    """The project's `data` section for another source, without the sample's tables."""
+    defaults = {"source": str(source), "label_fixes": "none", "groups": "none"}
+    return load_params(ROOT / "params.yaml").data.model_copy(update=defaults | changes)

@@ -1,32 +1,33 @@
-"""Damaged and hostile image files, repeatable from a seed: valid files of every kind with bytes, blocks or fields changed."""
+"""Damaged and hostile image files, repeatable from a seed."""
 
+import contextlib
+import itertools
 import random
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from tests.helpers.image_files import encode, make_chunk, make_image
 
-# Around the limits of sizes; the large ones are beyond them, so that a small file needs little memory.
-SIZES = (0, 1, 8, 31, 32, 33, 40, 57, 64, 300, 1000, 3000, 20_000, 65_500, 65_535)
-ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)  # x, y and their steps
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# Columns and rows of the passes of interlacing: first x, first y, step of x, step of y.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4))
+ADAM7 += ((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+CHUNKS = tuple(b"IDAT IHDR PLTE tRNS IEND acTL fdAT eXIf zTXt iCCP".split())
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
+# Numbers of pixels around the limits, then of bits, components, bytes and markers. The large ones
+# are beyond the limits, so that a small file needs little memory.
+VALUES = (0, 1, 8, 31, 32, 33, 40, 57, 64, 300, 1000, 3000, 20_000, 65_500, 2**16 - 1, 2**32 - 1)
+VALUES += (2, 3, 4, 6, 12, 16, 0x11, 0x22, 0x41, 0xC2, 0xC9, 0xD9, 0xDA, 0xE1, 0xFF, 2**31 - 1)
+STARTS = (0, 0, 0, 1, 1, 2, 4, 5, 7, 8, 9, 14)  # of fields in the parts of most formats
 
 
 def valid_images() -> dict[str, bytes]:
-    """Name -> a small file, in every format and mode that is decoded, and in some that must be refused."""
+    """Name -> a small file, in every format and mode that is decoded, and some to be refused."""
     rgb = make_image(0, 57, 43)
     gray, alpha = rgb.convert("L"), make_image(1, 57, 43).convert("L")
     rgba, palette, exif = rgb.copy(), rgb.quantize(16), Image.Exif()
@@ -58,7 +59,7 @@ def valid_images() -> dict[str, bytes]:
         "PNG palette": encode(palette, "PNG"),
         "PNG palette, 2 bits": encode(rgb.quantize(4), "PNG", bits=2),
         "PNG palette, transparency": encode(palette, "PNG", transparency=bytes(range(0, 256, 16))),
-        "PNG interlaced": interlaced_png(rgb),
+        "PNG interlaced": _interlaced_png(rgb),
         "PNG animated": encode(rgb, "PNG", **frames),
         "WEBP": encode(rgb, "WEBP"),
         "WEBP lossless": encode(rgb, "WEBP", lossless=True, exif=exif),
@@ -75,238 +76,90 @@ def valid_images() -> dict[str, bytes]:
     }
 
 
-def interlaced_png(image: Image.Image) -> bytes:
+def _interlaced_png(image: Image.Image) -> bytes:
     """An RGB image as an Adam7 PNG, which Pillow reads but doesn't write."""
     pixels = np.asarray(image)
     passes = (pixels[y::dy, x::dx] for x, y, dx, dy in ADAM7)
     rows = b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part)
     header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 1)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(make_chunk(*part) for part in parts)
+    return PNG_MAGIC + b"".join(make_chunk(*part) for part in parts)
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """One to three changes, of the format's fields or of any bytes."""
+    """One to three changes, of the format's parts and fields or of any bytes."""
     for _ in range(rng.choice((1, 1, 2, 3))):
-        structural = next(
-            (edit for magic, edit in STRUCTURAL.items() if content.startswith(magic)), None
-        )
-        if structural and rng.random() < 0.6:
-            content = structural(content, rng)
-        else:
-            content = rng.choice(BYTE_EDITS)(content, rng)
+        content = rng.choice((_edit_bytes, _edit_parts, _edit_parts))(content, rng)
     return content
 
 
-def _span(content: bytes, rng: random.Random) -> tuple[int, int]:
-    """Start and end of a block, mostly short."""
+def _edit_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Cut off the end, or replace a block, mostly a short one: delete, change, insert or repeat."""
     start = rng.randrange(len(content) + 1)
-    return start, min(len(content), start + rng.choice((1, 2, 4, 16, 64, 1024)))
+    end = min(len(content), start + rng.choice((1, 2, 4, 16, 64, 1024)))
+    block, other = content[start:end], rng.randbytes(end - start)
+    replacements = (b"", other, other, bytes(len(block)), block + other, block * 2, block * 50)
+    return content[:start] + rng.choice((b"", *(new + content[end:] for new in replacements)))
 
 
-def _flip(content: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(rng.choice((1, 2, 8, 40)) if changed else 0):
-        changed[rng.randrange(len(changed))] = rng.choice((0, 0xFF, rng.randrange(256)))
-    return bytes(changed)
-
-
-def _truncate(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(len(content) + 1)]
-
-
-def _insert(content: bytes, rng: random.Random) -> bytes:
-    start, end = _span(content, rng)
-    return content[:start] + rng.randbytes(end - start) + content[start:]
-
-
-def _delete(content: bytes, rng: random.Random) -> bytes:
-    start, end = _span(content, rng)
-    return content[:start] + content[end:]
-
-
-def _duplicate(content: bytes, rng: random.Random) -> bytes:
-    start, end = _span(content, rng)
-    return content[:end] + content[start:end] * rng.choice((1, 1, 2, 50)) + content[end:]
-
-
-def _swap(content: bytes, rng: random.Random) -> bytes:
-    a, b, c, d = sorted(rng.randrange(len(content) + 1) for _ in range(4))
-    return content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:]
-
-
-def _png(content: bytes, rng: random.Random) -> bytes:
-    """A chunk with another length, name, header field or body and a valid checksum; or moved, repeated or left out."""
-    chunks, position = [], 8
-    while position + 12 <= len(content):
-        length = int.from_bytes(content[position : position + 4], "big")
-        chunks.append(
-            (content[position + 4 : position + 8], content[position + 8 : position + 8 + length])
-        )
-        position += 12 + length
-    if not chunks:
-        return _flip(content, rng)
-    index = rng.randrange(len(chunks))
-    name, body = chunks[index]
-    parts = [make_chunk(*chunk) for chunk in chunks]
-    kind = rng.randrange(7)
-    if kind == 0 and chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
-        header = list(struct.unpack(">IIBBBBB", chunks[0][1]))
-        field = rng.randrange(7)
-        header[field] = rng.choice(
-            (*SIZES, 2**31 - 1, 2**32 - 1) if field < 2 else (0, 1, 2, 3, 4, 6, 8, 16, 255)
-        )
-        parts[0] = make_chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
+def _edit_parts(content: bytes, rng: random.Random) -> bytes:
+    """Delete, repeat, move or change one of the parts of a file."""
+    parts = _split(content)
+    index, kind = rng.randrange(len(parts)), rng.randrange(8)
+    part = parts.pop(index)
+    if kind == 0:
+        pass
     elif kind == 1:
-        parts[index] = (
-            struct.pack(">I", rng.choice((0, 1, len(body) + 1, 2**31 - 1, 2**32 - 1)))
-            + parts[index][4:]
-        )
+        parts[index:index] = [part] * rng.choice((2, 3, 30, 150))
     elif kind == 2:
-        names = (
-            b"IDAT",
-            b"IHDR",
-            b"PLTE",
-            b"tRNS",
-            b"IEND",
-            b"acTL",
-            b"fcTL",
-            b"fdAT",
-            b"eXIf",
-            b"iTXt",
-            b"zTXt",
-            b"iCCP",
-            b"prIv",
-        )
-        parts[index] = make_chunk(rng.choice(names), body)
-    elif kind == 3:
-        parts[index] = make_chunk(name, rng.choice((_flip, _truncate, _insert))(body, rng))
-    elif kind == 4 and name == b"IDAT":  # valid compression of damaged, too few or too many rows
-        try:
-            rows = zlib.decompress(body)
-        except zlib.error:
-            rows = b""
-        parts[index] = make_chunk(
-            name, zlib.compress(rng.choice((_flip, _truncate, _duplicate))(rows, rng))
-        )
-    elif kind == 5:
-        parts.insert(rng.randrange(len(parts) + 1), parts[index] * rng.choice((1, 1, 30)))
+        parts.insert(rng.randrange(len(parts) + 1), part)
+    elif content.startswith(PNG_MAGIC) and index:
+        parts.insert(index, _edit_chunk(part, rng))
+    elif kind < 6:
+        big_endian = content.startswith((b"\xff\xd8", PNG_MAGIC))
+        parts.insert(index, _edit_field(part, rng, "big" if big_endian else "little"))
     else:
-        del parts[index]
-    return content[:8] + b"".join(parts)
+        parts.insert(index, _edit_bytes(part, rng))
+    return b"".join(parts)
 
 
-def _jpeg(content: bytes, rng: random.Random) -> bytes:
-    """A segment with another length, marker or content, frame fields, or a repeated, moved or missing segment."""
-    starts = [match.start() for match in JPEG_MARKER.finditer(content)]
-    if not starts:
-        return _flip(content, rng)
-    start = rng.choice(starts)
-    end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
-    following = next((other for other in starts if other > start), len(content))
-    segment, changed = content[start:end], bytearray(content)
-    kind = rng.randrange(7)
-    frames = [
-        place
-        for place in starts
-        if content[place + 1] in (0xC0, 0xC1, 0xC2) and place + 19 < len(content)
-    ]
-    if kind <= 1 and frames:
-        frame = frames[0]
-        field = rng.randrange(5)
-        if field < 2:
-            struct.pack_into(">H", changed, frame + 5 + 2 * field, rng.choice(SIZES))
-        elif field == 2:
-            changed[frame + 1] = rng.choice((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC9, 0xCA, 0xCB))
-        elif field == 3:  # precision, or the number of components
-            changed[frame + rng.choice((4, 9))] = rng.choice((0, 1, 2, 3, 4, 8, 12, 16, 255))
-        else:  # number, sampling factors and table of a component
-            changed[frame + 10 + rng.randrange(9)] = rng.choice(
-                (0, 1, 2, 0x11, 0x12, 0x21, 0x22, 0x41, 0x44, 0xFF)
-            )
-    elif kind == 2 and start + 4 <= len(content):
-        struct.pack_into(
-            ">H", changed, start + 2, rng.choice((0, 1, 2, 3, len(segment), 1000, 0xFFFF))
-        )
-    elif kind == 3 and start + 1 < len(content):
-        changed[start + 1] = rng.choice(
-            (
-                0x01,
-                0xC0,
-                0xC2,
-                0xC4,
-                0xCC,
-                0xD0,
-                0xD8,
-                0xD9,
-                0xDA,
-                0xDB,
-                0xDC,
-                0xDD,
-                0xE1,
-                0xE2,
-                0xFE,
-            )
-        )
-    elif kind == 4:
-        changed[start + 4 : end] = rng.choice((_flip, _insert, _delete))(
-            content[start + 4 : end], rng
-        )
-    elif kind == 5:  # a scan with its data, or another segment
-        place = rng.choice(starts)
-        changed[place:place] = content[start:following] * rng.choice((1, 2, 30, 150))
+def _split(content: bytes) -> list[bytes]:
+    """Segments of a JPEG, chunks of a PNG or WebP file, otherwise header fields as of a BMP."""
+    cuts, position = [], 0
+    if content.startswith(b"\xff\xd8"):
+        cuts = [match.start() for match in JPEG_MARKER.finditer(content)]
+    elif content.startswith(PNG_MAGIC):
+        position = 8
+        while position + 8 < len(content):
+            cuts.append(position)
+            position += 12 + int.from_bytes(content[position : position + 4], "big")
+    elif content.startswith(b"RIFF"):
+        position = 12
+        while position + 8 < len(content):
+            cuts.append(position)
+            length = int.from_bytes(content[position + 4 : position + 8], "little")
+            position += 8 + length + length % 2
     else:
-        del changed[start:following]
-    return bytes(changed)
+        cuts = [cut for cut in range(2, 58, 4) if cut < len(content)]
+    return [content[start:end] for start, end in itertools.pairwise([0, *cuts, len(content)])]
 
 
-def _webp(content: bytes, rng: random.Random) -> bytes:
-    """The size of the file or of a chunk, a chunk's name, the size of the image, or the content."""
-    chunks, position = [], 12
-    while position + 8 <= len(content):
-        chunks.append(position)
-        length = int.from_bytes(content[position + 4 : position + 8], "little")
-        position += 8 + length + length % 2
-    if not chunks:
-        return _flip(content, rng)
-    changed, chunk = bytearray(content), rng.choice(chunks)
+def _edit_field(part: bytes, rng: random.Random, byteorder: Literal["big", "little"]) -> bytes:
+    """Another number near the beginning, where names, lengths and sizes are."""
+    width, start = rng.choice((1, 2, 4)), rng.choice(STARTS)
+    value = rng.choice(VALUES) % 256**width
+    return part[:start] + value.to_bytes(width, byteorder) + part[start + width :]
+
+
+def _edit_chunk(chunk: bytes, rng: random.Random) -> bytes:
+    """A changed chunk of a PNG file, in most cases with a valid checksum."""
+    name, body = chunk[4:8], chunk[8:-4]
     kind = rng.randrange(5)
     if kind == 0:
-        struct.pack_into(
-            "<I", changed, 4, rng.choice((0, 4, len(content), len(content) - 7, 2**32 - 1))
-        )
-    elif kind == 1:
-        struct.pack_into(
-            "<I", changed, chunk + 4, rng.choice((0, 1, 5, 10, len(content), 2**31, 2**32 - 1))
-        )
-    elif kind == 2:
-        changed[chunk : chunk + 4] = rng.choice(
-            (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"junk")
-        )
-    elif kind == 3 and len(content) > 32:  # fields of the frame or of the canvas
-        changed[rng.randrange(20, 32)] = rng.randrange(256)
-    else:
-        changed[chunk + 8 :] = _flip(content[chunk + 8 :], rng)
-    return bytes(changed)
-
-
-def _bmp(content: bytes, rng: random.Random) -> bytes:
-    """A field of the headers."""
-    changed, place = bytearray(content), rng.choice((2, 10, 14, 18, 22, 26, 28, 30, 34, 46, 50))
-    if place + 4 > len(content):
-        return _flip(content, rng)
-    if place in (26, 28):
-        struct.pack_into("<H", changed, place, rng.choice((0, 1, 4, 8, 16, 24, 32, 64)))
-    else:
-        struct.pack_into(
-            "<i",
-            changed,
-            place,
-            rng.choice((*SIZES, -40, -1, 2, 3, 4, 6, 12, 108, 124, -(2**31), 2**31 - 1)),
-        )
-    return bytes(changed)
-
-
-Edit = Callable[[bytes, random.Random], bytes]
-BYTE_EDITS: tuple[Edit, ...] = (_flip, _flip, _truncate, _insert, _delete, _duplicate, _swap)
-STRUCTURAL: dict[bytes, Edit] = {b"\xff\xd8": _jpeg, b"\x89PNG": _png, b"RIFF": _webp, b"BM": _bmp}
+        return _edit_field(chunk, rng, "big")
+    if kind == 1 and name == b"IDAT":  # valid compression of damaged, too few or too many rows
+        with contextlib.suppress(zlib.error):
+            return make_chunk(name, zlib.compress(_edit_bytes(zlib.decompress(body), rng)))
+    if kind == 2:
+        return make_chunk(rng.choice(CHUNKS), body)
+    return make_chunk(name, _edit_field(body, rng, "big") if kind == 3 else _edit_bytes(body, rng))

@@ -14,18 +14,14 @@ def thumbnail(seed: int) -> np.ndarray:
 
 def test_similarity_of_equal_unrelated_and_flat_images():
     a, b, flat = thumbnail(0), thumbnail(1), np.full((64, 64), 90, np.uint8)
-    equal, unrelated, without_detail = fine_similarity(
-        np.stack([a, a, flat]), np.stack([a, b, flat])
-    )
-    assert equal == pytest.approx(1)
-    assert abs(unrelated) < 0.5
-    assert without_detail == pytest.approx(0), "images without detail have no detail in common"
+    similarity = fine_similarity(np.stack([a, a, flat]), np.stack([a, b, flat]))
+    assert similarity[0] == pytest.approx(1)
+    assert abs(similarity[1]) < 0.5
+    assert similarity[2] == pytest.approx(0), "images without detail have no detail in common"
 
 
 def test_similarity_of_pair_is_independent_of_batch():
-    thumbnails = np.stack([thumbnail(seed) for seed in range(12)])
-    together = fine_similarity(thumbnails[:6], thumbnails[6:], 0.1)
-    alone = [
-        fine_similarity(thumbnails[n : n + 1], thumbnails[n + 6 : n + 7], 0.1)[0] for n in range(6)
-    ]
+    first, second = (np.stack([thumbnail(start + n) for n in range(6)]) for start in (0, 6))
+    together = fine_similarity(first, second, 0.1)
+    alone = [fine_similarity(first[n : n + 1], second[n : n + 1], 0.1)[0] for n in range(6)]
     assert together.tolist() == alone

@@ -11,9 +11,9 @@ import pytest
 from stages.photographs import reading
 from stages.photographs.decode_cache import DecodeConfig
 from stages.photographs.listing import list_images
-from stages.photographs.reading import decode_file
+from stages.photographs.reading import decode_all, decode_file
 from tests.helpers.image_files import data_params, write_files
-from tests.helpers.image_folders import decode_folder, write_image_folder
+from tests.helpers.preprocessing import decode_folder, write_image_folder
 
 
 @pytest.fixture
@@ -23,29 +23,33 @@ def source(tmp_path):
 
 def test_pixels_are_in_order_of_records(source, tmp_path):
     decoded, pixels = decode_folder(source, tmp_path / "cache")
-    assert [record.path for record in decoded.records] == sorted(
-        record.path for record in decoded.records
-    )
+    paths = [record.path for record in decoded.records]
+    assert paths == sorted(paths)
     assert len(pixels) == 20 * 16 * 16 * 3
     assert decoded.thumbnails.shape == (20, 64, 64)
     assert decoded.metadata[0].width == 60
     assert set(decoded.rejected) == {"a/99.jpg", "b/99.jpg"}
 
 
-def test_unreadable_and_too_large_files_are_rejected(source, tmp_path, monkeypatch):
-    original = Path.open
-
-    def open_file(self, *arguments, **options):
-        if self.name == "3.jpg":
-            raise PermissionError(13, "Permission denied")
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", open_file)
-    (source / "a/4.jpg").write_bytes(bytes(9000))
+def test_files_that_change_after_listing_are_images_or_refused(source, tmp_path, monkeypatch):
+    data = data_params(source, image_size=16)
+    records = list_images(data).images
+    (source / "a/0.jpg").unlink()
+    os.truncate(source / "a/2.jpg", 900)
+    with (source / "a/4.jpg").open("ab") as stream:
+        stream.write(bytes(5000))
+    (source / "b/1.jpg").unlink()
+    (source / "b/1.jpg").mkdir()
+    os.truncate(source / "b/3.jpg", 9000)
     monkeypatch.setattr(reading, "MAX_BYTES", 8999)
-    rejected = decode_folder(source, tmp_path / "cache")[0].rejected
-    assert rejected["b/3.jpg"] == "unreadable: Permission denied"
-    assert rejected["a/4.jpg"] == "too large: more than 0 MiB"
+    decoded = decode_all(records, data, io.BytesIO(), map, tmp_path / "cache")
+    assert "a/4.jpg" in [record.path for record in decoded.records]
+    assert decoded.rejected.items() >= {
+        ("a/0.jpg", "unreadable: No such file or directory"),
+        ("a/2.jpg", "truncated: the end of the pixels is missing"),
+        ("b/1.jpg", "unreadable: Is a directory"),
+        ("b/3.jpg", "too large: more than 0 MiB"),
+    }
 
 
 UNPRIVILEGED_UID = 65534  # root may read everything
@@ -56,31 +60,23 @@ def test_files_and_folders_without_permission_are_rejected():
     # Not in tmp_path, which only its owner can enter.
     with tempfile.TemporaryDirectory() as name:
         names = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "closed/1.jpg", "names_only/1.jpg")
-        source = write_files(
-            Path(name) / "source", dict.fromkeys(names, b"x") | {"fixes.csv": b"path,label\n"}
-        )
-        p, user = data_params(source), os.geteuid()
-        modes = {
-            source / "a/2.jpg": 0,
-            source / "closed": 0,
-            source / "names_only": 0o444,
-            Path(name): 0o755,
-        }
+        source, user = write_files(Path(name) / "source", dict.fromkeys(names, b"x")), os.geteuid()
+        data, config = data_params(source), DecodeConfig(16, "none")
+        modes = {"a/2.jpg": 0, "closed": 0, "names_only": 0o444, "..": 0o755}
         try:
-            for file, mode in modes.items():
-                file.chmod(mode)
+            for path, mode in modes.items():
+                (source / path).chmod(mode)
             os.seteuid(user or UNPRIVILEGED_UID)
-            index = list_images(p)
-            result = decode_file(source / "a/2.jpg", DecodeConfig(16, "none"), Path(name) / "cache")
+            index = list_images(data)
+            result = decode_file(source / "a/2.jpg", config, Path(name) / "cache")
         finally:
             os.seteuid(user)
-            for file in modes:
-                file.chmod(0o700)
+            for path in modes:
+                (source / path).chmod(0o700)
     assert result == ("", "unreadable: Permission denied", "")
     assert [record.path for record in index.images] == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
-    assert index.rejected == dict.fromkeys(
-        ("closed", "names_only/1.jpg"), "unreadable: Permission denied"
-    )
+    unreadable = ("closed", "names_only/1.jpg")
+    assert index.rejected == dict.fromkeys(unreadable, "unreadable: Permission denied")
 
 
 class Terminal(io.StringIO):
@@ -93,7 +89,4 @@ def test_progress_bar_is_shown_on_terminals_only(source, tmp_path, monkeypatch, 
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "stderr", Terminal())
     decode_folder(source, tmp_path / "cache")
-    shown = sys.stderr.getvalue()
-    assert "images: 100%" in shown
-    assert "22/22 [" in shown
-    assert "img/s]" in shown
+    assert "22/22 [" in sys.stderr.getvalue()

@@ -1,4 +1,4 @@
-"""Splits: groups stay whole, class and split fractions are met, given splits are kept, impossible ones are refused."""
+"""Splits: groups stay whole, fractions are met, given splits are kept, others are refused."""
 
 from collections import Counter
 
@@ -15,11 +15,9 @@ def assign(labels, groups, given_splits=None, val=0.12, test=0.2, seed=0) -> lis
     return assign_splits(labels, groups, given_splits or [""] * len(labels), val, test, seed)
 
 
-def groups_in_several_splits(groups, splits) -> set:
-    splits_of: dict = {}
-    for group, name in zip(groups, splits, strict=True):
-        splits_of.setdefault(group, set()).add(name)
-    return {group for group, names in splits_of.items() if len(names - {EXCLUDED_LEAK}) > 1}
+def groups_are_whole(groups, splits) -> bool:
+    pairs = {(g, s) for g, s in zip(groups, splits, strict=True) if s != EXCLUDED_LEAK}
+    return len(pairs) == len({group for group, _ in pairs})
 
 
 def random_images(groups: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -27,24 +25,20 @@ def random_images(groups: int, seed: int = 0) -> tuple[list[str], list[str]]:
     rng = np.random.default_rng(seed)
     sizes = rng.choice([1, 1, 2, 3, 6], groups)
     labels = rng.choice(["Type_1", "Type_2", "Type_3"], groups, p=[0.17, 0.53, 0.3])
-    return np.repeat(labels, sizes).tolist(), np.repeat(
-        [f"g{n}" for n in range(groups)], sizes
-    ).tolist()
+    names = [f"g{n}" for n in range(groups)]
+    return np.repeat(labels, sizes).tolist(), np.repeat(names, sizes).tolist()
 
 
 def test_split_and_class_fractions_are_met():
     labels, groups = random_images(800)
     splits = assign(labels, groups)
-    assert not groups_in_several_splits(groups, splits)
+    assert groups_are_whole(groups, splits)
     sizes, classes = Counter(splits), Counter(labels)
+    pairs = Counter(zip(splits, labels, strict=True))
     assert sizes["test"] / len(labels) == pytest.approx(0.2, abs=0.01)
     assert sizes["val"] / len(labels) == pytest.approx(0.12, abs=0.015)
-    for name in SPLITS:
-        part = Counter(label for label, split in zip(labels, splits, strict=True) if split == name)
-        for label in classes:
-            assert part[label] / sizes[name] == pytest.approx(
-                classes[label] / len(labels), abs=0.02
-            )
+    for (name, label), count in pairs.items():
+        assert count / sizes[name] == pytest.approx(classes[label] / len(labels), abs=0.02)
 
 
 def test_split_depends_on_seed_only():
@@ -62,30 +56,14 @@ def test_small_dataset_is_split_or_refused(groups, seed, val, test):
     except SplitError as error:
         assert str(error).startswith(("class Type_", "split: "))  # noqa: PT017
     else:
-        assert set(splits) == set(SPLITS)
-        assert not groups_in_several_splits(names, splits)
-        for label in set(labels):
-            assert {
-                split for other, split in zip(labels, splits, strict=True) if other == label
-            } == set(SPLITS)
+        assert groups_are_whole(names, splits)
+        pairs = set(zip(labels, splits, strict=True))
+        assert pairs == {(label, name) for label in labels for name in SPLITS}
 
 
 def test_smallest_dataset_that_can_be_split():
-    assert sorted(assign(list("aaabbb"), list("123456"))) == [
-        "test",
-        "test",
-        "train",
-        "train",
-        "val",
-        "val",
-    ]
-
-
-def test_class_with_two_groups_is_refused():
-    with pytest.raises(
-        SplitError, match=r"class b: expected at least 3 groups of images, .* got 2"
-    ):
-        assign(list("aaabbbb"), list("1234455"))
+    splits = assign(list("aaabbb"), list("123456"))
+    assert sorted(splits) == ["test", "test", "train", "train", "val", "val"]
 
 
 def test_other_images_of_given_test_groups_are_excluded():
@@ -97,31 +75,25 @@ def test_other_images_of_given_test_groups_are_excluded():
     given_splits[first] = ""  # a further image of a test patient
     splits = assign(labels, groups, given_splits)
     assert splits[first] == EXCLUDED_LEAK
-    assert [split == "test" for split in splits] == [split == "test" for split in given_splits]
-    assert not groups_in_several_splits(groups, splits)
+    assert [name == "test" for name in splits] == [name == "test" for name in given_splits]
+    assert groups_are_whole(groups, splits)
     assert 0.05 < splits.count("val") / len(splits) < 0.25
-
-
-GROUPS = [str(n) for n in range(18)]
 
 
 def test_complete_given_splits_are_kept():
     given_splits = ["train", "val", "test"] * 6
-    assert assign(["a"] * 9 + ["b"] * 9, GROUPS, given_splits) == given_splits
+    assert assign(["a"] * 9 + ["b"] * 9, range(18), given_splits) == given_splits
 
 
-def test_given_splits_without_test_are_refused():
-    with pytest.raises(SplitError, match="expected test among the given splits, got train, val"):
-        assign(["a"] * 9 + ["b"] * 9, GROUPS, ["train", "val", "train"] * 6)
-
-
-def test_given_splits_without_training_images_are_refused():
-    with pytest.raises(SplitError, match="expected at least two groups to draw val from, got 0"):
-        assign(["a", "b"] * 6, range(12), ["test"] * 12)
-
-
-def test_class_without_test_images_is_refused():
-    with pytest.raises(
-        SplitError, match="class b: expected images in train, val and test, got none in test"
-    ):
-        assign(["a"] * 3 + ["b"] * 15, GROUPS, ["test"] + [""] * 17)
+@pytest.mark.parametrize(
+    ("labels", "groups", "given_splits", "message"),
+    [
+        ("aaabbbb", "1234455", None, "class b: expected at least 3 groups of images, .* got 2"),
+        ("aaabbb", "123456", ["train", "val"] * 3, "expected test among the given .* train, val"),
+        ("aaabbb", "123456", ["test"] * 6, "expected at least two groups to draw val from, got 0"),
+        ("aaabbb", "123456", ["test"] + [""] * 5, "class b: expected images .* got none in test"),
+    ],
+)
+def test_impossible_split_is_refused(labels, groups, given_splits, message):
+    with pytest.raises(SplitError, match=message):
+        assign(list(labels), list(groups), given_splits)
