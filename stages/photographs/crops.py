@@ -18,14 +18,9 @@ MAX_ASPECT_RATIO = 2.5  # its longer side / its shorter side
 
 @dataclass(frozen=True)
 class CropBox:
-    """A part of an image, in fractions of its width and height.
+    """A part of an image, in fractions (0..1) of its width and height.
 
-    Attributes:
-        left: 0..1.
-        top: 0..1.
-        right: 0..1.
-        bottom: 0..1.
-        kind: none, square, cervix, or fallback (the central square for want of a cervix).
+    kind: none, square, cervix, or fallback (the central square for want of a cervix).
     """
 
     left: float

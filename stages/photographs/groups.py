@@ -35,13 +35,9 @@ COPY, NEAR = "copy", "near"
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two rows that show the same.
+    """Two rows that show the same, the smaller one first.
 
-    Attributes:
-        first: the smaller row.
-        second: the larger row.
-        kind: copy (equal bytes) or near.
-        similarity: agreement of fine detail, 1 for copies.
+    kind: copy (equal bytes) or near; similarity: agreement of fine detail, 1 for copies.
     """
 
     first: int

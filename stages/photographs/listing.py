@@ -114,9 +114,8 @@ def _check_classes(index: ImageIndex, source: Path) -> None:
     classes = sorted({record.label for record in index.images})
     if len(classes) >= 2:
         return
-    got = f"{len(index.images)} images of " + (
-        f"1 class ({classes[0]})" if classes else "0 classes"
-    )
+    count = f"1 class ({classes[0]})" if classes else "0 classes"
+    got = f"{len(index.images)} images of {count}"
     if index.rejected:  # links to the class folders, for example
         path, reason = min(index.rejected.items())
         got += f", and {len(index.rejected)} that can't be used, the first is {path} ({reason})"

@@ -26,10 +26,9 @@ def find_table(data: DataParams, key: str) -> Path | None:
         return Path(name)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not (source / path).exists():
-        places = f"the source folder {source}" + (
-            f", {LABEL_FIXES}" if key == "label_fixes" else ""
-        )
-        raise SourceError(f"data.{key}: expected a CSV file in {places} or none, got {name}")
+        or_fixes = f", {LABEL_FIXES}" if key == "label_fixes" else ""
+        expected = f"expected a CSV file in the source folder {source}{or_fixes} or none"
+        raise SourceError(f"data.{key}: {expected}, got {name}")
     return source / path
 
 

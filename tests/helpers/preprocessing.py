@@ -16,7 +16,7 @@ SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
 
 
 def set_params(project: Path, workers: int = 1, cluster: str = "none", **changes) -> None:
-    """The project's parameters at 16 pixels, for the images in raw/, without the sample's tables."""
+    """The project's parameters at 16 pixels, for the images in raw/ and without tables."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     small = {"source": "raw", "image_size": 16, "label_fixes": "none", "groups": "none"}
     params["data"] |= small | changes
