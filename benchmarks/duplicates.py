@@ -56,7 +56,7 @@ def images_of_patients(source: Path) -> tuple[list[Image.Image], list[str]]:
     images, patients = [], []
     for record in list_images(data).images:
         try:
-            images.append(decode_and_orient(record.file.read_bytes(), PIXELS, usable_part=1)[0])
+            images.append(decode_and_orient(record.file.read_bytes(), PIXELS)[0])
         except ImageDecodeError:
             continue
         patients.append(record.patient or record.path)
@@ -67,7 +67,7 @@ def thumbnail(image: Image.Image, quality: int) -> np.ndarray:
     """What the stage keeps of a file with this image: uint8 (64, 64)."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
-    return decode_image(file.getvalue(), 32, "none", usable_part=1).thumbnail
+    return decode_image(file.getvalue(), 32, "none").thumbnail
 
 
 def window(image: Image.Image, center: np.ndarray, side: float) -> Image.Image:

@@ -91,7 +91,7 @@ def compare(folder: Path, count: int) -> None:
     usual = transforms.Compose(
         [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()]
     )
-    square, cervix = (DecodeConfig(SIZE, crop, 1.0) for crop in ("square", "cervix"))
+    square, cervix = (DecodeConfig(SIZE, crop) for crop in ("square", "cervix"))
     fresh = (
         folder / f"cache{number}" for number in itertools.count()
     )  # another one each time, so that nothing is in it
@@ -116,7 +116,7 @@ def compare(folder: Path, count: int) -> None:
     whole = Image.open(io.BytesIO(content)).convert("RGB")
     print("against a full decode with the same filter:")
     for crop in ("square", "cervix"):
-        reduced = decode_image(content, SIZE, crop, 1)
+        reduced = decode_image(content, SIZE, crop)
         region = reduced.crop_box
         box = (
             region.left * WIDTH,

@@ -105,7 +105,7 @@ def measure(folder: Path, workers: int, cluster: str) -> dict:
     params["data"] |= {
         "source": "raw",
         "image_size": 32,
-        "label_fixes": str(ROOT / "data/label_fixes.csv"),
+        "label_fixes": "none",
         "groups": "none",
     }
     params["runtime"] |= {"tracking": False, "workers": workers, "cluster": cluster}

@@ -32,7 +32,6 @@ class ModelCard:
     model: str  # clean or adv
     md5: str
     crop: str  # as data.crop
-    usable_part: float  # as data.usable_part
     synthetic: bool  # trained on synthetic images
     norm: str  # as attack.norm
     eps: float  # that it was attacked with, in pixel units
@@ -113,7 +112,6 @@ def read_card(model: str) -> ModelCard:
             model=model,
             md5=chain[weights][0],
             crop=how["crop"],
-            usable_part=float(how["usable_part"]),
             synthetic=data["synthetic"],
             norm=evaluated["params"]["params.yaml"]["attack"]["norm"],
             eps=metrics["eps"],

@@ -28,7 +28,7 @@ class ImagePredictor:
         Raises:
             ImageDecodeError: when the bytes give no usable image.
         """
-        return decode_image(content, self.size, self.card.crop, self.card.usable_part).pixels
+        return decode_image(content, self.size, self.card.crop).pixels
 
     def predict_proba(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """N times uint8 (size, size, 3) -> float32 (N, K), in the order of the classes."""

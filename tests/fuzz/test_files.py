@@ -74,9 +74,7 @@ def list_with_patients(file):
             | {"fixes.csv": b"path,label\n"},
         )
     shutil.copy(file, source / "patients.csv")
-    return list_images(
-        data_params(source, groups="patients.csv", label_fixes=str(source / "fixes.csv"))
-    )
+    return list_images(data_params(source, groups="patients.csv", label_fixes="fixes.csv"))
 
 
 def load_with(file, other):

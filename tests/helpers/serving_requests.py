@@ -15,7 +15,6 @@ CARD = ModelCard(
     "adv",
     "0",
     "cervix",
-    1.0,
     True,
     "linf",
     8 / 255,

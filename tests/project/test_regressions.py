@@ -141,7 +141,7 @@ def preprocessed(tmp_path, monkeypatch):
         "source": str(tmp_path / "source"),
         "groups": "none",
         "group_pattern": r"p(\d+)_",
-        "label_fixes": str(ROOT / "data/label_fixes.csv"),
+        "label_fixes": "none",
     }
     params["runtime"]["tracking"] = False
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

@@ -42,7 +42,7 @@ def finished_pipeline(tmp_path, weights, monkeypatch):
     stages = {
         "preprocess": {
             "outs": [entry("data/processed", "p"), entry("metrics/data.json")],
-            "params": {"params.yaml": {"data": {"crop": "none", "usable_part": 1}}},
+            "params": {"params.yaml": {"data": {"crop": "none"}}},
         },
         "attack_eval@adv": {
             "deps": [entry("data/processed", "p"), entry("data/models/adv.safetensors")],

@@ -18,7 +18,7 @@ from tests.helpers.serving_requests import CARD, SIZE, image_file
 def test_preprocessing_follows_card(weights, crop):
     predictor = ImagePredictor(weights, dataclasses.replace(CARD, crop=crop))
     assert np.array_equal(
-        predictor.preprocess(image_file()), decode_image(image_file(), SIZE, crop, 1.0).pixels
+        predictor.preprocess(image_file()), decode_image(image_file(), SIZE, crop).pixels
     )
 
 
