@@ -2,8 +2,9 @@
 
 Run: python -m stages.publish <clean|adv>
 
-Reads data/models/<model>.safetensors, metrics/ and dvc.lock. Registers a version of the model ``colposcopy-classifier`` and
-gives it the alias ``champion``; the same model and code again only move the alias. No stage of the pipeline.
+Reads data/models/<model>.safetensors, metrics/ and dvc.lock. Registers a version of the model
+``colposcopy-classifier`` and gives it the alias ``champion``; the same model and code again only
+move the alias. No stage of the pipeline.
 """
 
 import argparse
@@ -14,13 +15,16 @@ import os
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
-from stages.serving.card import ModelCard, read_card
-from stages.tracking.connection import open_session
-from stages.tracking.mlflow_runs import MlflowSession
+from stages.serving.evaluated_model import EvaluatedModel, read_evaluated_model
+from stages.tracking.connection import mlflow, open_mlflow
+from stages.tracking.environment import code_tags
+from stages.tracking.mlflow_runs import find
+from stages.tracking.stage_outputs import LAST_STAGE, content_digest
 
 NAME, ALIAS = "colposcopy-classifier", "champion"
 PYFUNC_MODEL_FILE = "stages/serving/pyfunc_model.py"
@@ -28,39 +32,53 @@ PYFUNC_MODEL_FILE = "stages/serving/pyfunc_model.py"
 
 def main(model: str) -> str:
     """Publish; returns the version."""
-    card, session = read_card(model), open_session()
-    code = hashlib.sha256(
-        b"".join(file.read_bytes() for file in sorted(Path("stages").rglob("*.py")))
-    ).hexdigest()
-    tags = {"md5": card.md5, "model": model, "card": card.to_json(), "code": code}
-    versions = session.client.search_model_versions(f"name = '{NAME}'")
-    known = [v for v in versions if all(v.tags.get(key) == tags[key] for key in ("card", "code"))]
-    version = known[0].version if known else register(session, card, tags)
-    session.client.set_registered_model_alias(NAME, ALIAS, version)
-    print(f"models:/{NAME}@{ALIAS} is version {version}, {model}. {card.disclaimer()}")
+    evaluated = read_evaluated_model(model)
+    open_mlflow()
+    client = mlflow.MlflowClient()
+    code = hashlib.sha256()
+    for file in sorted(Path("stages").rglob("*.py")):
+        code.update(file.read_bytes())
+    tags = {
+        "model": model,
+        "md5": evaluated.md5,
+        "evaluation": evaluated.to_json(),
+        "code": code.hexdigest(),
+    }
+    for known in client.search_model_versions(f"name = '{NAME}'"):
+        if tags.items() <= known.tags.items():
+            version = known.version
+            break
+    else:
+        version = register(evaluated, tags)
+    client.set_registered_model_alias(NAME, ALIAS, version)
+    print(f"models:/{NAME}@{ALIAS} is version {version}, {model}. {evaluated.disclaimer()}")
     return str(version)
 
 
-def register(session: MlflowSession, card: ModelCard, tags: dict[str, str]) -> str:
-    """A new version, logged by a run of its own below the pipeline's; returns its number."""
+def register(evaluated: EvaluatedModel, tags: dict[str, str]) -> str:
+    """A new version, logged by a run of its own below that of its configuration; its number."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
+    configurations = find({"results": content_digest(LAST_STAGE)})
+    run = f"publish@{evaluated.model}"
     example = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(example, "PNG")
     with (
         tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(run_id=session.start_publication_run(card.model)),
+        mlflow.start_run(
+            run_name=run,
+            parent_run_id=configurations[0].info.run_id if configurations else None,
+            tags={**code_tags("stages/publish.py"), "stage": run},
+        ),
     ):
-        file = Path(folder) / "card.json"
-        file.write_text(card.to_json(), encoding="utf-8")
+        file = Path(folder) / "evaluation.json"
+        file.write_text(evaluated.to_json(), encoding="utf-8")
         published = mlflow.pyfunc.log_model(
             name=NAME,
             python_model=PYFUNC_MODEL_FILE,
-            artifacts={"weights": str(weights_path(card.model)), "card": str(file)},
+            artifacts={"weights": str(weights_path(evaluated.model)), "evaluation": str(file)},
             code_paths=["stages"],
             pip_requirements="requirements.txt",
             signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
@@ -68,10 +86,10 @@ def register(session: MlflowSession, card: ModelCard, tags: dict[str, str]) -> s
             registered_model_name=NAME,
             tags=tags,
         )
-    version = published.registered_model_version
+    client, version = mlflow.MlflowClient(), published.registered_model_version
     for key, value in tags.items():
-        session.client.set_model_version_tag(NAME, version, key, value)
-    session.client.update_model_version(NAME, version, description=card.disclaimer())
+        client.set_model_version_tag(NAME, version, key, value)
+    client.update_model_version(NAME, version, description=evaluated.disclaimer())
     return version
 
 

@@ -1,8 +1,9 @@
-"""Serve a published model on 127.0.0.1 by MLflow's protocol: /invocations, /ping, /health, /version.
+"""Serve a published model on 127.0.0.1: /invocations, /ping, /health, /version as in MLflow.
 
 Run: python -m stages.serve [model URI] [--port 5001]
 
-Loads the model from MLflow's registry with the code that it was published with. No stage of the pipeline.
+Loads the model from MLflow's registry with the code that it was published with. No stage of the
+pipeline.
 """
 
 import argparse
@@ -13,13 +14,11 @@ from typing import Any
 from stages.core.errors import InputError
 from stages.core.processes import run_cli
 from stages.serving.request_guard import RequestGuard
-from stages.tracking.connection import tracking_uri
+from stages.tracking.connection import mlflow, tracking_uri
 
 CHAMPION = "models:/colposcopy-classifier@champion"  # as stages.publish names it
 HOST = "127.0.0.1"  # no authentication: reachable from this machine only
-MAX_CONNECTIONS = (
-    32  # at a time, each of which may hold a request of MAX_BODY; further ones get status 503
-)
+MAX_CONNECTIONS = 32  # each may hold a request of MAX_BODY; further ones get status 503
 
 
 def main(model: str, port: int) -> None:
@@ -37,18 +36,15 @@ def load_published(uri: str) -> Any:
     Raises:
         InputError: when there is none.
     """
-    import mlflow
-
     mlflow.set_tracking_uri(tracking_uri(Path.cwd()))
-    # The model brings its own `stages`: imports must not find the modules of this folder, which may have changed since.
+    # The model brings its own `stages`: those of this folder may have changed since.
     for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
         del sys.modules[name]
     try:
         return mlflow.pyfunc.load_model(uri)
     except mlflow.MlflowException as error:
-        raise InputError(
-            f"{uri}: expected a model that `python -m stages.publish` published, got: {error.message}"
-        ) from None
+        expected = "expected a model that `python -m stages.publish` published"
+        raise InputError(f"{uri}: {expected}, got: {error.message}") from None
 
 
 if __name__ == "__main__":

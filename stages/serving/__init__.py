@@ -1,1 +1,1 @@
-"""Trained models in use: model card, prediction on image files, the served model."""
+"""Trained models in use: their evaluation, prediction on image files, the served model."""

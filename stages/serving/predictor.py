@@ -1,4 +1,4 @@
-"""From an image file's bytes to a prediction: what preprocess does to the pixels, then the classifier."""
+"""From an image file to a prediction: what preprocess does to the pixels, then the classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,34 +10,35 @@ from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.inference import predict_logits
 from stages.photographs.decoding import decode_image
-from stages.serving.card import ModelCard
+from stages.serving.evaluated_model import EvaluatedModel
 
-BATCH = 64  # images in one forward pass
+BATCH = 64  # images in one forward pass: bounds memory
 
 
 class ImagePredictor:
     """A saved model, on the CPU, with the preprocessing that it was trained with."""
 
-    def __init__(self, weights: Path, card: ModelCard) -> None:
-        self.model, self.card = classifier.load(weights), card
+    def __init__(self, weights: Path, evaluated: EvaluatedModel) -> None:
+        self.model, self.evaluated = classifier.load(weights), evaluated
         self.classes, self.size = self.model.classes, self.model.image_size
 
     def preprocess(self, content: bytes) -> np.ndarray:
-        """A file's bytes -> uint8 (size, size, 3), the very pixels that the stage preprocess stores.
+        """A file's bytes -> uint8 (size, size, 3), the very pixels that preprocess stores.
 
         Raises:
             ImageDecodeError: when the bytes give no usable image.
         """
-        return decode_image(content, self.size, self.card.crop).pixels
+        crop, usable_part = self.evaluated.crop, self.evaluated.usable_part
+        return decode_image(content, self.size, crop, usable_part).pixels
 
     def predict_proba(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """N times uint8 (size, size, 3) -> float32 (N, K), in the order of the classes."""
-        batches = [np.empty((0, len(self.classes)), np.float32)]
-        for start in range(0, len(pixels), BATCH):
-            images = np.stack(pixels[start : start + BATCH])  # (B, size, size, 3)
-            rows = np.arange(len(images))
-            x, _ = DatasetSplit(images, np.zeros(len(images), np.int64), rows).load(
-                rows, torch.device("cpu")
-            )
-            batches.append(predict_logits(self.model, x).softmax(1).numpy())
-        return np.concatenate(batches)
+        """N times uint8 (size, size, 3) -> float32 (N, K), in the order of the classes.
+
+        All in one forward pass: N should not exceed BATCH.
+        """
+        if not pixels:
+            return np.empty((0, len(self.classes)), np.float32)
+        rows = np.arange(len(pixels))
+        split = DatasetSplit(np.stack(pixels), np.zeros(len(pixels), np.int64), rows)
+        x, _ = split.load(rows, torch.device("cpu"))
+        return predict_logits(self.model, x).softmax(1).numpy()

@@ -1,8 +1,9 @@
-"""The model that MLflow loads and serves: published as this file, the weights and the card. No pickle.
+"""The model that MLflow serves, published as this file, weights and evaluation: no pickle.
 
-A request has one column, ``image``: an image file in base64, or the nested list of a uint8 array (size, size, 3) as in the
-processed dataset. Each prediction has the class, the probabilities, and the model's measured robust accuracy. What is no such
-image is refused with status 400 and the reason; a bug has status 500.
+A request has one column, ``image``: an image file in base64, or the nested list of a uint8 array
+(size, size, 3) as in the processed dataset. Each prediction has the class, the probabilities, and
+the model's measured robust accuracy. What is no such image is refused with status 400 and the
+reason; a bug has status 500.
 """
 
 import base64
@@ -20,11 +21,11 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel
 
 from stages.photographs.decoding import ImageDecodeError
-from stages.serving.card import ModelCard
+from stages.serving.evaluated_model import EvaluatedModel
 from stages.serving.predictor import BATCH, ImagePredictor
 
 MAX_BYTES = 32 * 2**20  # of one image, as it is sent
-MAX_IMAGES = BATCH  # of one request: bounds its time, and its memory, which in pixels may be many times that of the files
+MAX_IMAGES = BATCH  # of one request: bounds its time, and the memory that decoded images take
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +34,18 @@ class ServedModel(PythonModel):
     """Predicts on images that come as base64 or as arrays."""
 
     def load_context(self, context: Any) -> None:
-        card = ModelCard.from_json(Path(context.artifacts["card"]).read_text(encoding="utf-8"))
-        self.predictor = ImagePredictor(Path(context.artifacts["weights"]), card)
+        text = Path(context.artifacts["evaluation"]).read_text(encoding="utf-8")
+        weights = Path(context.artifacts["weights"])
+        self.predictor = ImagePredictor(weights, EvaluatedModel.from_json(text))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict | None = None
     ) -> list[dict[str, Any]]:
-        """One prediction for each row of the column ``image``: base64 text, bytes, or a uint8 array.
+        """One prediction for each row of the column ``image``: base64, bytes, or a uint8 array.
 
         Raises:
-            MlflowException: for an invalid request; the server then responds with status 400. For a bug, with status 500.
+            MlflowException: the server responds to an invalid request with status 400, to a bug
+                with status 500.
         """
         try:
             return self._predict(model_input)
@@ -65,51 +68,48 @@ class ServedModel(PythonModel):
                 pixels.append(self._pixels(image))
             except (ImageDecodeError, ValueError) as error:
                 raise MlflowException.invalid_parameter_value(f"image {number}: {error}") from None
-        card = self.predictor.card
-        measured = dataclasses.asdict(card.robust_accuracy_worst) | {
-            "norm": card.norm,
-            "eps": card.eps,
-            "images": card.images,
-            "confidence": card.confidence,
+        return [self._prediction(row) for row in self.predictor.predict_proba(pixels)]
+
+    def _prediction(self, probabilities: np.ndarray) -> dict[str, Any]:
+        """The response for one image, whose probabilities (K,) these are."""
+        classes, evaluated = self.predictor.classes, self.predictor.evaluated
+        robust_accuracy = dataclasses.asdict(evaluated.robust_accuracy_worst)
+        for name in ("norm", "eps", "images", "confidence"):
+            robust_accuracy[name] = getattr(evaluated, name)
+        return {
+            "class": classes[int(probabilities.argmax())],
+            "probabilities": dict(zip(classes, map(float, probabilities), strict=True)),
+            "robust_accuracy": robust_accuracy,
+            "notice": evaluated.disclaimer(),
         }
-        return [
-            {
-                "class": self.predictor.classes[int(row.argmax())],
-                "probabilities": dict(zip(self.predictor.classes, map(float, row), strict=True)),
-                "robust_accuracy": measured,
-                "notice": card.disclaimer(),
-            }
-            for row in self.predictor.predict_proba(pixels)
-        ]
 
     def _pixels(self, image: Any) -> np.ndarray:
         """The image as uint8 (size, size, 3); raises ValueError or ImageDecodeError."""
         if isinstance(image, str | bytes):
-            if len(image) > MAX_BYTES:
-                raise ValueError(
-                    f"expected an image of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes"
-                )
-            try:
-                content = (
-                    base64.b64decode(image, validate=True) if isinstance(image, str) else image
-                )
-            except binascii.Error as error:
-                raise ValueError(f"expected base64, got an error: {error}") from None
-            return self.predictor.preprocess(content)
-        array, shape = (
-            np.array(image),
-            (self.predictor.size, self.predictor.size, 3),
-        )  # a ragged list is a ValueError
-        if (
-            array.shape != shape
-            or array.dtype.kind not in "iu"
-            or array.min() < 0
-            or array.max() > 255
-        ):
+            return self.predictor.preprocess(_decode_base64(image))
+        array = np.array(image)  # raises ValueError for a ragged list
+        shape = (self.predictor.size, self.predictor.size, 3)
+        is_image = array.shape == shape and array.dtype.kind in "iu"
+        if not is_image or array.min() < 0 or array.max() > 255:
             raise ValueError(
-                f"expected base64 or whole numbers 0..255 of shape {shape}, got {array.dtype} {array.shape}"
+                f"expected base64 or whole numbers 0..255 of shape {shape}, "
+                f"got {array.dtype} {array.shape}"
             )
         return array.astype(np.uint8)
+
+
+def _decode_base64(image: str | bytes) -> bytes:
+    """The content of an image file; raises ValueError."""
+    if len(image) > MAX_BYTES:
+        raise ValueError(
+            f"expected an image of at most {MAX_BYTES // 2**20} MiB, got {len(image)} bytes"
+        )
+    if isinstance(image, bytes):
+        return image
+    try:
+        return base64.b64decode(image, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"expected base64, got an error: {error}") from None
 
 
 set_model(ServedModel())

@@ -1,7 +1,8 @@
-"""The layer in front of MLflow's scoring server: bounds a request's size and memory, and answers invalid ones with status 4xx.
+"""The layer in front of MLflow's scoring server: bounds a request's size and memory.
 
-Alone, MLflow answers with status 500 where its own parsing fails (no Content-Type, JSON nested too deeply, an integer of 5,000
-digits), puts the whole request into its messages, and opens CSV and Parquet, whose size in memory no limit of bytes bounds.
+It answers invalid requests with status 4xx. Alone, MLflow answers with status 500 where its own
+parsing fails (no Content-Type, JSON nested too deeply, an integer of 5,000 digits), puts the whole
+request into its messages, and opens CSV and Parquet, whose size in memory no limit of bytes bounds.
 """
 
 import asyncio
@@ -13,10 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 48 * 2**20  # bytes of a request: an image of MAX_BYTES in base64, and some
-MAX_VALUES = (
-    2**22
-)  # of a request's JSON, each of which takes up to some 100 bytes of memory: 20 arrays of 224 x 224 pixels
+MAX_BODY = 48 * 2**20  # bytes of a request: more than one image of 32 MiB in base64
+# In a request's JSON; each takes up to some 100 bytes of memory. 20 arrays of 224 x 224 pixels.
+MAX_VALUES = 2**22
 BODY_SECONDS = 60.0  # for the body to arrive
 MAX_REASON = 500  # characters
 INPUT_KEYS = {"dataframe_split", "dataframe_records", "inputs", "instances"}  # of MLflow's protocol
@@ -40,8 +40,9 @@ class RequestGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            # MLflow parses and predicts in the loop's threads. One thread: what JSON becomes in memory, many times its size,
-            # is there for one request at a time, also when MLflow has given up waiting for it.
+            # MLflow parses and predicts in the threads of the event loop. With one thread, parsed
+            # JSON, many times the size of its text, is in memory for one request at a time, also
+            # when MLflow has given up waiting for it.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", "/invocations"):
             await self.app(scope, receive, send)
@@ -51,10 +52,10 @@ class RequestGuard:
         except ClientDisconnect:
             return
         except RefusedRequestError as refused:
-            # As MLflow's errors. ASCII: the reason may quote half a surrogate pair of the request, which has no UTF-8.
-            content = json.dumps(
-                {"error_code": "INVALID_PARAMETER_VALUE", "message": refused.reason}
-            )
+            # In the form of MLflow's errors. JSON in ASCII, as json.dumps writes it: the reason may
+            # quote half a surrogate pair of the request, which UTF-8 cannot encode.
+            error = {"error_code": "INVALID_PARAMETER_VALUE", "message": refused.reason}
+            content = json.dumps(error)
             response = Response(content, refused.status, media_type="application/json")
         await response(scope, receive, send)
 
@@ -62,14 +63,12 @@ class RequestGuard:
         """MLflow's response.
 
         Raises:
-            RefusedRequestError: in place of every response with status 4xx, and where MLflow failed.
+            RefusedRequestError: for every response with status 4xx, and where MLflow failed.
         """
         request = Request(scope, receive)
         body = await read_body(request)
         check_content_type(request.headers.get("content-type", ""))
-        await asyncio.to_thread(
-            check_json, body
-        )  # in the thread of MLflow's own parsing, see above
+        await asyncio.to_thread(check_json, body)  # in the one thread, see above
         messages: list[Message] = [{"type": "http.request", "body": body}]
         del body  # not to be held twice while the request waits
         sent: list[Message] = []
@@ -83,21 +82,18 @@ class RequestGuard:
         try:
             await self.app(scope, replay, hold)
         except Exception:
-            # The served model responds to its own bugs with status 500 (ServedModel.predict). What is raised here, MLflow
-            # raised about the request, and that may be nearly every kind of exception.
+            # The served model responds to its own bugs with status 500 (ServedModel.predict). What
+            # is raised here, MLflow raised about the request: nearly every kind of exception.
             logger.warning("MLflow failed on a request", exc_info=True)
             raise RefusedRequestError(
                 400, "expected a request as MLflow documents it, got one that it fails on"
             ) from None
-        status, content = (
-            sent[0]["status"],
-            b"".join(message.get("body", b"") for message in sent[1:]),
-        )
+        status = sent[0]["status"]
+        content = b"".join(message.get("body", b"") for message in sent[1:])
         if 400 <= status < 500:
             # MLflow puts the request in front of the reason.
-            raise RefusedRequestError(
-                status, json.loads(content)["message"].rpartition("\nError: ")[2]
-            )
+            reason = json.loads(content)["message"].rpartition("\nError: ")[2]
+            raise RefusedRequestError(status, reason)
         return Response(content, status, media_type="application/json")
 
 
@@ -112,7 +108,8 @@ async def read_body(request: Request) -> bytes:
     """The whole body.
 
     Raises:
-        RefusedRequestError: when it is too large (its bytes are counted; Content-Length may be wrong or missing) or slow.
+        RefusedRequestError: when it is too large or slow. Its bytes are counted, as Content-Length
+            may be wrong or missing.
         ClientDisconnect: when the client has gone.
     """
     body, size = bytearray(), 0
@@ -122,7 +119,7 @@ async def read_body(request: Request) -> bytes:
                 size += len(chunk)
                 if size <= MAX_BODY:
                     body += chunk
-                else:  # read to its end, but not kept: most clients look for a response only when they have sent all
+                else:  # still read to its end: most clients look for no response before that
                     body.clear()
     except TimeoutError:
         raise RefusedRequestError(
@@ -136,10 +133,9 @@ async def read_body(request: Request) -> bytes:
 
 
 def check_json(body: bytes) -> None:
-    """Raises RefusedRequestError unless it is an object with one of the keys of MLflow's protocol, and params at most."""
-    if (
-        sum(map(body.count, b",[{")) > MAX_VALUES
-    ):  # one of these signs precedes each value but the first
+    """Raises RefusedRequestError unless it is an object that MLflow's protocol allows."""
+    # Before each value but the first stands one of these characters.
+    if sum(map(body.count, b",[{")) > MAX_VALUES:
         raise RefusedRequestError(
             413,
             f"expected JSON of at most {MAX_VALUES} values, got more; images in base64 are shorter",
@@ -150,14 +146,9 @@ def check_json(body: bytes) -> None:
         raise RefusedRequestError(
             400, f"expected JSON, got {type(error).__name__}: {error}"
         ) from None
+    expected = f"expected a JSON object with one of the keys {', '.join(sorted(INPUT_KEYS))}"
+    if not isinstance(content, dict):
+        raise RefusedRequestError(400, f"{expected}, got {type(content).__name__}")
     # Other keys could make MLflow take it for a request to a language model, which it checks less.
-    if (
-        not isinstance(content, dict)
-        or len(content.keys() & INPUT_KEYS) != 1
-        or content.keys() - INPUT_KEYS - {"params"}
-    ):
-        got = list(content)[:5] if isinstance(content, dict) else type(content).__name__
-        raise RefusedRequestError(
-            400,
-            f"expected a JSON object with one of the keys {', '.join(sorted(INPUT_KEYS))}, got {got}",
-        )
+    if len(content.keys() & INPUT_KEYS) != 1 or content.keys() - INPUT_KEYS - {"params"}:
+        raise RefusedRequestError(400, f"{expected}, got {list(content)[:5]}")

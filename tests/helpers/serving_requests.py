@@ -1,4 +1,4 @@
-"""Image files as clients send them, valid and invalid, the card of a model, and requests to a server in this process."""
+"""Requests to a model, valid and invalid, and a client of a server in this process."""
 
 import asyncio
 import base64
@@ -6,23 +6,10 @@ import base64
 import numpy as np
 from PIL import Image
 
-from stages.serving.card import Estimate, ModelCard
+from tests.helpers.evaluated_models import SIZE
 from tests.helpers.image_files import encode, make_png
 
-SIZE = 32
 JSON = {"content-type": "application/json"}
-CARD = ModelCard(
-    "adv",
-    "0",
-    "cervix",
-    True,
-    "linf",
-    8 / 255,
-    12,
-    0.95,
-    Estimate(0.9, 0.8, 1.0),
-    Estimate(0.4, 0.3, 0.5),
-)
 
 
 def image_file(seed: int = 0) -> bytes:
@@ -55,7 +42,10 @@ INVALID_REQUESTS = {  # image -> part of the error message
 
 
 def post_asgi(app, chunks, headers=JSON, path="/invocations"):
-    """Status and body of an ASGI application's response to a POST request whose body comes in chunks; None: it stops there."""
+    """Status and body of an ASGI application's response to a POST request.
+
+    Its body comes in chunks; None: no further chunk comes.
+    """
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": ""}
     scope["headers"] = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     rest, sent = list(chunks), []

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,60 @@ import pytest
 
 from stages.core.params import PerturbationBudget, Seeded, StageParams
 from stages.core.params_file import load_stage_params
-from stages.tracking import stage_logging
-from stages.tracking.connection import EXPERIMENT
+from stages.tracking import connection, stage_logging
 from tests.helpers.repository import ROOT
 
 STAGES = (
     "preprocess",
     "train_clean",
     "attack_eval@clean",
-    "train_adv",
     "attack_eval@adv",
+    "train_adv",
     "evaluate",
 )
 PIPELINE = """
 stages:
-  preprocess: {deps: ["${data.source}"], params: [seed, data], outs: [data/processed],
-    metrics: [metrics/data.json: {cache: false}], plots: [plots/crops.png: {cache: false}]}
-  train_clean: {deps: [data/processed], params: [seed, train_clean], outs: [data/models/clean.safetensors],
-    plots: [plots/training_clean.csv: {cache: false}]}
-  attack_eval: {matrix: {model: [clean, adv]}, deps: [data/processed, "data/models/${item.model}.safetensors"],
-    params: [attack], outs: ["data/predictions/${item.model}"]}
-  train_adv: {deps: [data/processed], params: [seed, train_adv], outs: [data/models/adv.safetensors],
-    plots: [plots/training_adv.csv: {cache: false}]}
-  evaluate: {deps: [data/predictions/clean, data/predictions/adv], params: [evaluate.bootstrap], outs: [data/report.html],
-    metrics: [metrics/evaluate.json: {cache: false}], plots: [plots/robustness.csv: {cache: false}]}
+  preprocess:
+    deps: ["${data.source}"]
+    params: [seed, data]
+    outs: [data/processed]
+    metrics: [metrics/data.json: {cache: false}]
+    plots: [plots/crops.png: {cache: false}]
+  train_clean:
+    deps: [data/processed]
+    params: [seed, train_clean]
+    outs: [data/models/clean.safetensors]
+    plots: [plots/training_clean.csv: {cache: false}]
+  attack_eval:
+    matrix: {model: [clean, adv]}
+    deps: [data/processed, data/models/clean.safetensors, "data/models/${item.model}.safetensors"]
+    params: [attack]
+    outs: ["data/predictions/${item.model}"]
+  train_adv:
+    deps: [data/processed, data/models/clean.safetensors]
+    params: [seed, train_adv]
+    outs: [data/models/adv.safetensors]
+    plots: [plots/training_adv.csv: {cache: false}]
+  evaluate:
+    deps: [data/processed, data/predictions/clean, data/predictions/adv]
+    params: [evaluate.bootstrap]
+    outs: [data/report.html]
+    metrics: [metrics/evaluate.json: {cache: false}]
+    plots: [plots/robustness.csv: {cache: false}]
 """
+PREDICTIONS = """attack,norm,eps,label,prediction
+none,linf,0,x,x
+none,linf,0,y,x
+pgd,linf,0.0313725,x,y
+pgd,linf,0.000980392,x,x
+pgd,l2,0.5,x,x
+"""
+ACCURACIES = {
+    "clean_accuracy": 0.75,
+    "clean_accuracy_low": 0.7,
+    "clean_accuracy_high": 0.8,
+    "robust_accuracy_worst": 0.5,
+}
 RACE = "race"  # the experiment that the fixture new_database logs
 ENVIRONMENT = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI")
 
@@ -55,67 +83,37 @@ def write_text(path: Path | str, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def epoch_rows(model: str, count: int = 3) -> list[dict[str, float]]:
-    """The rows of fit(), with all their digits."""
-    base = {"clean": 1, "adv": 2}[model]
-    return [
-        {"epoch": e, "val_loss": base / (e + 1 / 3), "val_clean_accuracy": 1 - 1 / (e + 2 / 3)}
-        for e in range(1, count + 1)
-    ]
+def epoch_row(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "val_loss": 1 / (epoch + 1 / 3)}
 
 
 def write_pipeline_files(folder: Path, name: str) -> None:
     """The files that the six stages leave; another name gives other bytes."""
-    write_text(folder / "dvc.yaml", PIPELINE)
     shutil.copy(ROOT / "params.yaml", folder)
-    write_text(folder / "data/processed/manifest.csv", f"path,label\n{name}.jpg,x\n2.jpg,y\n")
-    write_text(
-        folder / "metrics/data.json",
-        json.dumps({"images": 2, "train": {"CIN2+": 1}, "source": name}),
-    )
-    write_text(folder / "plots/crops.png", f"{name} png")
+    rows = [f"{row['epoch']},{row['val_loss']:.6g},,0" for row in map(epoch_row, (1, 2, 3))]
+    rows[1] = rows[1][:-1] + "1"
+    for path, text in {
+        "dvc.yaml": PIPELINE,
+        "data/processed/manifest.csv": f"path,label\n{name}.jpg,x\n2.jpg,y\n",
+        "metrics/data.json": json.dumps({"images": 2, "train": {"CIN2+": 1}, "source": name}),
+        "metrics/evaluate.json": json.dumps({"clean": ACCURACIES, "adv": ACCURACIES, "n": 2}),
+        "plots/crops.png": name,
+        "plots/robustness.csv": "model,eps,accuracy\nclean,0,1\n",
+        "data/report.html": f"<p>{name}</p>",
+    }.items():
+        write_text(folder / path, text)
     for model in ("clean", "adv"):
-        rows = epoch_rows(model)
-        lines = [
-            f"{r['epoch']},{r['val_loss']:.6g},{r['val_clean_accuracy']:.6g},,{int(r['epoch'] == 2)}"
-            for r in rows
-        ]
-        write_text(
-            folder / f"plots/training_{model}.csv",
-            "\n".join(["epoch,val_loss,val_clean_accuracy,val_robust_loss,chosen", *lines, ""]),
-        )
-        write_text(folder / f"data/models/{model}.safetensors", f"{name} weights of {model}")
-        rows = [
-            ("none", 0, "x", "x"),
-            ("none", 0, "y", "x"),
-            ("pgd", 8 / 255, "x", "y"),
-            ("pgd", 0.25 / 255, "x", "x"),
-        ]
-        table = "\n".join(
-            f"{a},{eps:.6g},{label},{prediction}" for a, eps, label, prediction in rows
-        )
-        write_text(
-            folder / f"data/predictions/{model}/predictions.csv",
-            f"attack,eps,label,prediction\n{table}\n",
-        )
-        write_text(folder / f"data/predictions/{model}/examples/0.png", f"{name} {model} png")
-    metrics = {
-        model: {
-            "clean_accuracy": 0.75,
-            "clean_accuracy_low": 0.7,
-            "clean_accuracy_high": 0.8,
-            "robust_accuracy_worst": 0.5,
-        }
-        for model in ("clean", "adv")
-    }
-    write_text(folder / "metrics/evaluate.json", json.dumps({**metrics, "n": 2}))
-    write_text(folder / "plots/robustness.csv", "model,eps,accuracy\nclean,0,1\n")
-    write_text(folder / "data/report.html", "<p>report</p>")
+        curve = "\n".join(["epoch,val_loss,val_robust_loss,chosen", *rows, ""])
+        write_text(folder / f"plots/training_{model}.csv", curve)
+        write_text(folder / f"data/models/{model}.safetensors", f"{name} {model}")
+        write_text(folder / f"data/predictions/{model}/predictions.csv", PREDICTIONS)
+        write_text(folder / f"data/predictions/{model}/examples/0.png", f"{name} {model}")
 
 
 def restart() -> None:
     """Forget what this process knows, like a new process."""
-    stage_logging.current_session.cache_clear()
+    connection.mark_runs_killed()
+    connection.open_mlflow.cache_clear()
     stage_logging._failed = False
 
 
@@ -131,119 +129,69 @@ def tracked_project(folder: Path, database: Path) -> Iterator[None]:
         shutil.copy(database, folder)
         restart()
         yield
-    restart()
+        restart()
 
 
 def start_script(folder: Path, body: str, **env: str) -> subprocess.Popen:
     """A process of its own, like those that DVC starts."""
-    imports = (
-        "import os, signal",
-        "from stages.core.params import Seeded",
-        "from stages.core.params_file import load_stage_params",
-        "from stages.tracking import stage_logging",
-    )
-    code = "\n".join([*imports, body])
+    imports = "import os, signal\nfrom tests.helpers.tracked_pipeline import *\n"
     env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=env, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", imports + body]
+    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def log_stage(stage: str) -> None:
-    """Log a stage that has read the seed only."""
-    stage_logging.log_stage(stage, load_stage_params(Seeded))
+def log_epoch(stage: str, epoch: int) -> None:
+    stage_logging.log_epoch(stage, epoch_row(epoch))
+
+
+def log_stage(stage: str, params: type[StageParams] = Seeded) -> None:
+    stage_logging.log_stage(stage, load_stage_params(params))
 
 
 def log_whole_pipeline() -> None:
-    """Log all stages in order, the trainings after every epoch."""
+    """Log all stages, the trainings after every epoch."""
     for stage in STAGES:
         if stage.startswith("train_"):
-            for row in epoch_rows(stage.removeprefix("train_")):
-                stage_logging.log_epoch(stage, row)
-        stage_logging.log_stage(stage, load_stage_params(Params))
+            for epoch in (1, 2, 3):
+                log_epoch(stage, epoch)
+        log_stage(stage, Params)
 
 
-@dataclass(frozen=True)
 class LoggedRuns:
-    """What MLflow has, without the runs of RACE.
+    """What a tracking server or database has, without the runs of RACE."""
 
-    Attributes:
-        pipelines: runs of whole pipelines.
-        stages: runs of stages, by name.
-        history: (run, metric) -> (step, value) of each.
-        files: run -> paths of its artifacts.
-    """
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
 
-    pipelines: list[Any]
-    stages: dict[str, Any]
-    history: dict[tuple[str, str], list[tuple[int, float]]]
-    files: dict[str, list[str]]
+        self.client = MlflowClient(uri)
+        experiment = self.client.get_experiment_by_name(connection.EXPERIMENT)
+        runs = self.client.search_runs([experiment.experiment_id])
+        race = {run.info.run_id for run in runs if run.info.run_name == RACE}
+        self.runs = [
+            self.client.get_run(run.info.run_id)  # with its models, which a search leaves out
+            for run in runs
+            if not race & {run.info.run_id, run.data.tags.get("mlflow.parentRunId")}
+        ]
 
-    @property
-    def pipeline(self) -> Any:
-        """The only pipeline's run."""
-        (run,) = self.pipelines
+    def of(self, stage: str | None) -> list[Any]:
+        """The executions of a stage; None: the configurations."""
+        return [run for run in self.runs if run.data.tags.get("stage") == stage]
+
+    def one(self, stage: str | None) -> Any:
+        """The only one of them."""
+        (run,) = self.of(stage)
         return run
 
-    def steps(self, stage: str, metric: str) -> list[int]:
-        """Steps of a metric in a stage's run."""
-        return [step for step, _ in self.history[self.stages[stage].info.run_id, metric]]
+    def statuses(self, stage: str | None) -> list[str]:
+        return sorted(run.info.status for run in self.of(stage))
 
-    def files_of(self, stage: str) -> list[str]:
-        """Artifacts of a stage's run."""
-        return self.files[self.stages[stage].info.run_id]
+    def epochs(self, run: Any, metric: str = "epoch/val_loss") -> list[int]:
+        return [m.step for m in self.client.get_metric_history(run.info.run_id, metric)]
 
-    def snapshot(self) -> Any:
-        """All that a test may compare for equality."""
-        runs = [
-            (
-                run.info.to_proto().SerializeToString(),
-                sorted(run.data.tags.items()),
-                run.inputs.to_dictionary(),
-            )
-            for run in (*self.pipelines, *self.stages.values())
-        ]
-        return runs, self.history, self.files
+    def artifacts(self, run: Any, folder: str = "") -> list[str]:
+        return [file.path for file in self.client.list_artifacts(run.info.run_id, folder)]
 
 
-def read_runs(uri: str) -> LoggedRuns:
-    """What a tracking server or database has."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    experiments = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
-    runs = [
-        client.get_run(r.info.run_id)
-        for e in experiments
-        for r in client.search_runs([e.experiment_id])
-    ]
-    race = {run.info.run_id for run in runs if run.info.run_name == RACE}
-    runs = [
-        run for run in runs if not race & {run.info.run_id, run.data.tags.get("mlflow.parentRunId")}
-    ]
-    history = {
-        (run.info.run_id, metric): [
-            (m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)
-        ]
-        for run in runs
-        for metric in run.data.metrics
-    }
-    return LoggedRuns(
-        [run for run in runs if "stage" not in run.data.tags],
-        {run.info.run_name: run for run in runs if "stage" in run.data.tags},
-        history,
-        {run.info.run_id: sorted(_artifacts(client, run.info.run_id)) for run in runs},
-    )
-
-
-def _artifacts(client: Any, run: str, folder: str | None = None) -> Iterator[str]:
-    for entry in client.list_artifacts(run, folder):
-        if entry.is_dir:
-            yield from _artifacts(client, run, entry.path)
-        else:
-            yield entry.path
-
-
-def read_local_runs(folder: Path) -> LoggedRuns:
+def read_runs(folder: Path) -> LoggedRuns:
     """What the database in a folder has."""
-    return read_runs(f"sqlite:///{folder}/mlflow.db")
+    return LoggedRuns(f"sqlite:///{folder}/mlflow.db")

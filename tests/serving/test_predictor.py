@@ -9,26 +9,27 @@ import pytest
 from stages.core.dataset import load_dataset
 from stages.core.paths import weights_path
 from stages.photographs.decoding import decode_image
-from stages.serving.card import read_card
-from stages.serving.predictor import BATCH, ImagePredictor
-from tests.helpers.serving_requests import CARD, SIZE, image_file
+from stages.serving.evaluated_model import read_evaluated_model
+from stages.serving.predictor import ImagePredictor
+from tests.helpers.evaluated_models import EVALUATED, SIZE
+from tests.helpers.serving_requests import image_file
 
 
 @pytest.mark.parametrize("crop", ["none", "square", "cervix"])
-def test_preprocessing_follows_card(weights, crop):
-    predictor = ImagePredictor(weights, dataclasses.replace(CARD, crop=crop))
+def test_preprocessing_is_that_of_training(weights, crop):
+    predictor = ImagePredictor(weights, dataclasses.replace(EVALUATED, crop=crop))
     assert np.array_equal(
         predictor.preprocess(image_file()), decode_image(image_file(), SIZE, crop).pixels
     )
 
 
 def test_prediction_is_independent_of_batch(weights):
-    predictor = ImagePredictor(weights, CARD)
-    pixels = [predictor.preprocess(image_file(seed=i % 5)) for i in range(BATCH + 3)]
+    predictor = ImagePredictor(weights, EVALUATED)
+    pixels = [predictor.preprocess(image_file(seed)) for seed in range(5)]
     together = predictor.predict_proba(pixels)
-    assert together.shape == (BATCH + 3, 3)
+    assert together.shape == (5, 3)
     assert np.allclose(together.sum(1), 1, atol=1e-6)
-    assert np.allclose(together[BATCH:], predictor.predict_proba(pixels[BATCH:]), atol=1e-6)
+    assert np.allclose(together[3:], predictor.predict_proba(pixels[3:]), atol=1e-6)
     assert predictor.predict_proba([]).shape == (0, 3)
 
 
@@ -41,7 +42,7 @@ def test_predictor_matches_processed_dataset_and_attack_eval(pipeline_project, m
         .query("attack == 'none'")
         .set_index("path")
     )
-    predictor = ImagePredictor(weights_path("adv"), read_card("adv"))
+    predictor = ImagePredictor(weights_path("adv"), read_evaluated_model("adv"))
     source = pipeline_project / "data/few"
     for path, stored in zip(dataset.manifest["path"], dataset.images, strict=True):
         assert np.array_equal(predictor.preprocess((source / path).read_bytes()), stored), path

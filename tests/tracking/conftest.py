@@ -7,15 +7,15 @@ from tests.helpers.tracked_pipeline import RACE, start_script, tracked_project, 
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory):
-    """Its folder, and what two stages wrote to stderr that started at once, in a temporary copy, and both created it."""
+    """The folder of a database, and the stderr of two stages that started at once without one.
+
+    They ran in a temporary copy of that folder.
+    """
     folder, copy = tmp_path_factory.mktemp("new_database"), tmp_path_factory.mktemp("copy")
     write_pipeline_files(copy, "new_database")
-    env, body = (
-        {"DVC_EXP_NAME": RACE, "DVC_ROOT": str(folder)},
-        "stage_logging.log_stage('{}', load_stage_params(Seeded))",
-    )
+    env = {"DVC_EXP_NAME": RACE, "DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": ""}
     processes = [
-        start_script(copy, body.format(stage), **env) for stage in ("preprocess", "train_clean")
+        start_script(copy, f"log_stage('{stage}')", **env) for stage in ("preprocess", "train_adv")
     ]
     return folder, [process.communicate(timeout=300)[1] for process in processes]
 

@@ -1,42 +1,29 @@
-"""Where the database lies, and who creates it."""
+"""Where the database and the artifacts lie, and who creates them."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from stages.tracking.connection import EXPERIMENT, VIEW_KEY, tracking_uri
 from tests.helpers.tracked_pipeline import (
     RACE,
     log_whole_pipeline,
-    read_local_runs,
+    read_runs,
     write_pipeline_files,
 )
 
 
-def test_simultaneous_processes_create_single_database_and_parent_run(new_database):
-    from mlflow import MlflowClient
-
+def test_simultaneous_stages_create_single_database_and_configuration(new_database):
     folder, errors = new_database
     assert not [error for error in errors if "is not logged" in error]
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     names = sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
-    assert names == ["preprocess", RACE, "train_clean"]
+    assert names == ["preprocess", RACE, "train_adv"]
     assert VIEW_KEY in experiment.tags
-
-
-def test_artifacts_lie_in_main_repository(new_database):
-    """Also those of MLflow's own experiment, although the database was created in a temporary copy."""
-    from mlflow import MlflowClient
-
-    folder, _ = new_database
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    assert (
-        client.get_experiment_by_name(EXPERIMENT).artifact_location
-        == (folder / "mlartifacts").as_uri()
-    )
-    assert client.get_experiment("0").artifact_location == (folder / "mlartifacts/0").as_uri()
+    assert experiment.artifact_location == (folder / "mlartifacts").as_uri()
 
 
 @pytest.mark.parametrize(
@@ -62,10 +49,6 @@ def test_experiment_in_temporary_copy_is_logged_in_main_repository(
     monkeypatch.setenv("DVC_EXP_NAME", "tiny-mole")
     log_whole_pipeline()
     shutil.rmtree(copy)
-    runs = read_local_runs(project)
-    assert runs.pipeline.info.run_name == "tiny-mole"
-    assert runs.files_of("evaluate") == [
-        "metrics/evaluate.json",
-        "plots/robustness.csv",
-        "report.html",
-    ]
+    runs = read_runs(project)
+    assert runs.one(None).info.run_name == "tiny-mole"
+    assert runs.artifacts(runs.one("evaluate")) == ["metrics", "plots", "report.html"]

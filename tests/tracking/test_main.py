@@ -1,57 +1,66 @@
 """The command ``python -m stages.tracking``, which logs what is not in MLflow yet."""
 
+import pytest
+
 import stages.tracking.__main__ as command
 from stages.tracking import stage_outputs
 from tests.helpers.tracked_pipeline import (
     STAGES,
     log_stage,
     log_whole_pipeline,
-    read_local_runs,
+    read_runs,
     restart,
 )
 
 
-def test_command_logs_missing_stages_except_outdated(project, monkeypatch, capsys):
-    log_stage("preprocess")
-    restart()
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a commit of the results")
-    monkeypatch.setattr(command, "_outdated_stages", lambda: {"evaluate": []})
-    assert command.main() == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "preprocess: logged already",
-        "train_clean: logged",
-        "train_adv: logged",
-        "attack_eval@clean: logged",
-        "attack_eval@adv: logged",
-        "evaluate: skipped: outputs are out of date (run `dvc repro`)",
-    ]
-    runs = read_local_runs(project)
-    train = runs.stages["train_clean"].data
-    assert train.params.keys() >= {"seed", "train_clean.lr"}
-    assert "attack.norm" not in train.params
-    assert "device" not in train.tags  # unknown
-    restart()
-    assert command.main() == 1
-    assert read_local_runs(project).snapshot() == runs.snapshot()
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """Runs the command in a new process, as it were; its exit status and lines."""
 
-
-def test_command_logs_pipeline_taken_from_dvc_cache(project, monkeypatch, capsys):
-    log_whole_pipeline()
-    monkeypatch.setattr(command, "_outdated_stages", dict)
-    for name, is_new in (("", False), ("tiny-mole", True), ("tiny-mole", False)):
+    def run(outdated=()):
         restart()
-        monkeypatch.setenv("DVC_EXP_NAME", name)
-        assert command.main() == 0
-        expected = [
-            f"{stage}: logged already" for stage in stage_outputs.stage_names()
-        ] + is_new * ["the pipeline: logged"]
-        assert capsys.readouterr().out.splitlines() == expected
-    runs = read_local_runs(project)
-    assert sorted(runs.stages) == sorted(STAGES), "no stage was executed again"
-    executed, cached = sorted(runs.pipelines, key=lambda run: run.info.run_name, reverse=True)
-    assert [run.info.run_name for run in (executed, cached)] == ["workspace", "tiny-mole"]
+        monkeypatch.setattr(command, "_outdated_stages", lambda: outdated)
+        return command.main(), capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_command_logs_missing_stages_except_outdated(project, run_command):
+    log_stage("preprocess")
+    assert run_command(["evaluate"]) == (
+        1,
+        [
+            "preprocess: logged already",
+            "train_clean: logged",
+            "attack_eval@clean: logged",
+            "attack_eval@adv: logged",
+            "train_adv: logged",
+            "evaluate: skipped: outputs are out of date (run `dvc repro`)",
+        ],
+    )
+    runs = read_runs(project)
+    training = runs.one("train_clean")
+    assert training.data.params.keys() >= {"seed", "train_clean.lr"}
+    assert "attack.norm" not in training.data.params
+    assert "device" not in training.data.tags, "unknown where it ran"
+    assert runs.epochs(training) == [1, 2, 3]
+    assert run_command(["evaluate"])[1][1] == "train_clean: logged already"
+    assert len(read_runs(project).runs) == len(runs.runs)
+
+
+def test_command_logs_pipeline_taken_from_dvc_cache(project, monkeypatch, run_command):
+    log_whole_pipeline()
+    known = [f"{stage}: logged already" for stage in stage_outputs.stage_names()]
+    assert run_command() == (0, known)
+    monkeypatch.setenv("DVC_EXP_NAME", "tiny-mole")
+    assert run_command() == (0, [*known, "the pipeline: logged"])
+    assert run_command() == (0, known)
+    runs = read_runs(project)
+    assert len(runs.runs) == len(STAGES) + 2, "no stage was executed again"
+    cached, executed = sorted(runs.of(None), key=lambda run: run.info.run_name)
+    assert [cached.info.run_name, executed.info.run_name] == ["tiny-mole", "workspace"]
     assert cached.info.status == "FINISHED"
     assert cached.data.metrics == executed.data.metrics
     assert cached.data.params == executed.data.params
     assert cached.inputs.to_dictionary() == executed.inputs.to_dictionary()
-    assert runs.files[cached.info.run_id] == ["report.html"]
+    assert runs.artifacts(cached) == ["report.html"]

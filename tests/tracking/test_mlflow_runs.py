@@ -1,22 +1,18 @@
-"""The runs of a pipeline in MLflow: their contents, and what becomes of them when stages run again."""
+"""The runs in MLflow: what they contain, and what becomes of them when stages run again."""
 
-import json
 import os
 import signal
-import time
-from pathlib import Path
 
 import pytest
 
 from stages.core.files import md5
-from stages.tracking import stage_logging
 from stages.tracking.connection import COLUMNS
 from tests.helpers.tracked_pipeline import (
     STAGES,
-    epoch_rows,
+    log_epoch,
     log_stage,
     log_whole_pipeline,
-    read_local_runs,
+    read_runs,
     restart,
     start_script,
     tracked_project,
@@ -35,146 +31,120 @@ def logged_project(new_database, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(logged_project):
-    return read_local_runs(logged_project)
+    return read_runs(logged_project)
 
 
-def test_each_stage_is_finished_run_below_pipeline(runs):
-    assert sorted(runs.stages) == sorted(STAGES)
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs.stages.values()} == {
-        runs.pipeline.info.run_id
-    }
-    assert {run.info.status for run in [runs.pipeline, *runs.stages.values()]} == {"FINISHED"}
-    assert runs.pipeline.info.run_name == "workspace"
+def test_each_stage_is_finished_run_below_configuration(runs):
+    configuration = runs.one(None)
+    assert configuration.info.run_name == "workspace"
+    assert runs.statuses(None) == ["FINISHED"]
+    for stage in STAGES:
+        assert runs.one(stage).info.status == "FINISHED"
+        assert runs.one(stage).data.tags["mlflow.parentRunId"] == configuration.info.run_id
 
 
-def test_training_run_has_epochs_and_selected_epoch(runs):
-    metrics = runs.stages["train_clean"].data.metrics
-    assert runs.steps("train_clean", "epoch/val_loss") == [1, 2, 3]
-    assert metrics["model/epoch"] == 2
-    assert "epoch/val_robust_loss" not in metrics  # its cells are empty
+def test_training_has_each_epoch_once_and_chosen_epoch(runs):
+    training = runs.one("train_clean")
+    assert runs.epochs(training) == [1, 2, 3]
+    assert training.data.metrics["model/epoch"] == 2
+    assert "epoch/val_robust_loss" not in training.data.metrics, "its cells are empty"
 
 
 def test_runs_are_linked_by_models_and_dataset(runs, logged_project):
-    (trained,), (attacked,) = (
-        runs.stages["train_clean"].outputs.model_outputs,
-        runs.stages["attack_eval@clean"].inputs.model_inputs,
-    )
-    assert trained.model_id == attacked.model_id
+    (trained,) = runs.one("train_adv").outputs.model_outputs
+    used = [model.model_id for model in runs.one("attack_eval@adv").inputs.model_inputs]
+    (clean,) = runs.one("train_clean").outputs.model_outputs
+    assert sorted(used) == sorted([clean.model_id, trained.model_id])
     digest = md5(logged_project / "data/processed/manifest.csv")
-    for run in [runs.pipeline, *runs.stages.values()]:
-        if run.info.run_name != "evaluate":  # which reads tables of predictions only
-            assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [digest]
+    for run in runs.runs:
+        assert [data.dataset.digest for data in run.inputs.dataset_inputs] == [digest]
 
 
-def test_stage_runs_have_metrics_of_their_files(runs):
-    assert runs.stages["preprocess"].data.metrics == {"data/images": 2, "data/train.CIN2_": 1}
-    assert runs.stages["attack_eval@clean"].data.metrics == {
-        "clean_accuracy": 0.5,
-        "robust_accuracy/pgd.eps_8_255": 0,
-        "robust_accuracy/pgd.eps_0.25_255": 1,
+def test_metrics_of_attacks_belong_to_attacked_model(runs):
+    (clean,) = runs.one("train_clean").outputs.model_outputs
+    (adv,) = runs.one("train_adv").outputs.model_outputs
+    for model, stage in ((clean, "attack_eval@clean"), (adv, "attack_eval@adv")):
+        metrics = runs.client.get_logged_model(model.model_id).metrics
+        owners = {m.run_id for m in metrics if m.key.startswith("robust_accuracy/")}
+        assert owners == {runs.one(stage).info.run_id}
+
+
+def test_configuration_has_main_metrics_params_note_and_report(runs):
+    run = runs.one(None)
+    assert run.data.metrics == {
+        "data/images": 2,
+        "n": 2,
+        "clean/clean_accuracy": 0.75,
+        "clean/robust_accuracy_worst": 0.5,
+        "adv/clean_accuracy": 0.75,
+        "adv/robust_accuracy_worst": 0.5,
     }
+    note = run.data.tags["mlflow.note.content"]
+    assert "| clean_accuracy | 0.750 [0.700, 0.800] | 0.750 [0.700, 0.800] |" in note
+    shown = {column.split("`")[1] for column in COLUMNS}
+    assert shown <= run.data.params.keys() | run.data.metrics.keys()
+    assert not [key for key in run.data.params if key.startswith("runtime.")]
+    assert runs.artifacts(run) == ["report.html"]
 
 
-def test_pipeline_run_has_main_metrics_and_note(runs):
-    run = runs.pipeline
-    assert run.data.metrics.keys() == {"data/images", "n"} | {
-        f"{model}/{name}"
-        for model in ("clean", "adv")
-        for name in ("clean_accuracy", "robust_accuracy_worst")
-    }
-    steps = {
-        step for metric in run.data.metrics for step, _ in runs.history[run.info.run_id, metric]
-    }
-    assert steps == {0}, "MLflow draws a bar for a metric at step 0 only"
-    assert "| clean_accuracy | 0.750 [0.700, 0.800] |" in run.data.tags["mlflow.note.content"]
-    assert "| robust_accuracy_worst | 0.500 | 0.500 |" in run.data.tags["mlflow.note.content"]
+def test_stage_has_params_environment_and_figures(runs):
+    run = runs.one("attack_eval@adv")
+    assert run.data.params.keys() == {"seed", "attack.norm", "attack.eps"}
+    assert run.data.tags["version.numpy"]
+    assert f"{os.cpu_count()} cores" in run.data.tags["device"]
+    assert run.data.tags["git.uncommitted"] == "none"
+    assert runs.artifacts(run, "examples") == ["examples/0.png"]
+    assert runs.artifacts(run) == ["examples"], "tables of predictions name patients"
+    assert runs.artifacts(runs.one("train_adv"), "plots") == ["plots/training_adv.csv"]
 
 
-def test_pipeline_run_has_params_except_runtime_and_columns_of_view(runs):
-    params = runs.pipeline.data.params
-    assert params["attack.norm"] == "linf"
-    for run in [runs.pipeline, *runs.stages.values()]:
-        assert not [key for key in run.data.params if key.startswith("runtime.")]
-    assert all(
-        column.split("`")[1] in {**params, **runs.pipeline.data.metrics} for column in COLUMNS
-    )
-
-
-def test_stage_run_has_environment_tags(runs):
-    tags = runs.stages["evaluate"].data.tags
-    assert tags["version.numpy"]
-    assert f"{os.cpu_count()} cores" in tags["device"]
-    assert tags["git.uncommitted"] == "none"
-
-
-def test_runs_have_artifacts(runs):
-    assert runs.files_of("attack_eval@adv") == ["examples/0.png"]
-    assert runs.files_of("train_adv") == ["plots/training_adv.csv"]
-    assert runs.files_of("evaluate") == [
-        "metrics/evaluate.json",
-        "plots/robustness.csv",
-        "report.html",
-    ]
-    assert runs.files[runs.pipeline.info.run_id] == ["report.html"]
-
-
-def test_relogging_is_idempotent(project):
+def test_another_execution_is_another_run_and_newest_results_are_shown(project):
     log_whole_pipeline()
-    before = read_local_runs(project).snapshot()
-    restart()
-    log_whole_pipeline()
-    assert read_local_runs(project).snapshot() == before
-
-
-def test_new_results_supersede_runs_even_if_clock_went_back(project, monkeypatch):
-    log_whole_pipeline()
-    restart()
-    write_text("metrics/evaluate.json", json.dumps({"n": 1}))
-    lines = Path("plots/training_adv.csv").read_text(encoding="utf-8").splitlines()
-    write_text("plots/training_adv.csv", "\n".join([*lines[:-1], "3,9,0.5,,0"]))
-    monkeypatch.setattr(time, "time", lambda: 1e9)
-    log_stage("train_adv")
+    write_text("metrics/evaluate.json", '{"n": 3}')
     log_stage("evaluate")
-    runs = read_local_runs(project)
-    assert sorted(runs.stages) == sorted(
-        [*STAGES, "train_adv (superseded)", "evaluate (superseded)"]
+    runs = read_runs(project)
+    assert sorted(run.data.metrics["n"] for run in runs.of("evaluate")) == [2, 3]
+    assert runs.one(None).data.metrics["n"] == 3
+    assert len(runs.runs) == len(STAGES) + 2
+
+
+@pytest.mark.parametrize("name", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "params"])
+def test_another_name_baseline_or_param_is_another_configuration(project, monkeypatch, name):
+    log_stage("preprocess")
+    if name == "params":
+        params = (project / "params.yaml").read_text()
+        write_text("params.yaml", params.replace("bootstrap: 2000", "bootstrap: 100"))
+    else:
+        monkeypatch.setenv(name, "other")
+    log_stage("preprocess")
+    write_text(
+        "params.yaml", (project / "params.yaml").read_text().replace("workers: 0", "workers: 1")
     )
-    assert runs.pipeline.data.metrics["n"] == 1
-    assert runs.stages["evaluate"].data.metrics == {"n": 1}
-    last = {
-        name: runs.history[run.info.run_id, "epoch/val_loss"][-1]
-        for name, run in runs.stages.items()
-        if "train" in name
-    }
-    assert last["train_adv"] == (3, 9)
-    assert last["train_adv (superseded)"] != (3, 9)
+    log_stage("preprocess")
+    runs = read_runs(project)
+    parents = [run.data.tags["mlflow.parentRunId"] for run in runs.of("preprocess")]
+    assert sorted(map(parents.count, {*parents})) == [1, 2]
+    assert {*parents} == {run.info.run_id for run in runs.of(None)}
 
 
-@pytest.fixture
-def interrupted(project):
-    """The run of a training that was killed after two epochs."""
-    rows = epoch_rows("adv", 2)
-    body = f"for row in {rows}: stage_logging.log_epoch('train_adv', row)\nos.kill(os.getpid(), signal.SIGKILL)"
-    process = start_script(project, body)
+def test_interrupted_training_is_shown_as_killed_and_resumed_as_new_run(project):
+    killed = (
+        "log_epoch('train_adv', 1)\nlog_epoch('train_adv', 2)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = start_script(project, killed)
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
-    run = read_local_runs(project).stages["train_adv"]
-    assert run.info.status == "RUNNING"
-    return run.info.run_id
-
-
-def test_resumed_training_is_logged_in_its_run_unless_metrics_differ(project, interrupted):
-    for row in epoch_rows("adv")[1:]:  # resumed from the checkpoint before the last logged epoch
-        stage_logging.log_epoch("train_adv", row)
-    log_stage("train_adv")
-    runs = read_local_runs(project)
-    assert len(runs.pipelines) == 1
-    assert runs.stages["train_adv"].info.run_id == interrupted
-    assert runs.stages["train_adv"].info.status == "FINISHED"
-    assert runs.steps("train_adv", "epoch/val_loss") == [1, 2, 3]
-
+    assert read_runs(project).statuses("train_adv") == ["RUNNING"]
+    failed = "log_epoch('train_adv', 2)\nraise FloatingPointError"
+    start_script(project, failed).communicate(timeout=300)
+    runs = read_runs(project)
+    assert runs.statuses("train_adv") == runs.statuses(None) * 2 == ["KILLED", "KILLED"]
     restart()
-    stage_logging.log_epoch("train_adv", {"epoch": 1, "val_loss": 7.0})
-    stages = read_local_runs(project).stages
-    assert stages["train_adv"].info.run_id != interrupted
-    assert stages["train_adv (superseded)"].info.status == "FINISHED"
+    log_epoch("train_adv", 3)
+    assert read_runs(project).statuses("train_adv") == ["KILLED", "KILLED", "RUNNING"]
+    log_stage("train_adv")
+    runs = read_runs(project)
+    assert runs.statuses("train_adv") == ["FINISHED", "KILLED", "KILLED"]
+    assert runs.statuses(None) == ["FINISHED"]
+    (finished,) = [run for run in runs.of("train_adv") if run.info.status == "FINISHED"]
+    assert sorted(runs.epochs(finished)) == [1, 2, 3]

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.files import md5
 from stages.tracking.stage_outputs import (
-    digest_files,
-    dvc_entries,
-    epoch_metrics,
+    content_digest,
+    entries,
     output_files,
     read_metrics,
     stage_names,
@@ -22,97 +20,77 @@ def _in_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_stage_names_expand_matrix_and_follow_dependencies():
-    names = stage_names()
-    assert sorted(names) == sorted(STAGES)
-    for producer, consumer in (
-        ("preprocess", "train_clean"),
-        ("train_adv", "attack_eval@adv"),
-        ("attack_eval@clean", "evaluate"),
-    ):
-        assert names.index(producer) < names.index(consumer)
-
-
-def test_entries_of_matrix_stage_have_item_filled_in():
-    assert dvc_entries("attack_eval@adv", "deps", "outs") == [
-        "data/processed",
-        "data/models/adv.safetensors",
-        "data/predictions/adv",
-    ]
-    assert dvc_entries("preprocess", "metrics") == ["metrics/data.json"], "without its options"
-
-
-def test_unknown_stage_is_refused():
-    with pytest.raises(
-        ValueError, match=r"dvc\.yaml: expected one of the stages preprocess, .*, got 'train'"
-    ):
-        dvc_entries("train", "outs")
+def test_matrix_is_expanded():
+    assert tuple(stage_names()) == STAGES
+    assert entries("attack_eval@adv", "outs", "params") == ["data/predictions/adv", "attack"]
 
 
 def test_output_files_include_tables_and_images_of_folders():
-    files = output_files("attack_eval@adv")
-    expected = [
-        Path("data/predictions/adv/examples/0.png"),
-        Path("data/predictions/adv/predictions.csv"),
+    folder = Path("data/predictions/adv")
+    assert output_files("attack_eval@adv") == [
+        folder / "examples/0.png",
+        folder / "predictions.csv",
     ]
-    assert files == {file: md5(file) for file in expected}
 
 
-def test_digest_changes_with_content_and_name():
-    first = {Path("a"): "1", Path("b"): "2"}
-    assert digest_files(first) == digest_files(dict(first))
-    assert (
-        len(
+@pytest.mark.parametrize("change", ["content", "name"])
+def test_digest_is_that_of_contents_and_names(change):
+    file = Path("data/predictions/adv/predictions.csv")
+    before = content_digest("attack_eval@adv")
+    file.touch()
+    assert content_digest("attack_eval@adv") == before
+    if change == "content":
+        write_text(file, "changed")
+    else:
+        file.rename(file.with_name("other.csv"))
+    assert content_digest("attack_eval@adv") != before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "metrics"),
+    [
+        (
+            "metrics/data.json",
+            '{"images": 2, "train": {"CIN2+": 1, "x": {"y": 3}}, "synthetic": true, "source": "a"}',
+            {"data/images": 2, "data/train.CIN2_": 1, "data/train.x.y": 3},
+        ),
+        (
+            "metrics/evaluate.json",
+            '{"adv": {"clean_accuracy": 0.5}, "n": 2}',
+            {"adv/clean_accuracy": 0.5, "n": 2},
+        ),
+        (
+            "data/predictions/adv/transfer.csv",
+            "attack,norm,eps,label,prediction,target\n"
+            "pgd,linf,0.0313725,NA,NA,adv\npgd,linf,0.0313725,NA,1,clean\n",
             {
-                digest_files(files)
-                for files in (first, {Path("a"): "1", Path("b"): "3"}, {Path("a"): "1"})
-            }
-        )
-        == 3
-    )
+                "robust_accuracy/pgd_to_adv.eps_8_255": 1,
+                "robust_accuracy/pgd_to_clean.eps_8_255": 0,
+            },
+        ),
+    ],
+)
+def test_names_of_metrics(name, text, metrics):
+    write_text(name, text)
+    assert read_metrics(Path(name)) == {0: metrics}
 
 
-def test_epoch_metrics_skip_empty_cells():
-    rows = [{"epoch": "2", "val_loss": "0.5", "val_robust_loss": "", "chosen": "1"}]
-    assert epoch_metrics(rows) == {("epoch/val_loss", 2): 0.5}
-
-
-def test_metric_names_of_json_are_those_of_dvc():
-    write_text(
-        "metrics/data.json",
-        '{"images": 2, "train": {"CIN2+": 1, "x": {"y": 3}}, "synthetic": true, "source": "a"}',
-    )
-    assert read_metrics(Path("metrics/data.json")) == {
-        ("data/images", 0): 2,
-        ("data/train.CIN2_", 0): 1,  # MLflow refuses the plus
-        ("data/train.x.y", 0): 3,
+def test_accuracy_under_attack_is_named_by_norm_and_eps():
+    assert read_metrics(Path("data/predictions/adv/predictions.csv"))[0] == {
+        "clean_accuracy": 0.5,
+        "robust_accuracy/pgd.eps_8_255": 0,
+        "robust_accuracy/pgd.eps_0.25_255": 1,
+        "robust_accuracy/pgd.l2_eps_0.5": 1,
     }
 
 
-def test_metrics_of_evaluate_have_no_prefix():
-    write_text("metrics/evaluate.json", '{"adv": {"clean_accuracy": 0.5}, "n": 2}')
-    assert read_metrics(Path("metrics/evaluate.json")) == {
-        ("adv/clean_accuracy", 0): 0.5,
-        ("n", 0): 2,
-    }
+def test_predictions_without_norm_are_refused():
+    write_text("predictions.csv", "attack,eps,label,prediction\npgd,0.5,a,a\n")
+    with pytest.raises(KeyError, match="norm"):
+        read_metrics(Path("predictions.csv"))
 
 
-def test_files_without_metrics_give_none():
+def test_figures_and_predictions_on_validation_images_are_no_metrics():
+    Path("data/predictions/adv/predictions.csv").rename("calibration.csv")
+    assert read_metrics(Path("calibration.csv")) == {}
     assert read_metrics(Path("plots/crops.png")) == {}
-
-
-def test_predictions_on_validation_images_give_no_metrics():
-    table = "attack,eps,label,prediction\nnone,0,a,a\n"
-    for name, metrics in (("predictions", {("clean_accuracy", 0): 1.0}), ("calibration", {})):
-        write_text(f"data/predictions/adv/{name}.csv", table)
-        assert read_metrics(Path(f"data/predictions/adv/{name}.csv")) == metrics
-
-
-def test_transfer_attacks_give_a_metric_for_each_target():
-    table = "attack,eps,label,prediction,target\ntransfer,0.01,a,a,adv\ntransfer,0.01,a,b,clean\n"
-    write_text("data/predictions/adv/transfer.csv", table)
-    metrics = read_metrics(Path("data/predictions/adv/transfer.csv"))
-    assert {name.partition(".")[0]: value for (name, _), value in metrics.items()} == {
-        "robust_accuracy/transfer_to_adv": 1.0,
-        "robust_accuracy/transfer_to_clean": 0.0,
-    }
