@@ -2,8 +2,8 @@
 
 Run: python -m stages.predict <clean|adv> <file or folder>...
 
-Reads data/models/<model>.safetensors, metrics/ and dvc.lock; writes nothing. Not a stage of the pipeline. Exits with status 1
-when a file could not be read.
+Reads data/models/<model>.safetensors, metrics/ and dvc.lock; writes nothing. Not a stage of the
+pipeline. Exits with status 1 when a file is no usable image, after the predictions of all others.
 """
 
 import argparse
@@ -13,49 +13,68 @@ from stages.core.errors import InputError
 from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
 from stages.photographs.decoding import ImageDecodeError
-from stages.serving.card import read_card
-from stages.serving.predictor import ImagePredictor
+from stages.photographs.listing import SUFFIXES
+from stages.photographs.reading import MAX_BYTES
+from stages.serving.evaluated_model import read_evaluated_model
+from stages.serving.predictor import BATCH, ImagePredictor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+def main(model: str, paths: list[Path]) -> None:
+    """Print a prediction for each image, BATCH of them in memory at a time.
 
-def main(model: str, paths: list[Path]) -> dict[Path, dict[str, float]]:
-    """Print a prediction for each image; returns file -> class -> probability."""
-    predictor = ImagePredictor(weights_path(model), read_card(model))
-    pixels, refused = {}, {}
-    for file in [file for path in paths for file in image_files(path)]:
-        try:
-            pixels[file] = predictor.preprocess(file.read_bytes())
-        except (ImageDecodeError, OSError) as error:
-            refused[file] = str(error)
-    predictions = {}
-    for file, row in zip(pixels, predictor.predict_proba(list(pixels.values())), strict=True):
-        predictions[file] = dict(zip(predictor.classes, map(float, row), strict=True))
-        best = max(predictions[file], key=predictions[file].__getitem__)
-        print(
-            f"{file}\t{best}\t"
-            + ", ".join(f"{name} {value:.3f}" for name, value in predictions[file].items())
-        )
-    print(predictor.card.disclaimer())
+    Raises:
+        InputError: at the end, for files that are no usable images.
+    """
+    predictor = ImagePredictor(weights_path(model), read_evaluated_model(model))
+    files = [file for path in paths for file in image_files(path)]
+    refused = []
+    for start in range(0, len(files), BATCH):
+        pixels = {}
+        for file in files[start : start + BATCH]:
+            try:
+                pixels[file] = predictor.preprocess(read_file(file))
+            except (ImageDecodeError, OSError) as error:
+                refused.append(f"{file}: expected an image, got: {error}")
+        rows = predictor.predict_proba(list(pixels.values()))
+        for file, row in zip(pixels, rows, strict=True):
+            named = zip(predictor.classes, row, strict=True)
+            probabilities = ", ".join(f"{name} {value:.3f}" for name, value in named)
+            print(f"{file}\t{predictor.classes[int(row.argmax())]}\t{probabilities}")
+    print(predictor.evaluated.disclaimer())
     if refused:
-        raise InputError(
-            "\n".join(
-                f"{file}: expected an image, got: {reason}" for file, reason in refused.items()
-            )
-        )
-    return predictions
+        raise InputError("\n".join(refused))
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file itself, or every image below a folder."""
+    """The file itself, or all files below a folder that are images by name and not hidden.
+
+    Raises:
+        InputError: when a folder has none.
+    """
     if not path.is_dir():
         return [path]
-    found = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-    )
+    found = []
+    for file in path.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+            found.append(file)
     if not found:
         raise InputError(f"{path}: expected files ending in {', '.join(SUFFIXES)}, got none")
-    return found
+    return sorted(found)
+
+
+def read_file(file: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ImageDecodeError: when it is larger than the files that preprocess reads.
+        OSError: when it can't be read.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ImageDecodeError(f"too large: more than {MAX_BYTES // 2**20} MiB")
+    return content
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ import pytest
 
 from stages import predict
 from stages.core.errors import InputError
+from stages.photographs.listing import SUFFIXES
+from stages.photographs.reading import MAX_BYTES
+from stages.serving.predictor import BATCH, ImagePredictor
 from tests.helpers.serving_requests import image_file
 
 
@@ -16,22 +19,67 @@ def folder(finished_pipeline):
     return finished_pipeline / "in"
 
 
+def predicted_files(capsys) -> list[str]:
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    return [line[0].rpartition("/")[2] for line in lines if len(line) == 3]
+
+
 def test_every_image_of_folder_is_predicted(folder, capsys):
-    assert [file.name for file in predict.main("adv", [folder])] == ["1.JPG"]
-    assert "Not a medical device" in capsys.readouterr().out
+    predict.main("adv", [folder])
+    line, notice = capsys.readouterr().out.splitlines()
+    file, name, probabilities = line.split("\t")
+    assert file.endswith("deep/1.JPG")
+    chances = dict(part.split() for part in probabilities.split(", "))
+    assert max(chances, key=lambda name: float(chances[name])) == name
+    assert sum(map(float, chances.values())) == pytest.approx(1, abs=0.002)
+    assert "Not a medical device" in notice
 
 
-def test_invalid_image_is_error_after_predictions_of_others(folder, capsys):
-    (folder / "2.png").write_bytes(b"invalid")
-    with pytest.raises(InputError, match=r"2.png: expected an image, got: not an image"):
-        predict.main("adv", [folder])
-    assert "1.JPG" in capsys.readouterr().out
+def test_images_are_found_by_the_suffixes_of_preprocess_unless_hidden(tmp_path):
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    for name in (".thumbnails/a.jpg", "._a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    images = [tmp_path / f"a{suffix}" for suffix in SUFFIXES]
+    for image in images:
+        image.touch()
+    assert predict.image_files(tmp_path) == sorted(images)
 
 
-def test_missing_file_is_error_after_predictions_of_others(folder, capsys):
-    with pytest.raises(InputError, match=r"missing\.png: expected an image, got: .*No such file"):
-        predict.main("adv", [folder / "missing.png", folder])
-    assert "1.JPG" in capsys.readouterr().out
+def test_images_are_predicted_in_batches(folder, capsys, monkeypatch):
+    sizes = []
+
+    def predict_proba(self, pixels):
+        sizes.append(len(pixels))
+        return original(self, pixels)
+
+    original = ImagePredictor.predict_proba
+    monkeypatch.setattr(ImagePredictor, "predict_proba", predict_proba)
+    files = [folder / f"{number}.jpg" for number in range(BATCH + 3)]
+    for file in files:
+        file.write_bytes(image_file())
+    predict.main("adv", files)
+    assert sizes == [BATCH, 3]
+    assert predicted_files(capsys) == [file.name for file in files]
+
+
+def make_invalid(file, kind):
+    if kind == "invalid":
+        file.write_bytes(b"invalid")
+    elif kind == "too large":
+        with file.open("wb") as stream:
+            stream.truncate(MAX_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("invalid", "not an image"), ("missing", ".*No such file"), ("too large", "too large")],
+)
+def test_invalid_file_is_error_after_predictions_of_others(folder, capsys, kind, reason):
+    make_invalid(folder / "0.png", kind)
+    with pytest.raises(InputError, match=rf"0\.png: expected an image, got: {reason}"):
+        predict.main("adv", [folder / "0.png", folder / "deep"])
+    assert predicted_files(capsys) == ["1.JPG"]
 
 
 def test_folder_without_images_is_refused(finished_pipeline):
