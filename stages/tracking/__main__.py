@@ -19,7 +19,7 @@ def main() -> int:
     for stage in stage_outputs.stage_names():
         if stage in outdated:
             print(f"{stage}: skipped: outputs are out of date (run `dvc repro`)")
-        elif mlflow_runs.find({"stage": stage, "content": stage_outputs.content_digest(stage)}):
+        elif _is_logged(stage):
             print(f"{stage}: logged already")
         else:
             sections = tuple(f"{key}." for key in stage_outputs.entries(stage, "params"))
@@ -29,6 +29,12 @@ def main() -> int:
     if not outdated and mlflow_runs.log_pipeline():
         print("the pipeline: logged")
     return 1 if outdated else 0
+
+
+def _is_logged(stage: str) -> bool:
+    """Whether a finished run has the files of a stage as they are now."""
+    runs = mlflow_runs.find({"stage": stage, "content": stage_outputs.content_digest(stage)})
+    return any(run.info.status == "FINISHED" for run in runs)
 
 
 def _outdated_stages() -> Container[str]:

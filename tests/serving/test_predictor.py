@@ -1,4 +1,4 @@
-"""Predictions of a saved model on image files: the pixels of training, and no dependence on the batch."""
+"""Predictions of a saved model: on the pixels of training, independent of the batch."""
 
 import dataclasses
 

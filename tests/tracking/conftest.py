@@ -1,4 +1,4 @@
-"""Projects with a database of their own; creating one takes MLflow 10 s, so all are copies of one."""
+"""Projects with a database of their own: copies of one, as creating one takes MLflow 10 s."""
 
 import pytest
 

@@ -27,6 +27,9 @@ def run_command(monkeypatch, capsys):
 
 def test_command_logs_missing_stages_except_outdated(project, run_command):
     log_stage("preprocess")
+    log_stage("train_clean")
+    runs = read_runs(project)
+    runs.client.set_terminated(runs.one("train_clean").info.run_id, "KILLED")
     assert run_command(["evaluate"]) == (
         1,
         [
@@ -39,8 +42,9 @@ def test_command_logs_missing_stages_except_outdated(project, run_command):
         ],
     )
     runs = read_runs(project)
-    training = runs.one("train_clean")
-    assert training.data.params.keys() >= {"seed", "train_clean.lr"}
+    assert runs.statuses("train_clean") == ["FINISHED", "KILLED"]
+    training = runs.one("train_adv")
+    assert training.data.params.keys() >= {"seed", "train_adv.lr"}
     assert "attack.norm" not in training.data.params
     assert "device" not in training.data.tags, "unknown where it ran"
     assert runs.epochs(training) == [1, 2, 3]
