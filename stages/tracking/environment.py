@@ -1,15 +1,17 @@
-"""Which code, versions and device a result comes from, as tags."""
+"""Which code, versions and device a result comes from, as tags; and since when it is computed."""
 
 import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib import metadata
 
 from stages.core.params_file import load_params
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
+START = int(time.time() * 1000)  # of this process, about, in ms: every stage imports this module
 CODE = ("stages", "dvc.yaml", "requirements.txt")  # what may be uncommitted; params are logged
 
 

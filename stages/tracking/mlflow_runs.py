@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from stages.core.files import md5
 from stages.core.params_file import flatten, load_params
 from stages.tracking import stage_outputs
 from stages.tracking.connection import EXPERIMENT, mark_runs_killed, mlflow, open_mlflow
-from stages.tracking.environment import code_tags
+from stages.tracking.environment import START, code_tags
 from stages.tracking.stage_outputs import LAST_STAGE
 
 DATA_METRICS = ("data/images", "data/groups.total", "data/rejected.total")
 NOTE_METRICS = ("clean_accuracy", "balanced_accuracy", "robust_accuracy_worst")
-START = int(time.time() * 1000)  # of this process, about, in ms
 _epochs: set[int] = set()  # that are in the active run
 
 
@@ -122,7 +120,8 @@ def summarize() -> bool:
     for file in stage_outputs.output_files(LAST_STAGE):
         if file.suffix == ".html":
             mlflow.log_artifact(str(file))
-    mlflow.set_tags({"mlflow.note.content": _note(metrics), "results": results})
+    code = code_tags("dvc.yaml")
+    mlflow.set_tags({**code, "mlflow.note.content": _note(metrics, code), "results": results})
     return True
 
 
@@ -133,7 +132,7 @@ def _is_main(metric: str) -> bool:
     return not metric.endswith(("_low", "_high"))
 
 
-def _note(metrics: Mapping[str, float]) -> str:
+def _note(metrics: Mapping[str, float], code: Mapping[str, str]) -> str:
     """Markdown: a table of the main metrics of both models, and the code that they come from."""
     lines = ["| | clean | adv |", "|---|---|---|"]
     for name in NOTE_METRICS:
@@ -144,7 +143,6 @@ def _note(metrics: Mapping[str, float]) -> str:
                 cell += f" [{metrics[f'{key}_low']:.3f}, {metrics[f'{key}_high']:.3f}]"
             cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
-    code = code_tags(LAST_STAGE)
     commit, changes = code["mlflow.source.git.commit"], code["git.uncommitted"]
     lines += ["", f"Code: {commit}, uncommitted changes: {changes}."]
     return "\n".join([*lines, "Full report: Artifacts > report.html."])

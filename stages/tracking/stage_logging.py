@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from stages.core.params_file import flatten, load_params
+from stages.tracking.environment import environment_tags
 
 _failed = False  # then no further epoch is tried, and nothing more is said
 
@@ -32,9 +33,9 @@ def log_stage(stage: str, params: Any) -> None:
     """
     with _errors_are_a_warning(stage):
         if load_params().runtime.tracking:
-            from stages.tracking import environment, mlflow_runs
+            from stages.tracking import mlflow_runs
 
-            mlflow_runs.log_stage(stage, flatten(params), environment.environment_tags())
+            mlflow_runs.log_stage(stage, flatten(params), environment_tags())
 
 
 @contextmanager

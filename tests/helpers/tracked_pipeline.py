@@ -134,7 +134,7 @@ def tracked_project(folder: Path, database: Path) -> Iterator[None]:
 
 def start_script(folder: Path, body: str, **env: str) -> subprocess.Popen:
     """A process of its own, like those that DVC starts."""
-    imports = "import os, signal\nfrom tests.helpers.tracked_pipeline import *\n"
+    imports = "import os, signal, time\nfrom tests.helpers.tracked_pipeline import *\n"
     env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, "-c", imports + body]
     return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)

@@ -127,16 +127,28 @@ def test_another_name_baseline_or_param_is_another_configuration(project, monkey
     assert {*parents} == {run.info.run_id for run in runs.of(None)}
 
 
+KILLED = """
+time.sleep(1)
+log_epoch('train_adv', 1)
+log_epoch('train_adv', 2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+FAILED = """
+log_epoch('train_adv', 2)
+raise FloatingPointError
+"""
+
+
 def test_interrupted_training_is_shown_as_killed_and_resumed_as_new_run(project):
-    killed = (
-        "log_epoch('train_adv', 1)\nlog_epoch('train_adv', 2)\nos.kill(os.getpid(), signal.SIGKILL)"
-    )
-    process = start_script(project, killed)
+    process = start_script(project, KILLED)
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
-    assert read_runs(project).statuses("train_adv") == ["RUNNING"]
-    failed = "log_epoch('train_adv', 2)\nraise FloatingPointError"
-    start_script(project, failed).communicate(timeout=300)
+    runs = read_runs(project)
+    run = runs.one("train_adv")
+    assert run.info.status == "RUNNING"
+    first = runs.client.get_metric_history(run.info.run_id, "epoch/val_loss")[0]
+    assert first.timestamp - run.info.start_time > 1000, "it started before its first epoch ended"
+    start_script(project, FAILED).communicate(timeout=300)
     runs = read_runs(project)
     assert runs.statuses("train_adv") == runs.statuses(None) * 2 == ["KILLED", "KILLED"]
     restart()
