@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from stages.core.files import md5
+from stages.tracking import mlflow_runs
 from stages.tracking.connection import COLUMNS
 from tests.helpers.tracked_pipeline import (
     STAGES,
@@ -160,3 +161,14 @@ def test_interrupted_training_is_shown_as_killed_and_resumed_as_new_run(project)
     assert runs.statuses(None) == ["FINISHED"]
     (finished,) = [run for run in runs.of("train_adv") if run.info.status == "FINISHED"]
     assert sorted(runs.epochs(finished)) == [1, 2, 3]
+
+
+def test_stage_is_logged_although_first_attempt_failed(project, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_runs, "START", object())
+        log_epoch("train_adv", 1)
+    assert "is not logged" in caplog.text
+    log_stage("train_adv")
+    runs = read_runs(project)
+    assert runs.statuses("train_adv") == runs.statuses(None) == ["FINISHED"]
+    assert runs.epochs(runs.one("train_adv")) == [1, 2, 3]
