@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def _is_logged(stage: str) -> bool:
-    """Whether a finished run has the files of a stage as they are now."""
+    """Whether a finished run has the present files of a stage."""
     runs = mlflow_runs.find({"stage": stage, "content": stage_outputs.content_digest(stage)})
     return any(run.info.status == "FINISHED" for run in runs)
 

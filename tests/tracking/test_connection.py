@@ -7,12 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from stages.tracking.connection import EXPERIMENT, VIEW_KEY, tracking_uri
-from tests.helpers.tracked_pipeline import (
-    RACE,
-    log_whole_pipeline,
-    read_runs,
-    write_pipeline_files,
-)
+from tests.helpers.tracked_pipeline import RACE, log_stage, read_runs, write_pipeline_files
 
 
 def test_simultaneous_stages_create_single_database_and_configuration(new_database):
@@ -47,7 +42,7 @@ def test_experiment_in_temporary_copy_is_logged_in_main_repository(
     write_pipeline_files(copy, "copy")
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_EXP_NAME", "tiny-mole")
-    log_whole_pipeline()
+    log_stage("evaluate")
     shutil.rmtree(copy)
     runs = read_runs(project)
     assert runs.one(None).info.run_name == "tiny-mole"

@@ -109,23 +109,23 @@ def test_another_execution_is_another_run_and_newest_results_are_shown(project):
     assert len(runs.runs) == len(STAGES) + 2
 
 
-@pytest.mark.parametrize("name", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "params"])
-def test_another_name_baseline_or_param_is_another_configuration(project, monkeypatch, name):
-    log_stage("preprocess")
-    if name == "params":
-        params = (project / "params.yaml").read_text()
-        write_text("params.yaml", params.replace("bootstrap: 2000", "bootstrap: 100"))
-    else:
-        monkeypatch.setenv(name, "other")
-    log_stage("preprocess")
-    write_text(
-        "params.yaml", (project / "params.yaml").read_text().replace("workers: 0", "workers: 1")
-    )
-    log_stage("preprocess")
-    runs = read_runs(project)
-    parents = [run.data.tags["mlflow.parentRunId"] for run in runs.of("preprocess")]
-    assert sorted(map(parents.count, {*parents})) == [1, 2]
-    assert {*parents} == {run.info.run_id for run in runs.of(None)}
+def test_name_baseline_and_params_make_configuration(project, monkeypatch):
+    def configurations():
+        log_stage("preprocess")
+        return len(read_runs(project).of(None))
+
+    def change_params(old, new):
+        write_text("params.yaml", (project / "params.yaml").read_text().replace(old, new))
+
+    assert configurations() == 1
+    change_params("workers: 0", "workers: 1")
+    assert configurations() == 1, "where it runs is no part of it"
+    change_params("bootstrap: 2000", "bootstrap: 100")
+    assert configurations() == 2
+    monkeypatch.setenv("DVC_EXP_NAME", "other")
+    assert configurations() == 3
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "other")
+    assert configurations() == 4
 
 
 KILLED = """
