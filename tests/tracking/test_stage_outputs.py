@@ -54,11 +54,6 @@ def test_digest_is_that_of_contents_and_names():
             {"data/images": 2, "data/train.CIN2_": 1, "data/train.x.y": 3},
         ),
         (
-            "metrics/evaluate.json",
-            '{"adv": {"clean_accuracy": 0.5}, "n": 2}',
-            {"adv/clean_accuracy": 0.5, "n": 2},
-        ),
-        (
             "data/predictions/adv/transfer.csv",
             "attack,norm,eps,label,prediction,target\n"
             "pgd,linf,0.0313725,NA,NA,adv\npgd,linf,0.0313725,NA,1,clean\n",
