@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from stages.core.budgets import format_budget
 from stages.core.errors import InputError
 from stages.core.files import md5
+from stages.core.norms import Budget
 from stages.core.paths import METRICS, PREDICTIONS, PROCESSED, weights_path
 
 LOCK = Path("dvc.lock")
@@ -40,7 +40,6 @@ class EvaluatedModel:
         model: clean or adv.
         md5: of the weights file.
         crop: as data.crop.
-        usable_part: as data.usable_part.
         synthetic: whether it was trained on synthetic images.
         norm: as attack.norm.
         eps: of the attacks, in pixel units.
@@ -53,7 +52,6 @@ class EvaluatedModel:
     model: str
     md5: str
     crop: str
-    usable_part: float
     synthetic: bool
     norm: str
     eps: float
@@ -76,7 +74,7 @@ class EvaluatedModel:
         """What must accompany every prediction of the model."""
         text = (
             f"Clean accuracy {self.clean_accuracy}, robust accuracy {self.robust_accuracy_worst} "
-            f"under white-box attacks ({format_budget(self.eps, self.norm)}), on {self.images} "
+            f"under white-box attacks ({Budget.of(self.norm, self.eps)}), on {self.images} "
             f"test images ({self.confidence:.0%} confidence intervals). Not a medical device."
         )
         if self.synthetic:
@@ -110,13 +108,11 @@ def read_evaluated_model(model: str) -> EvaluatedModel:
     for path, writer, reader in ((PROCESSED, prepared, attacked), (tables, attacked, evaluated)):
         _check_same(path, _locked_md5(writer, "outs", path), _locked_md5(reader, "deps", path))
 
-    data = prepared["params"]["params.yaml"]["data"]
     params = evaluated["params"]["params.yaml"]
     return EvaluatedModel(
         model=model,
         md5=digests[weights],
-        crop=data["crop"],
-        usable_part=float(data["usable_part"]),
+        crop=prepared["params"]["params.yaml"]["data"]["crop"],
         synthetic=inventory["synthetic"],
         norm=params["attack"]["norm"],
         eps=metrics["eps"],

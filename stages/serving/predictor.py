@@ -28,8 +28,7 @@ class ImagePredictor:
         Raises:
             ImageDecodeError: when the bytes give no usable image.
         """
-        crop, usable_part = self.evaluated.crop, self.evaluated.usable_part
-        return decode_image(content, self.size, crop, usable_part).pixels
+        return decode_image(content, self.size, self.evaluated.crop).pixels
 
     def predict_proba(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """N times uint8 (size, size, 3) -> float32 (N, K), in the order of the classes.

@@ -6,15 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.models import classifier
-from stages.models.initialization import create_model
 from stages.serving.request_guard import RequestGuard
+from tests.helpers.evaluated_models import CLASSES, EVALUATED, save_model
 from tests.helpers.repository import ROOT
 from tests.helpers.serving_requests import (
-    CARD,
     INVALID_REQUESTS,
     JSON,
-    SIZE,
     image_file,
     post_asgi,
     to_base64,
@@ -23,7 +20,6 @@ from tests.helpers.serving_requests import (
 FEW = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-CLASSES = ("a", "b", "c")
 SMALL_INVALID = [image for image, _ in INVALID_REQUESTS.values() if len(str(image)) < 10**5]
 
 
@@ -36,14 +32,13 @@ def app(tmp_path_factory):
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
     folder = tmp_path_factory.mktemp("model")
-    classifier.save(
-        folder / "adv.safetensors", create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
-    )
-    (folder / "card.json").write_text(CARD.to_json(), encoding="utf-8")
+    weights, evaluation = folder / "adv.safetensors", folder / "evaluation.json"
+    save_model(weights)
+    evaluation.write_text(EVALUATED.to_json(), encoding="utf-8")
     mlflow.pyfunc.save_model(
         folder / "saved",
         python_model=str(ROOT / "stages/serving/pyfunc_model.py"),
-        artifacts={"weights": str(folder / "adv.safetensors"), "card": str(folder / "card.json")},
+        artifacts={"weights": str(weights), "evaluation": str(evaluation)},
         pip_requirements=[],
         signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
     )

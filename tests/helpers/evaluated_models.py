@@ -15,7 +15,6 @@ EVALUATED = EvaluatedModel(
     model="adv",
     md5="0",
     crop="cervix",
-    usable_part=1.0,
     synthetic=True,
     norm="linf",
     eps=8 / 255,
@@ -45,7 +44,7 @@ def write_results(folder: Path, arch: str = "squeezenet1_1") -> None:
     def entry(path, digest=""):
         return {"path": path, "md5": digest or md5(folder / path)}
 
-    data = {"crop": "none", "usable_part": 1}
+    data = {"crop": "none"}
     evaluate = {"attack": {"norm": "l2"}, "evaluate": {"confidence": 0.9}}
     stages = {
         "preprocess": {

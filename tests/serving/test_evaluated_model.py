@@ -15,7 +15,7 @@ def test_evaluation_survives_json_round_trip():
 @pytest.mark.usefixtures("finished_pipeline")
 def test_evaluation_is_that_of_finished_pipeline():
     evaluated = read_evaluated_model("adv")
-    assert (evaluated.crop, evaluated.usable_part, evaluated.synthetic) == ("none", 1, False)
+    assert (evaluated.crop, evaluated.synthetic) == ("none", False)
     assert (evaluated.norm, evaluated.eps, evaluated.images) == ("l2", 0.01, 7)
     assert (evaluated.confidence, evaluated.robust_accuracy_worst.value) == (0.9, 0.5)
     assert "L2, ε = 0.01" in evaluated.disclaimer()
