@@ -2,21 +2,26 @@
 
 Run: python -m stages.train_adv
 
-Reads data/processed, data/models/clean.safetensors.  Writes data/models/adv.safetensors, plots/training_adv.csv.
+Reads data/processed, data/models/clean.safetensors.
+Writes data/models/adv.safetensors, plots/training_adv.csv.
 """
 
-from stages.core.dataset import load_dataset
+from functools import partial
+
+from stages.core.checkpoints import Checkpoint, run_fingerprint
+from stages.core.dataset import IMAGES, MANIFEST, load_dataset
+from stages.core.devices import make_fabric
 from stages.core.params import PerturbationBudget, StageParams, TrainAdvParams
 from stages.core.params_file import load_stage_params
-from stages.core.paths import PROCESSED, weights_path
+from stages.core.paths import PROCESSED, history_path, weights_path
 from stages.core.processes import run_cli
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.tracking.stage_logging import log_epoch, log_stage
+from stages.training.epoch import Training
+from stages.training.loop import fit, write_history
 from stages.training.methods import make_training_method
-from stages.training.overfitting import RobustValidation
-from stages.training.run import run_training
-from stages.training.validation import EpochMetrics
+from stages.training.validation import RobustValidation
 
 
 class Params(StageParams):
@@ -26,29 +31,27 @@ class Params(StageParams):
     train_adv: TrainAdvParams
 
 
-def main() -> EpochMetrics:
-    """Run the stage; returns the metrics of the selected epoch."""
+def main() -> None:
+    """Run the stage."""
     p = load_stage_params(Params)
-    dataset = load_dataset(PROCESSED)
-    initial = weights_path("clean")
-    return run_training(
-        "adv",
-        classifier.load(initial, dataset.classes, dataset.image_size),
-        DatasetSplit.from_dataset(dataset, "train"),
-        RobustValidation(
-            DatasetSplit.from_dataset(dataset, "val"),
-            p.attack.norm,
-            p.attack.eps,
-            p.train_adv.val_steps,
-            p.train_adv.val_images,
-        ),
-        make_training_method(p.train_adv, norm=p.attack.norm, eps=p.attack.eps),
-        p,
-        p.train_adv,
-        initial_weights=[initial],
-        log_epoch=log_epoch,
-        log_stage=log_stage,
+    q, dataset = p.train_adv, load_dataset(PROCESSED)
+    norm, eps = p.attack.norm, p.attack.eps
+    model = classifier.load(weights_path("clean"), dataset.classes, dataset.image_size)
+    images = DatasetSplit.from_dataset(dataset, "train")
+    method = make_training_method(q, norm=norm, eps=eps)
+    training = Training(model, images, method, q, p.seed)
+    validation = RobustValidation(
+        DatasetSplit.from_dataset(dataset, "val"), norm, eps, q.val_steps, q.val_images
     )
+    fabric = make_fabric(p.runtime)
+    inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path("clean")]
+    fingerprint = run_fingerprint(p.model_dump(exclude={"runtime"}), inputs)
+    with Checkpoint("train_adv", fingerprint).lock(fabric) as checkpoint:
+        progress = fit(fabric, training, validation, checkpoint, partial(log_epoch, "train_adv"))
+        if fabric.is_global_zero:
+            classifier.save(weights_path("adv"), model)
+            write_history(history_path("adv"), progress)
+            log_stage("train_adv", p)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,24 @@ LUMA = (0.299, 0.587, 0.114)  # weights of ITU-R BT.601
 
 
 def augment(x: Tensor, p: AugmentParams, random: Tensor) -> Tensor:
-    """Flip, rotate, zoom and shift in one resampling, then color jitter: images have no upright side and no fixed light.
+    """Flip, rotate, zoom and shift in one resampling, then change the colors.
+
+    The photographs have no upright side and no fixed light.
 
     Args:
         x: (B, 3, H, W) in [0, 1].
         p: the largest changes.
-        random: (B, 8) uniform in [0, 1): all the randomness there is, so that the caller owns the seed.
+        random: (B, 8), uniform in [0, 1): all random numbers that are used.
 
     Returns:
         (B, 3, H, W) in [0, 1].
     """
-    flip, turn, zoom, dx, dy, brightness, contrast, saturation = random.to(x.device).unbind(
-        1
-    )  # (B,) each
+    random = random.to(x.device)
+    flip, turn, zoom, dx, dy, brightness, contrast, saturation = random.unbind(1)  # (B,) each
     angle = (turn * 4).floor() * (math.pi / 2) * p.rotate90
     size = 1 + p.zoom * (2 * zoom - 1)
-    # Whole pixels: without zoom nothing is interpolated, and the network trains on images as sharp as it is tested on.
+    # Whole pixels: without zoom nothing is interpolated, and training images stay as sharp as
+    # test images.
     shifts = [
         (p.shift * side * (2 * d - 1)).round() * 2 / side
         for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))

@@ -1,5 +1,14 @@
-"""Validation after every epoch: clean and under attack, in eval mode."""
+"""Validation after every epoch: clean and under attack, and which epoch is the best.
 
+Adversarial training fails in two ways. Catastrophic overfitting: trained against a single step, a
+model becomes robust to that step alone; FGSM then hardly succeeds, PGD nearly always, and the
+gradients of the loss around an image no longer agree (Wong et al., arXiv:2001.03994;
+Andriushchenko and Flammarion, arXiv:2007.02617). Robust overfitting: robust accuracy falls again
+while the training loss still decreases (Rice et al., arXiv:2002.11569); it costs nothing but time,
+because the best epoch is kept.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,39 +19,40 @@ from lightning_fabric import Fabric
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import pgd, pgd_step_size
+from stages.attacks.perturbations import (
+    loss_and_gradient,
+    pgd,
+    pgd_step_size,
+    project,
+    random_start,
+    steepest_ascent,
+)
 from stages.models.batches import DatasetSplit
 from stages.models.inference import frozen_eval_mode
 
 EpochMetrics = dict[str, float]
+MAX_PGD_DROP = 0.20  # of accuracy under PGD since the epoch before
+MAX_FGSM_PGD_GAP = 0.15  # of accuracy under FGSM over that under PGD
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What is measured after each epoch, and what follows from it; as it stands, for standard training.
+class Validation(ABC):
+    """What is measured after each epoch, and what follows from it."""
 
-    Attributes:
-        split: the validation images; all of them are evaluated clean.
-        norm: of the attack, PGD.
-        eps: of the attack.
-        steps: of the attack.
-        images: how many are attacked at most, each class in its proportion.
-    """
-
-    split: DatasetSplit
-    norm: str
+    split: DatasetSplit  # the validation images; all of them are evaluated clean
+    norm: str  # of the attack, PGD
     eps: float
     steps: int
-    images: int
+    images: int  # how many are attacked at most, each class in its proportion
 
+    @abstractmethod
     def score(self, row: EpochMetrics) -> tuple[float, ...]:
-        """The weights of the epoch with the largest one are kept: accuracy on few images is too coarse to tell epochs apart."""
-        return (-row["val_loss"],)
+        """The weights of the epoch with the largest score are selected."""
 
     def image_metrics(
         self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Name -> (B,) further metrics of attacked images, reported by their means."""
+        """Further metrics of attacked images, (B,) each; their means are reported."""
         return {}
 
     def history_metrics(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
@@ -54,46 +64,104 @@ class Validation:
         return ""
 
 
+class StandardValidation(Validation):
+    """Of standard training."""
+
+    def score(self, row: EpochMetrics) -> tuple[float, ...]:
+        """Minus the clean loss: accuracy on few images is too coarse to tell epochs apart."""
+        return (-row["val_loss"],)
+
+
+class RobustValidation(Validation):
+    """Of adversarial training: stops at catastrophic overfitting."""
+
+    def score(self, row: EpochMetrics) -> tuple[float, ...]:
+        """Robust accuracy; at a tie the lower loss under attack."""
+        return row["val_robust_accuracy"], -row["val_robust_loss"]
+
+    def image_metrics(
+        self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Whether FGSM fails; the cosine of the gradients at x and at a random point of the ball.
+
+        FGSM's gradient is the one at x: both metrics together cost two gradients.
+        """
+        _, _, at_x = loss_and_gradient(model, x, y)
+        start = random_start(x, self.eps, noise, norm=self.norm)
+        _, _, nearby = loss_and_gradient(model, start, y)
+        moved = x + self.eps * steepest_ascent(at_x, norm=self.norm)
+        with torch.no_grad():
+            logits = model(project(x, moved, self.eps, norm=self.norm))
+        return {
+            "val_fgsm_accuracy": logits.argmax(1) == y,
+            "val_gradient_cosine": F.cosine_similarity(at_x.flatten(1), nearby.flatten(1)),
+        }
+
+    def history_metrics(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
+        """How far robust accuracy is below its best, and 1 for catastrophic overfitting.
+
+        Every epoch is attacked within the full eps, so epochs compare.
+        """
+        robust = [row["val_robust_accuracy"] for row in history]
+        return {
+            "robust_overfitting": max(robust) - robust[-1],
+            "catastrophic_overfitting": float(bool(self.stop_reason(history))),
+        }
+
+    def stop_reason(self, history: Sequence[EpochMetrics]) -> str:
+        """What shows that the last epoch overfitted catastrophically; empty if nothing does.
+
+        Two epochs are compared, both trained at the full eps: while eps still increases, the
+        attack is stronger than what the model was trained for, and accuracies may swing without
+        overfitting. A gap between FGSM and PGD counts unless PGD accuracy increases: a model that
+        is still becoming robust shows that gap, too.
+        """
+        if len(history) < 2 or any(row["eps"] < self.eps for row in history[-2:]):
+            return ""
+        before, pgd = (row["val_robust_accuracy"] for row in history[-2:])
+        fgsm = history[-1]["val_fgsm_accuracy"]
+        if fgsm - pgd > MAX_FGSM_PGD_GAP and pgd <= before:
+            return f"catastrophic overfitting: accuracy {fgsm:.0%} under FGSM, {pgd:.0%} under PGD"
+        if before - pgd > MAX_PGD_DROP:
+            return (
+                f"catastrophic overfitting: accuracy under PGD {pgd:.0%}, "
+                f"{before:.0%} in the epoch before"
+            )
+        return ""
+
+
 def validate(
     fabric: Fabric, model: nn.Module, validation: Validation, seed: int, batch_size: int
 ) -> EpochMetrics:
-    """Losses and accuracies on the validation images, attacked within the same eps and from the same noise every time."""
-    labels: list[Tensor] = []
-    clean: list[Tensor] = []
-    labels_adv: list[Tensor] = []
-    attacked: list[Tensor] = []
+    """Losses and accuracies on the validation images, in eval mode.
+
+    The attack has the same eps and starts from the same noise in every epoch.
+    """
+    split, eps = validation.split, validation.eps
+    clean: list[tuple[Tensor, Tensor]] = []  # logits (B, K) and y (B,) of each batch
+    attacked: list[tuple[Tensor, Tensor]] = []
     extra: list[dict[str, Tensor]] = []
     generator = torch.Generator().manual_seed(seed)
-    chosen = validation.split.stratified_positions(validation.images, seed)
+    chosen = split.stratified_positions(validation.images, seed)
     with frozen_eval_mode(model), fabric.autocast():
-        for start in range(0, len(validation.split), batch_size):
-            positions = np.arange(start, min(start + batch_size, len(validation.split)))
-            x, y = validation.split.load(positions, fabric.device)
-            labels.append(y)
+        for start in range(0, len(split), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(split)))
+            x, y = split.load(positions, fabric.device)
             with torch.no_grad():
-                clean.append(model(x))
-            if len(rows := np.flatnonzero(np.isin(positions, chosen))):
-                x, y = x[rows], y[rows]
-                noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
-                # No early stop: a loss at the decision boundary would flatter the weaker epoch.
-                alpha, steps = pgd_step_size(validation.eps, validation.steps), validation.steps
-                x_adv = pgd(
-                    model,
-                    x,
-                    y,
-                    validation.eps,
-                    noise,
-                    alpha=alpha,
-                    steps=steps,
-                    norm=validation.norm,
-                )
-                with torch.no_grad():
-                    attacked.append(model(x_adv))
-                labels_adv.append(y)
-                extra.append(validation.image_metrics(model, x, y, noise))
-    y, logits, y_adv, logits_adv = (
-        torch.cat(batches) for batches in (labels, clean, labels_adv, attacked)
-    )
+                clean.append((model(x), y))
+            rows = np.flatnonzero(np.isin(positions, chosen))
+            if not len(rows):
+                continue
+            x, y = x[rows], y[rows]
+            noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
+            # No early stop: a loss at the decision boundary would flatter the weaker epoch.
+            alpha, steps = pgd_step_size(eps, validation.steps), validation.steps
+            x_adv = pgd(model, x, y, eps, noise, alpha=alpha, steps=steps, norm=validation.norm)
+            with torch.no_grad():
+                attacked.append((model(x_adv), y))
+            extra.append(validation.image_metrics(model, x, y, noise))
+    logits, y = (torch.cat(parts) for parts in zip(*clean, strict=True))
+    logits_adv, y_adv = (torch.cat(parts) for parts in zip(*attacked, strict=True))
     return {
         "val_loss": F.cross_entropy(logits, y).item(),
         "val_clean_accuracy": (logits.argmax(1) == y).float().mean().item(),

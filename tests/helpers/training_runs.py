@@ -7,13 +7,13 @@ import torch
 from stages.core.checkpoints import Checkpoint
 from stages.core.params import AugmentParams, TrainAdvParams
 from stages.models.batches import DatasetSplit
-from stages.training.loop import TrainingMethod, TrainingResult, fit
-from stages.training.validation import Validation
+from stages.training.epoch import StandardTraining, Training
+from stages.training.loop import Progress, fit
+from stages.training.validation import StandardValidation
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.models import tiny_classifier
 
 EPS = 8 / 255
-STANDARD = TrainingMethod()
 NO_AUGMENTATION = AugmentParams(
     flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0
 )
@@ -47,13 +47,6 @@ PARAMS = TrainAdvParams(
 )
 
 
-class AccuracyValidation(Validation):
-    """Selects by clean accuracy, then by loss."""
-
-    def score(self, row):
-        return row["val_clean_accuracy"], -row["val_loss"]
-
-
 def with_params(**changes) -> TrainAdvParams:
     """PARAMS with changes."""
     return PARAMS.model_copy(update=changes)
@@ -73,29 +66,21 @@ def train(
     fabric,
     folder,
     p=PARAMS,
-    method=STANDARD,
+    method=None,
     on_epoch=lambda row: None,
     seed=0,
     dataset=None,
-    validation=AccuracyValidation,
+    validation=StandardValidation,
     eps=EPS,
-) -> TrainingResult:
-    """A run whose checkpoint lies in ``folder``."""
+) -> Progress:
+    """A run whose checkpoint lies in ``folder``; standard training if no method is given."""
     dataset = dataset or toy_dataset(size=16)
     torch.manual_seed(seed)
-    return fit(
-        fabric,
-        tiny_classifier(dataset.classes),
-        DatasetSplit.from_dataset(dataset, "train"),
-        validation(
-            DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images
-        ),
-        p,
-        seed=seed,
-        checkpoint=checkpoint_in(folder),
-        method=method,
-        on_epoch=on_epoch,
-    )
+    model, images = tiny_classifier(dataset.classes), DatasetSplit.from_dataset(dataset, "train")
+    training = Training(model, images, method or StandardTraining(p), p, seed)
+    val = DatasetSplit.from_dataset(dataset, "val")
+    selection = validation(val, "linf", eps, p.val_steps, p.val_images)
+    return fit(fabric, training, selection, checkpoint_in(folder), on_epoch)
 
 
 def same_tensors(a, b) -> bool:

@@ -1,15 +1,13 @@
 """The training loop: resuming, repeatability, selection of the best epoch, and when it stops."""
 
-import dataclasses
-import re
-from functools import partial
-
+import pandas as pd
 import pytest
 import torch
 
-from stages.training import loop
-from stages.training.loop import TrainingMethod, write_history
+from stages.training.epoch import StandardTraining
+from stages.training.loop import write_history
 from stages.training.methods import make_training_method
+from stages.training.validation import RobustValidation, StandardValidation
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.training_runs import (
     EPS,
@@ -21,8 +19,6 @@ from tests.helpers.training_runs import (
     with_params,
 )
 
-NFGSM = make_training_method(PARAMS, norm="linf", eps=EPS)
-
 
 class SimulatedCrash(BaseException):
     """Nothing in the code under test may catch it."""
@@ -31,7 +27,8 @@ class SimulatedCrash(BaseException):
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "optimizer": "adamw", "balance": "sampler"}])
 def test_resumed_training_is_bit_identical_to_uninterrupted(fabric, tmp_path, settings):
     p = with_params(**settings)
-    uninterrupted = train(fabric, tmp_path / "uninterrupted", p, NFGSM)
+    nfgsm = make_training_method(p, norm="linf", eps=EPS)
+    uninterrupted = train(fabric, tmp_path / "uninterrupted", p, nfgsm)
 
     def crash_after(epoch):
         def on_epoch(row):
@@ -43,8 +40,8 @@ def test_resumed_training_is_bit_identical_to_uninterrupted(fabric, tmp_path, se
     for epoch in (1, 2):
         torch.rand(epoch)  # after a restart the global generator is in another state
         with pytest.raises(SimulatedCrash):
-            train(fabric, tmp_path / "interrupted", p, NFGSM, crash_after(epoch))
-    resumed = train(fabric, tmp_path / "interrupted", p, NFGSM)
+            train(fabric, tmp_path / "interrupted", p, nfgsm, crash_after(epoch))
+    resumed = train(fabric, tmp_path / "interrupted", p, nfgsm)
     assert resumed.history == uninterrupted.history
     assert resumed.epoch == uninterrupted.epoch
     assert same_tensors(resumed.state, uninterrupted.state)
@@ -52,51 +49,36 @@ def test_resumed_training_is_bit_identical_to_uninterrupted(fabric, tmp_path, se
 
 def test_weights_depend_on_seed_only(fabric, tmp_path):
     p = with_params(epochs=1)
-    first, second, other = (
-        train(fabric, tmp_path / str(i), p, seed=seed) for i, seed in enumerate((0, 0, 1))
-    )
-    assert same_tensors(first.state, second.state)
-    assert not same_tensors(first.state, other.state)
+    runs = [train(fabric, tmp_path / f"{i}", p, seed=seed) for i, seed in enumerate((0, 0, 1))]
+    first, second, other = (run.state for run in runs)
+    assert same_tensors(first, second)
+    assert not same_tensors(first, other)
 
 
 def test_training_learns_and_selects_best_epoch(fabric, tmp_path):
-    result = train(fabric, tmp_path / "c", with_params(epochs=12, lr=0.05, augment=NO_AUGMENTATION))
-    accuracies = [row["val_clean_accuracy"] for row in result.history]
-    assert max(accuracies) > 0.8
-    assert accuracies[result.epoch - 1] == max(accuracies)
-    write_history(tmp_path / "h.csv", result)
-    assert (tmp_path / "h.csv").read_text().count(",1\n") == 1
+    progress = train(
+        fabric, tmp_path / "c", with_params(epochs=12, lr=0.05, augment=NO_AUGMENTATION)
+    )
+    assert max(row["val_clean_accuracy"] for row in progress.history) > 0.8
+    best = min(progress.history, key=lambda row: row["val_loss"])
+    write_history(tmp_path / "h.csv", progress)
+    history = pd.read_csv(tmp_path / "h.csv")
+    assert history.loc[history["chosen"] == 1, "epoch"].tolist() == [best["epoch"]]
+
+
+class NothingImproves(StandardValidation):
+    def score(self, row):
+        return (0.0,)
 
 
 def test_patience_stops_training(fabric, tmp_path):
-    result = train(
-        fabric, tmp_path / "c", with_params(epochs=9, lr=1e-9, patience=2, augment=NO_AUGMENTATION)
-    )
-    assert len(result.history) == result.epoch + 2
+    p = with_params(epochs=9, patience=2)
+    progress = train(fabric, tmp_path / "c", p, validation=NothingImproves)
+    assert (progress.epoch, len(progress.history)) == (1, 3)
 
 
-class NanInFifthStep(TrainingMethod):
-    """Three steps make an epoch."""
-
-    steps = 0
-
-    def perturb(self, model, x, y, eps, noise):
-        self.steps += 1
-        return x * float("nan") if self.steps == 5 else x
-
-
-def test_non_finite_loss_names_step_and_keeps_last_checkpoint(fabric, tmp_path):
-    with pytest.raises(
-        FloatingPointError, match="epoch 2, step 2: expected a finite loss, got nan"
-    ):
-        train(fabric, tmp_path / "c", method=NanInFifthStep())
-    kept = checkpoint_in(tmp_path / "c").load()
-    assert len(kept["history"]) == 1
-    assert all(value.isfinite().all() for value in kept["learner"]["model"].values())
-
-
-class NanWeightsAfter(TrainingMethod):
-    """Makes the weights NaN in the last step of the second epoch, after its loss."""
+class NanWeightsInSixthStep(StandardTraining):
+    """The last step of the second epoch makes the weights NaN, after its loss."""
 
     steps = 0
 
@@ -108,94 +90,28 @@ class NanWeightsAfter(TrainingMethod):
 
 
 def test_epoch_that_ends_in_nan_weights_is_never_selected(fabric, tmp_path):
-    with pytest.raises(
-        FloatingPointError, match="epoch 2: expected a finite validation loss, got nan; lower lr"
-    ):
-        train(fabric, tmp_path / "c", method=NanWeightsAfter())
-    assert len(checkpoint_in(tmp_path / "c").load()["history"]) == 1
+    message = "epoch 2: expected a finite validation loss, got nan; lower lr"
+    with pytest.raises(FloatingPointError, match=message):
+        train(fabric, tmp_path / "c", method=NanWeightsInSixthStep(PARAMS))
+    assert len(checkpoint_in(tmp_path / "c").load()["progress"]["history"]) == 1
 
 
-def test_eps_grows_linearly_to_full():
-    method = TrainingMethod()
-    method.eps = 0.1
-    assert method.eps_at(0, 100) == 0.1
-    method.eps_ramp = 0.5
-    assert [method.eps_at(step, 100) for step in (0, 25, 50, 99)] == pytest.approx(
-        [0, 0.05, 0.1, 0.1]
-    )
-
-
-class RecordCleanImages(TrainingMethod):
-    """Perturbs every image it is given; records which images of each batch stayed clean."""
-
-    def __init__(self, clean_fraction):
-        self.clean_fraction = clean_fraction
-        self.clean = []
-
-    def perturb(self, model, x, y, eps, noise):
-        return x + 0.01
-
-    def losses(self, model, x, x_adv, y, criterion):
-        self.clean.append((x_adv == x).flatten(1).all(1).tolist())
-        return super().losses(model, x, x_adv, y, criterion)
-
-
-@pytest.mark.parametrize("clean_fraction", [0.0, 0.3, 0.9])
-def test_clean_fraction_of_each_batch_is_not_perturbed(clean_fraction, fabric, tmp_path):
-    method = RecordCleanImages(clean_fraction)
-    train(fabric, tmp_path / "c", with_params(epochs=1), method)
-    assert method.clean == [[i < int(clean_fraction * 16) for i in range(16)]] * 3
-
-
-class RecordLosses(TrainingMethod):
-    """Standard training; records (losses, logits, labels) of each batch."""
-
-    def __init__(self):
-        self.batches = []
-
-    def losses(self, model, x, x_adv, y, criterion):
-        losses, logits = super().losses(model, x, x_adv, y, criterion)
-        self.batches.append((losses, logits, y))
-        return losses, logits
-
-
-def test_class_weights_apply_to_smoothed_loss(fabric, tmp_path):
-    """With balance "loss" the training loss is the mean of class weight times the method's loss, label smoothing included."""
-    method = RecordLosses()
-    dataset = toy_dataset(size=16)
-    labels = dataset.labels.copy()
-    labels[labels == 2] = 0  # two thirds, one third, none
-    row = train(
-        fabric,
-        tmp_path / "c",
-        with_params(epochs=1, lr=1e-9),
-        method,
-        dataset=dataclasses.replace(dataset, labels=labels),
-    ).history[0]
-    smoothing, means = 0.1, []
-    weights = torch.tensor([48 / (3 * 32), 48 / (3 * 16), 48 / 3], dtype=torch.float64)
-    for losses, logits, y in method.batches:
-        log_p = logits.double().log_softmax(1)
-        target = torch.full_like(log_p, smoothing / 3)
-        target[torch.arange(len(y)), y] += 1 - smoothing
-        expected = -(target * log_p).sum(1)
-        assert torch.allclose(losses.double(), expected, atol=1e-5)
-        means.append((weights[y] * expected).mean())
-    assert row["train_loss"] == pytest.approx(torch.stack(means).mean().item(), rel=1e-5)
-
-
-def test_progress_bar_is_shown_on_terminals_only(fabric, tmp_path, monkeypatch, capsys):
-    train(fabric, tmp_path / "log", with_params(epochs=2))
-    log = capsys.readouterr()
-    assert not log.err
-    assert log.out.count("val: accuracy ") == 2
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(
-        loop, "tqdm", partial(loop.tqdm, mininterval=0)
-    )  # else the training ends before the first refresh
-    train(fabric, tmp_path / "terminal", with_params(epochs=2))
-    shown = capsys.readouterr().err.split("\r")
-    assert any(
-        re.search(r"epoch 2/2: .*\d<.*images.*loss=\d\.\d+, clean=\d\.\d+, robust=\d\.\d+", line)
-        for line in shown
-    )
+def test_catastrophic_overfitting_stops_training_and_keeps_best_epoch(fabric, tmp_path, capsys):
+    eps = 48 / 255  # so large that FGSM is far from the worst case: its training overfits
+    settings = {"method": "fgsm", "lr": 0.1, "eps_ramp": 0.0, "clip_norm": 0.0, "epochs": 20}
+    p = with_params(**settings, augment=NO_AUGMENTATION, batch_size=32, val_images=96, val_steps=10)
+    method, dataset = make_training_method(p, norm="linf", eps=eps), toy_dataset(384, 16)
+    run = {"dataset": dataset, "validation": RobustValidation, "eps": eps}
+    progress = train(fabric, tmp_path / "c", p, method, **run)
+    epochs, last = len(progress.history), progress.history[-1]
+    overfitted = [row["catastrophic_overfitting"] for row in progress.history]
+    assert epochs < p.epochs
+    assert overfitted == [0.0] * (epochs - 1) + [1.0]
+    assert last["val_fgsm_accuracy"] > last["val_robust_accuracy"] + 0.15
+    robust = [row["val_robust_accuracy"] for row in progress.history]
+    assert robust[progress.epoch - 1] == max(robust)
+    assert last["robust_overfitting"] == pytest.approx(max(robust) - robust[-1])
+    stopped = f"stopped after epoch {epochs}/20, keeping epoch {progress.epoch}: catastrophic"
+    assert stopped in capsys.readouterr().out
+    resumed = train(fabric, tmp_path / "c", p, method, **run)
+    assert resumed.history == progress.history, "a stopped training is not continued"

@@ -1,6 +1,8 @@
-"""The optimization: learning rate schedule, parameter groups, gradient clipping, average of weights."""
+"""How the weights are updated: learning rate, optimizer, clipping, moving average, and AWP."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from stages.models.classifier import Classifier
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """Fraction of the peak learning rate: linear warm-up over the first ``warmup`` of all steps, then a cosine to zero."""
+    """Fraction of the peak learning rate: linear warm-up over ``warmup`` of all steps, then cosine.
+
+    The cosine ends at zero.
+    """
     first = warmup * total
     if step < first:
         return (step + 1) / (first + 1)
@@ -22,15 +27,16 @@ def warmup_cosine(step: int, total: int, warmup: float) -> float:
 
 
 def make_optimizer(model: Classifier, p: TrainingParams) -> torch.optim.Optimizer:
-    """SGD or AdamW: no weight decay of norms and biases, a learning rate of their own for the layers before the head."""
-    head = model.head + "."
+    """SGD or AdamW of the parameters that are not frozen.
+
+    Norms and biases have no weight decay; the layers before the head have their own learning rate.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.backbone.named_parameters():
         if parameter.requires_grad:
-            lr = p.lr if name.startswith(head) else p.lr * p.backbone_lr
-            groups.setdefault((lr, p.weight_decay if parameter.ndim > 1 else 0.0), []).append(
-                parameter
-            )
+            lr = p.lr if name.startswith(model.head + ".") else p.lr * p.backbone_lr
+            decay = p.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
     settings = [
         {"params": members, "lr": lr, "weight_decay": decay}
         for (lr, decay), members in groups.items()
@@ -41,20 +47,21 @@ def make_optimizer(model: Classifier, p: TrainingParams) -> torch.optim.Optimize
 
 
 class Learner:
-    """A model with all that updates its weights: optimizer, schedule and, with ``ema``, the exponential moving average.
+    """A model with all that updates its weights.
 
     Attributes:
+        fabric: device, precision and processes.
         model: what to train; it may span processes.
-        module: the classifier itself, for what must not exchange gradients.
+        module: the classifier in it, for what must not exchange gradients.
         optimizer: of the weights.
     """
 
     def __init__(self, fabric: Fabric, model: Classifier, p: TrainingParams, steps: int) -> None:
-        """steps: of the whole training."""
+        """``steps``: of the whole training."""
         model.freeze(p.freeze)
         if fabric.world_size > 1:
             convert_sync_batchnorm(model)
-        self._fabric, self._clip_norm = fabric, p.clip_norm
+        self.fabric, self._clip_norm = fabric, p.clip_norm
         self.model, self.optimizer = fabric.setup(model, make_optimizer(model, p))
         self.module: Classifier = self.model.module
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -81,12 +88,12 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the weights."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._fabric.backward(loss)
+        self.fabric.backward(loss)
 
     def step(self) -> None:
         """Update the weights."""
         if self._clip_norm:
-            self._fabric.clip_gradients(
+            self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self._clip_norm, error_if_nonfinite=False
             )
         self.optimizer.step()
@@ -110,3 +117,53 @@ class Learner:
         self._schedule.load_state_dict(state["schedule"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+
+
+def all_reduce(fabric: Fabric, values: Tensor, operation: str) -> Tensor:
+    """The values of all processes, reduced elementwise."""
+    result = fabric.all_reduce(values, reduce_op=operation)
+    assert isinstance(result, Tensor)
+    return result
+
+
+@contextmanager
+def adversarial_weights(
+    fabric: Fabric,
+    model: nn.Module,
+    loss_of: Callable[[nn.Module], tuple[Tensor, Tensor]],
+    *,
+    gamma: float,
+) -> Iterator[None]:
+    """Inside, the weights are where the loss is larger: adversarial weight perturbation (AWP).
+
+    Wu et al., arXiv:2004.05884. Each layer's weights, not norms and biases, are moved along the
+    gradient by ``gamma`` times their norm (0: not at all); afterwards they are restored to the bit.
+
+    Args:
+        fabric: of the training.
+        model: whose weights are moved.
+        loss_of: a model -> its loss () and logits.
+        gamma: relative size.
+    """
+    if not gamma:
+        yield
+        return
+    weights = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim > 1]
+    saved = [weight.detach().clone() for weight in weights]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with fabric.autocast():
+        loss, _ = loss_of(model)
+    gradients = torch.autograd.grad(loss, weights)
+    with torch.no_grad():
+        # BatchNorm's statistics must not count this pass.
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        for weight, local_gradient in zip(weights, gradients, strict=True):
+            gradient = all_reduce(fabric, local_gradient, "mean")
+            weight.add_(gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in zip(weights, saved, strict=True):
+                weight.copy_(before)

@@ -47,10 +47,10 @@ def set_params(project, section, **values):
 
 def test_stages_write_model_and_history_and_delete_checkpoint(project):
     for stage, name in ((train_clean, "clean"), (train_adv, "adv")):
-        selected = stage.main()
+        stage.main()
         history = pd.read_csv(f"plots/training_{name}.csv")
         assert list(history["epoch"]) == [1, 2]
-        assert history.loc[history["chosen"] == 1, "epoch"].tolist() == [selected["epoch"]]
+        assert history["chosen"].sum() == 1
         weights = Path(f"data/models/{name}.safetensors").read_bytes()
         stage.main()
         assert Path(f"data/models/{name}.safetensors").read_bytes() == weights, (
@@ -69,10 +69,8 @@ def test_stages_write_model_and_history_and_delete_checkpoint(project):
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("nfgsm", {"clean_share": 0.3}),
-        ("trades", {"awp": 0.01}),
-        ("free", {"steps": 2}),
-        ("pgd", {"freeze": "layer1"}),
+        ("trades", {"awp": 0.01, "clean_share": 0.3}),
+        ("free", {"steps": 2, "freeze": "layer1"}),
     ],
 )
 def test_two_processes_train_same_model_as_single_process(project, method, settings):
