@@ -82,17 +82,23 @@ class Classifier(nn.Module):
         ][-1]
 
     def freeze(self, last: str) -> None:
-        """Stop training every layer of the backbone up to and including the top-level layer ``last`` ("none": train all).
+        """Train only the layers of the backbone after the top-level layer ``last`` ("none": all).
 
-        A frozen BatchNorm keeps its running statistics too: frozen layers stay in eval mode.
+        Frozen layers stay in eval mode, so that a BatchNorm keeps its running statistics, too.
+
+        Raises:
+            ModelError: when there is no such layer before the head.
         """
         layers = dict(self.backbone.named_children())
-        if last != "none" and last not in layers:
-            raise ModelError(f"freeze: expected none or one of {', '.join(layers)}, got {last!r}")
         names = list(layers)
-        self._frozen = (
-            [layers[name] for name in names[: names.index(last) + 1]] if last != "none" else []
-        )
+        names = names[: names.index(self.head.partition(".")[0])]
+        if last not in ("none", *names):
+            raise ModelError(
+                f"freeze: expected a layer before the head ({', '.join(names)}) or none, "
+                f"got {last!r}"
+            )
+        frozen = [] if last == "none" else names[: names.index(last) + 1]
+        self._frozen = [layers[name] for name in frozen]
         self.requires_grad_(True)
         for layer in self._frozen:
             layer.requires_grad_(False)

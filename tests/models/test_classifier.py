@@ -360,7 +360,13 @@ def test_frozen_layers_do_not_change_in_train_mode():
         (parameter.grad is None) == name.startswith(frozen)
         for name, parameter in model.named_parameters()
     )
-    with pytest.raises(
-        ModelError, match=r"freeze: expected none or one of conv1, .*, got 'layer9'"
-    ):
-        model.freeze("layer9")
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer"),
+    [("resnet18", "layer9"), ("resnet18", "fc"), ("squeezenet1_1", "classifier")],
+)
+def test_freezing_an_unknown_layer_or_the_head_is_refused(arch, layer):
+    message = rf"freeze: expected a layer before the head \(.*\) or none, got '{layer}'"
+    with pytest.raises(ModelError, match=message):
+        create_model(arch, CLASSES, 32, "none", "none", 0).freeze(layer)
