@@ -16,7 +16,7 @@ from stages.core.paths import PROCESSED, history_path, weights_path
 from stages.core.processes import run_cli
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
-from stages.models.initialization import create_model
+from stages.models.weights import create_model
 from stages.tracking.stage_logging import log_epoch, log_stage
 from stages.training.epoch import StandardTraining, Training
 from stages.training.loop import fit, write_history

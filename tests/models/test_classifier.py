@@ -14,7 +14,7 @@ from torchvision.models._api import WeightsEnum
 
 from stages.models import classifier
 from stages.models.classifier import ModelError, load, save
-from stages.models.initialization import create_model
+from stages.models.weights import create_model
 
 CLASSES = ("Type_1", "Type_2", "Type_3")
 FIRST_NORM = "features.denseblock1.denselayer1.norm1.weight"

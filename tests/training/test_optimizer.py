@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
 
-from stages.models.initialization import create_model
+from stages.models.weights import create_model
 from stages.training.optimizer import (
     Learner,
     adversarial_weights,
