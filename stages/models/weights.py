@@ -26,12 +26,12 @@ def create_model(
         classes: names in the order of the logits.
         image_size: height and width in pixels.
         weights: "none", "imagenet", or the path of a state dict or safetensors file.
-        sha256: of that file, or "none".
+        sha256: of the file, or its first 8 digits or more; "none" where they end its name.
         seed: of the random weights.
 
     Raises:
-        ModelError: for an unknown architecture, images too small for it, a missing or corrupt file,
-            or weights of another architecture.
+        ModelError: for an unknown architecture, images too small for it, a file that is missing,
+            corrupt or not identified by its digest, or weights of another architecture.
     """
     torch.manual_seed(seed)
     model = Classifier(arch, classes, image_size)
@@ -58,7 +58,7 @@ def load_backbone(model: Classifier, file: Path, sha256: str) -> None:
     """Give all layers but the head the weights of a file.
 
     Raises:
-        ModelError: when the file is missing, corrupt or of another architecture.
+        ModelError: when the file is missing, corrupt, of another architecture or of another digest.
     """
     if not file.is_file():
         raise ModelError(f"model.weights: expected none, imagenet or an existing file, got {file}")
@@ -77,17 +77,26 @@ def load_backbone(model: Classifier, file: Path, sha256: str) -> None:
 
 
 def sha256_in_name(file: Path) -> str:
-    """The first digits of the digest, by which torchvision names its files; else empty."""
-    return (re.search(r"-([0-9a-f]{8})\.pth$", file.name) or ["", ""])[1]
+    """The digits of the digest, 8 or more, that end the names of torchvision's files; or none."""
+    return (re.search(r"-([0-9a-f]{8,64})\.\w+$", file.name) or ["", ""])[1]
 
 
 def check_digest(file: Path, sha256: str) -> None:
-    """Raise ModelError unless the file has this digest ("none": the one in its name)."""
-    expected = sha256 if sha256 != "none" else sha256_in_name(file)
+    """Raise ModelError unless params.yaml identifies the file: by ``sha256``, or by its name.
+
+    DVC and the checkpoints know the parameters but not the file: without the digest, a result of
+    other weights would pass for one of these.
+    """
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise ModelError(f"expected sha256 {expected}, got {found}")
+    expected = sha256_in_name(file) if sha256 == "none" else sha256.lower()
+    if not expected:
+        raise ModelError(
+            "expected its SHA-256 in model.weights_sha256 or at the end of its name, got neither: "
+            f"set model.weights_sha256 to {found}"
+        )
+    if len(expected) < 8 or not found.startswith(expected):
+        raise ModelError(f"expected SHA-256 {expected} (8 digits or more), got {found}")
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

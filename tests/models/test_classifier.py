@@ -20,8 +20,14 @@ CLASSES = ("Type_1", "Type_2", "Type_3")
 FIRST_NORM = "features.denseblock1.denselayer1.norm1.weight"
 
 
-def resnet18(weights="none", sha256="none"):
-    return create_model("resnet18", CLASSES, 32, str(weights), sha256, 0)
+def resnet18(weights="none", sha256="none", arch="resnet18"):
+    return create_model(arch, CLASSES, 32, str(weights), sha256, 0)
+
+
+def with_digest(file):
+    """The file, renamed as torchvision does: with the first digits of its SHA-256."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    return file.rename(file.with_stem(f"{file.stem}-{digest}"))
 
 
 def test_normalization_is_the_first_layer():
@@ -149,20 +155,20 @@ def test_missing_or_invalid_weights_file_is_refused(tmp_path):
         resnet18(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(ModelError, match="expected a state dict or a safetensors file"):
-        resnet18(tmp_path / "text.pth")
+        resnet18(with_digest(tmp_path / "text.pth"))
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "resnet34.pth")
     with pytest.raises(ModelError, match="expected the layers of resnet50"):
-        create_model("resnet50", CLASSES, 32, str(tmp_path / "resnet34.pth"), "none", 0)
+        resnet18(with_digest(tmp_path / "resnet34.pth"), arch="resnet50")
 
 
 def test_weights_of_a_deeper_network_are_refused(tmp_path):
     """ResNet-34 has all layers of ResNet-18 in the same shapes, and more."""
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
     with pytest.raises(ModelError, match=r"expected the layers of resnet18, got also layer1\.2\."):
-        resnet18(tmp_path / "resnet34.pth")
+        resnet18(with_digest(tmp_path / "resnet34.pth"))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +196,8 @@ def test_weights_that_cannot_be_right_are_refused_by_name(tmp_path, change, mess
     state = torchvision.models.resnet18().state_dict()
     torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match=message) as caught:
-        resnet18(tmp_path / "w.pth")
-    assert "w.pth" in str(caught.value)
+        resnet18(with_digest(tmp_path / "w.pth"))
+    assert "w-" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +205,8 @@ def test_weights_that_cannot_be_right_are_refused_by_name(tmp_path, change, mess
 )
 def test_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"w\.pth: expected a state dict"):
-        resnet18(tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w-\w+\.pth: expected a state dict"):
+        resnet18(with_digest(tmp_path / "w.pth"))
 
 
 def test_zip_bomb_is_refused_unread(tmp_path):
@@ -212,8 +218,8 @@ def test_zip_bomb_is_refused_unread(tmp_path):
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
     assert (tmp_path / "bomb.pth").stat().st_size < 10**5
-    with pytest.raises(ModelError, match=r"bomb\.pth: .* an archive that unpacks to 40"):
-        resnet18(tmp_path / "bomb.pth")
+    with pytest.raises(ModelError, match=r"bomb-\w+\.pth: .* an archive that unpacks to 40"):
+        resnet18(with_digest(tmp_path / "bomb.pth"))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +235,40 @@ def test_saved_model_with_a_damaged_description_is_named(tmp_path, config):
         load(tmp_path / "m.safetensors")
 
 
-def test_weights_with_another_sha256_are_refused(tmp_path):
-    torch.save({}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="expected sha256 0123"):
-        resnet18(tmp_path / "weights.pth", "0123")
-    torch.save({}, tmp_path / "weights-0123abcd.pth")
-    with pytest.raises(ModelError, match="expected sha256 0123abcd"):
-        resnet18(tmp_path / "weights-0123abcd.pth")
+@pytest.mark.parametrize("name", ["weights.pth", "weights-2024.pth", "weights.safetensors"])
+def test_weights_without_a_digest_are_refused_and_the_digest_is_printed(tmp_path, name):
+    file = tmp_path / name
+    safetensors.torch.save_file(torchvision.models.resnet18().state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(ModelError, match=f"{name}: expected its SHA-256 .* to {digest}$"):
+        resnet18(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256", "expected"),
+    [
+        ("weights.pth", "0123abcd", "0123abcd"),
+        ("weights-0123abcd.pth", "none", "0123abcd"),
+        ("weights-0123abcdef.pt", "none", "0123abcdef"),
+    ],
+)
+def test_weights_with_another_digest_are_refused(tmp_path, name, sha256, expected):
+    torch.save({}, tmp_path / name)
+    with pytest.raises(ModelError, match=rf"expected SHA-256 {expected} \(8 digits or more\), got"):
+        resnet18(tmp_path / name, sha256)
+
+
+def test_digest_in_params_or_name_identifies_weights(tmp_path):
+    """From 8 digits on."""
+    expected = torchvision.models.resnet18().state_dict()
+    file = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(expected, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(ModelError, match="8 digits or more"):
+        resnet18(file, digest[:7])
+    by_params = [resnet18(file, digits) for digits in (digest, digest[:8].upper())]
+    for model in (*by_params, resnet18(with_digest(file))):
+        assert torch.equal(model.backbone.conv1.weight, expected["conv1.weight"])
 
 
 class MaliciousPickle:
@@ -251,7 +284,7 @@ class MaliciousPickle:
 def test_pickled_code_is_never_executed(tmp_path):
     torch.save({"a": MaliciousPickle(tmp_path / "owned")}, tmp_path / "malicious.pth")
     with pytest.raises(ModelError):
-        resnet18(tmp_path / "malicious.pth")
+        resnet18(with_digest(tmp_path / "malicious.pth"))
     assert not (tmp_path / "owned").exists()
 
 
@@ -293,10 +326,8 @@ def imagenet(tmp_path, monkeypatch):
 
 def save_with_digest(state, folder):
     """A file named as torchvision does: with the first digits of its sha256."""
-    torch.save(state, folder / "new")
-    return (folder / "new").rename(
-        folder / f"net-{hashlib.sha256((folder / 'new').read_bytes()).hexdigest()[:8]}.pth"
-    )
+    torch.save(state, folder / "net.pth")
+    return with_digest(folder / "net.pth")
 
 
 def test_imagenet_weights_are_downloaded_once_with_a_progress_line(imagenet, capfd):
