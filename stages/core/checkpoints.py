@@ -1,13 +1,17 @@
-"""States that survive an interruption: kept outside DVC's outs, which are deleted before a stage runs."""
+"""States that survive an interruption.
+
+They lie outside DVC's outs, which DVC deletes before a stage runs.
+"""
 
 import hashlib
 import io
 import os
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +20,13 @@ from lightning_fabric import Fabric
 
 import stages
 from stages.core.files import open_atomic
-from stages.core.processes import only_process
+from stages.core.processes import AlreadyRunningError, only_process
+
+ABANDONED_AFTER = 14 * 24 * 3600  # seconds since a state of an interrupted run was written
 
 
 def run_fingerprint(params: object, inputs: list[Path]) -> str:
-    """A name for one run: the same params, inputs and code give the same name, anything else another."""
+    """A name for one run: the same for the same params, inputs and code."""
     digest = hashlib.sha256(repr(params).encode())
     for file in [*inputs, *sorted(Path(stages.__path__[0]).rglob("*.py"))]:
         with file.open("rb") as stream:
@@ -29,30 +35,31 @@ def run_fingerprint(params: object, inputs: list[Path]) -> str:
 
 
 class Checkpoint:
-    """The last state of one run, ``<root>/.ckpt/<stage>/<fingerprint>/last.pt``, and the one before."""
+    """The last two states of one run, in ``<root>/.ckpt/<stage>/<fingerprint>/``."""
 
     def __init__(self, stage: str, fingerprint: str) -> None:
-        # DVC_ROOT is the main repository also in queued experiments, whose own folder is deleted afterwards.
+        # A queued experiment has a folder of its own, which is deleted afterwards; DVC_ROOT is the
+        # main repository even there.
         self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / fingerprint
         self.file, self.previous = self.folder / "last.pt", self.folder / "previous.pt"
 
     @contextmanager
     def lock(self, fabric: Fabric) -> Iterator[Self]:
-        """Keep every other process off the same run; delete the states when the run is complete.
+        """Keep every other process off the same run.
+
+        When the run is complete, its states are deleted, and abandoned ones of the same stage.
 
         Raises:
             AlreadyRunningError: when another process holds the lock.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            only_process(self.folder.with_suffix(".lock"))
-            if fabric.is_global_zero
-            else nullcontext()
-        ):
+        lock = self.folder.with_suffix(".lock")
+        with only_process(lock) if fabric.is_global_zero else nullcontext():
             yield self
             fabric.barrier()
-            if fabric.is_global_zero:
+            if fabric.is_global_zero and self.folder.exists():
                 shutil.rmtree(self.folder)
+        if fabric.is_global_zero:
+            delete_abandoned_states(self.folder.parent)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the last state in one step; whatever goes wrong before that, it is kept.
@@ -69,18 +76,20 @@ class Checkpoint:
                 os.replace(self.file, self.previous)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state that is intact, or None when there is none. A damaged one is set aside, with a warning."""
+        """The last state that is intact, or None; a damaged one is set aside, with a warning."""
         for file in (self.file, self.previous):
             if file.exists():
                 try:
                     return self._read(file)
-                # Each kind of damage has an error of its own; all mean the same: resume from the state before, or from none.
+                # Each kind of damage has an error of its own; all mean the same: resume from the
+                # state before, or from none.
                 except Exception as error:
                     aside = file.with_name(f"{file.name}.damaged")
                     os.replace(file, aside)
                     reason = str(error).partition("\n")[0] or type(error).__name__
                     print(
-                        f"warning: {file}: expected an intact state, got: {reason}; set aside as {aside.name}",
+                        f"warning: {file}: expected an intact state, got: {reason}; "
+                        f"set aside as {aside.name}",
                         file=sys.stderr,
                     )
         return None
@@ -95,11 +104,28 @@ class Checkpoint:
         return saved["state"]
 
 
-class StepCache:
-    """Results of named steps of one run: after an interruption, finished steps are read back instead of computed again.
+def delete_abandoned_states(folder: Path) -> None:
+    """Delete the states of a stage's interrupted runs that nobody resumed for two weeks.
 
-    A result holds tensors, numbers, texts, lists and dicts of them. Of several processes the first one reads and writes the
-    file, so that all agree which step is next. Without a checkpoint it remembers for this process only.
+    Their parameters or code have changed since then, or else they would have been resumed. What
+    another process uses is kept, and so is what can't be deleted: it must not fail a complete run.
+    """
+    for lock in folder.glob("*.lock"):
+        state = lock.with_suffix("")
+        with suppress(AlreadyRunningError, OSError), only_process(lock):
+            newest = max((file.stat().st_mtime for file in state.glob("*")), default=0)
+            if time.time() - newest > ABANDONED_AFTER:
+                shutil.rmtree(state, ignore_errors=True)
+            if not state.exists():
+                lock.unlink()
+
+
+class StepCache:
+    """Results of named steps of one run, which are computed once, also if it is interrupted.
+
+    A result holds tensors, numbers, texts, lists and dicts of them. Of several processes the first
+    one reads and writes the file, so that all agree which step is next. Without a checkpoint it
+    remembers for this process only.
     """
 
     def __init__(self, checkpoint: Checkpoint | None = None, fabric: Fabric | None = None) -> None:

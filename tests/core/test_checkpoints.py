@@ -1,5 +1,6 @@
 """Checkpoints survive interruptions, a full disk and a second process of the same run."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -141,6 +142,37 @@ def test_second_process_of_the_same_run_is_refused(fabric, tmp_path, monkeypatch
     with Checkpoint("s", "k").lock(fabric):
         assert subprocess.run([sys.executable, "-c", other], cwd=ROOT, check=False).returncode == 7
     assert subprocess.run([sys.executable, "-c", other], cwd=ROOT, check=False).returncode == 0
+
+
+def test_complete_run_deletes_states_that_nobody_resumed_for_two_weeks(
+    fabric, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder, day = tmp_path / ".ckpt/train", 24 * 3600
+
+    def interrupted(name, days, stage="train"):
+        """A run whose last state was written some days ago, and the one before much earlier."""
+        checkpoint = Checkpoint(stage, name)
+        with pytest.raises(KeyboardInterrupt), checkpoint.lock(fabric):
+            for epoch in (1, 2):
+                checkpoint.save({"epoch": epoch})
+            raise KeyboardInterrupt
+        for file, age in ((checkpoint.file, days), (checkpoint.previous, days + 30)):
+            os.utime(file, times=(time.time() - age * day,) * 2)
+        return checkpoint
+
+    interrupted("abandoned", 15)
+    recent, running = interrupted("recent", 13), interrupted("running", 15)
+    other_stage = interrupted("old", 15, stage="attack")
+    (folder / "complete.lock").touch()
+    with running.lock(fabric):
+        with Checkpoint("train", "this").lock(fabric) as checkpoint:
+            checkpoint.save({"epoch": 1})
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"recent", "recent.lock", "running", "running.lock"}
+        assert running.load() == {"epoch": 2}
+    assert {path.name for path in folder.iterdir()} == {"recent", "recent.lock"}
+    assert recent.load() == other_stage.load() == {"epoch": 2}
 
 
 def test_run_fingerprint_changes_with_params_and_inputs(tmp_path):
