@@ -134,7 +134,7 @@ class StepCache:
         self._finished: dict[str, Any] = fabric.broadcast(finished) if fabric else finished
 
     def get_or_compute(self, step: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a step: what ``compute`` returns, now or in the run that was interrupted."""
+        """What ``compute`` returns for this step, now or in the run that was interrupted."""
         if step not in self._finished:
             self._finished[step] = compute()
             if self._checkpoint:

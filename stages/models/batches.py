@@ -1,4 +1,4 @@
-"""Images of the processed dataset as tensors, and in which order and with which weight they are trained on."""
+"""Images of the processed dataset as tensors, and their order and weights in training."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,22 +13,20 @@ from stages.core.errors import InputError
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """One split: all images (N, H, W, 3) uint8, all labels (N,) int64, and the rows (M,) that belong to the split."""
+    """One split of the dataset: the images in some of its rows."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
+    images: np.ndarray  # uint8 (N, H, W, 3), those of all splits
+    labels: np.ndarray  # int64 (N,)
+    rows: np.ndarray  # (M,), those of this split
 
     @classmethod
     def from_dataset(cls, dataset: ImageDataset, name: str) -> Self:
         """The split train, val or test. Raises InputError when it is empty."""
         rows = dataset.split_rows(name)
         if not len(rows):
-            remedy = (
-                "lower data.val_fraction and data.test_fraction"
-                if name == "train"
-                else f"raise data.{name}_fraction"
-            )
+            remedy = f"raise data.{name}_fraction"
+            if name == "train":
+                remedy = "lower data.val_fraction and data.test_fraction"
             raise InputError(
                 f"expected images in the split {name!r}, got none: {remedy} or add images"
             )
@@ -43,11 +41,15 @@ class DatasetSplit:
         return type(self)(self.images, self.labels, self.rows[positions])
 
     def stratified_positions(self, count: int, seed: int) -> np.ndarray:
-        """Positions, ascending, of at most ``count`` images: each class in its proportion, but at least one image."""
+        """Positions of at most ``count`` images, ascending.
+
+        Each class has its proportion of them, but at least one image.
+        """
         if count >= len(self):
             return np.arange(len(self))
         rng, labels = np.random.default_rng(seed), self.labels[self.rows]
-        # Interleave the classes proportionally: image k of n in a class, in random order, is queued at (k + 1/2) / n.
+        # Image k of the n of a class, in random order, stands at (k + 1/2) / n of the queue: that
+        # interleaves the classes in their proportions.
         queue = np.empty(len(self))
         for name in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == name))
@@ -56,7 +58,7 @@ class DatasetSplit:
         return np.sort(np.argsort(queue, kind="stable")[:count])
 
     def load(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The images at these positions: x (B, 3, H, W) float32 in [0, 1], channels last in memory, and y (B,)."""
+        """The images at these positions: x (B, 3, H, W) float32 in [0, 1], and labels y (B,)."""
         rows = self.rows[positions]
         pixels = torch.from_numpy(self.images[rows]).to(device)  # (B, H, W, 3)
         x = pixels.permute(0, 3, 1, 2) / 255  # (B, 3, H, W); the permuted view is channels last
@@ -64,7 +66,10 @@ class DatasetSplit:
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weights (K,) that give every class the same total weight, with mean 1 over the images (scikit-learn's "balanced")."""
+    """Weights (K,) by which all classes count alike; their mean over the images is 1.
+
+    These are scikit-learn's "balanced" ones.
+    """
     counts = np.bincount(labels, minlength=classes)
     return len(labels) / (classes * np.maximum(counts, 1))
 
@@ -72,7 +77,10 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 def epoch_positions(
     split: DatasetSplit, classes: int, balance: str, generator: torch.Generator
 ) -> np.ndarray:
-    """Positions of one epoch's images: a permutation; with "sampler" drawn with replacement, each class as often."""
+    """Positions of the images of an epoch, in random order.
+
+    With the balance "sampler" they are drawn with replacement, each class equally often.
+    """
     if balance == "sampler":
         labels = split.labels[split.rows]
         weights = torch.from_numpy(class_weights(labels, classes)[labels])

@@ -1,6 +1,6 @@
-"""BatchNorm over the whole batch when several processes hold a part each: what one process with all of it computes.
+"""BatchNorm over a batch that is divided among processes: as if one process had all of it.
 
-torch's SyncBatchNorm does this on GPUs only; this one does it wherever processes can exchange tensors.
+torch's SyncBatchNorm does this on GPUs only, this one wherever processes can exchange tensors.
 """
 
 from typing import Any
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sum over processes; the gradient is summed too, for every process's loss depends on every part."""
+    """Sum over processes.
+
+    The gradients are summed, too: the loss of each process depends on the parts of all.
+    """
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -27,13 +30,13 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics are those of all processes together; the state is the same."""
+    """nn.BatchNorm2d, with training statistics of all processes together and the same state."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        wide = x.to(self.weight.dtype)  # (B, C, H, W); sums in bfloat16 would lose too much
+        wide = x.to(self.weight.dtype)  # (B, C, H, W); sums in bfloat16 are too imprecise
         count = _SumOverProcesses.apply(wide.new_tensor(wide.numel() / wide.shape[1]))
         mean = _SumOverProcesses.apply(wide.sum((0, 2, 3))) / count  # (C,)
         centered = wide - mean.view(1, -1, 1, 1)

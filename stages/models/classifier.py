@@ -39,7 +39,8 @@ class _Config(TypedDict):
 class Classifier(nn.Module):
     """Images in [0, 1] to float32 logits.
 
-    Normalization is the first layer, so that everything outside the model (images, eps, perturbations) is in pixel units.
+    Normalization is the first layer, so that all numbers outside the model (images, eps,
+    perturbations) are in pixel units.
 
     Args:
         arch: a torchvision classification architecture.
@@ -49,9 +50,8 @@ class Classifier(nn.Module):
 
     def __init__(self, arch: str, classes: tuple[str, ...], image_size: int) -> None:
         super().__init__()
-        known = torchvision.models.list_models(
-            module=torchvision.models, exclude=("inception_v3", "googlenet")
-        )  # no second head
+        two_heads = ("inception_v3", "googlenet")
+        known = torchvision.models.list_models(module=torchvision.models, exclude=two_heads)
         if arch not in known:
             raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
         self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
@@ -67,19 +67,15 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of x (B, 3, H, W) in [0, 1], as precise as x, also under autocast."""
-        x = ((x - self.mean) / self.std).contiguous(
-            memory_format=torch.channels_last
-        )  # fastest for convolutions
+        x = (x - self.mean) / self.std
+        x = x.contiguous(memory_format=torch.channels_last)  # fastest for convolutions
         return self.backbone(x).to(x.dtype)
 
     @property
     def head(self) -> str:
-        """Name of the last linear layer, the one that gives the logits."""
-        return [
-            name
-            for name, layer in self.backbone.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
-        ][-1]
+        """Name of the last layer with weights, the one that gives the logits."""
+        layers = self.backbone.named_modules()
+        return [name for name, layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
 
     def freeze(self, last: str) -> None:
         """Train only the layers of the backbone after the top-level layer ``last`` ("none": all).
@@ -114,8 +110,8 @@ class Classifier(nn.Module):
 def check_image_size(model: Classifier) -> None:
     """Raise ModelError when images of that size are too small for the architecture.
 
-    A convolution with a stride that gets a single pixel has nothing left to look at, and in bfloat16 on a CPU torch 2.14.1
-    leaves most of its weight's gradient uninitialized.
+    A convolution with a stride has nothing to look at in a single pixel, and in bfloat16 on a CPU
+    torch 2.14.1 leaves most of its weight's gradient uninitialized.
     """
     starved: list[str] = []
 
@@ -142,14 +138,15 @@ def check_image_size(model: Classifier) -> None:
             hook.remove()
     if starved:
         raise ModelError(
-            f"data.image_size: expected more than {side} for {model.arch}, got {side}: its {starved[0]} would see one pixel"
+            f"data.image_size: expected more than {side} for {model.arch}, got {side}: "
+            f"its {starved[0]} would see one pixel"
         )
 
 
 def fuse_batchnorm(model: Classifier) -> Classifier:
-    """A copy to compute attacks on, in eval mode, every BatchNorm fused into the convolution before it.
+    """A copy in eval mode with every BatchNorm fused into the convolution before it, for attacks.
 
-    The same function up to rounding, and cheaper to differentiate.
+    It is the same function up to rounding, and cheaper to differentiate.
     """
     fused = copy.deepcopy(model).eval()
     revert_sync_batchnorm(fused)
@@ -158,15 +155,16 @@ def fuse_batchnorm(model: Classifier) -> Classifier:
 
 
 def save(path: Path, model: Classifier) -> None:
-    """Write weights and what rebuilds the model as one safetensors file; the same model gives the same bytes."""
+    """Write weights and what rebuilds the model as one safetensors file.
+
+    The same model gives the same bytes.
+    """
     config = {"arch": model.arch, "classes": model.classes, "image_size": model.image_size}
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
     # One metadata key only: safetensors writes several in no fixed order.
-    write_bytes(
-        path, safetensors.torch.save(tensors, {"config": json.dumps(config, sort_keys=True)})
-    )
+    metadata = {"config": json.dumps(config, sort_keys=True)}
+    state = model.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
 def load(
@@ -175,7 +173,8 @@ def load(
     """The model of a file that ``save`` wrote, in eval mode.
 
     Raises:
-        ModelError: when the file is missing, isn't such a file, or was made for other classes or another image size.
+        ModelError: when the file is missing, isn't such a file, or was made for other classes or
+            another image size.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -190,7 +189,8 @@ def load(
         ) from error
     if classes is not None and model.classes != tuple(classes):
         raise ModelError(
-            f"{path}: expected a model of the classes {', '.join(classes)}, got {', '.join(model.classes)}"
+            f"{path}: expected a model of the classes {', '.join(classes)}, "
+            f"got {', '.join(model.classes)}"
         )
     if image_size is not None and model.image_size != image_size:
         raise ModelError(
@@ -200,14 +200,11 @@ def load(
 
 
 def check_weights(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError unless all are real numbers in memory, and finite; counters may be whole numbers."""
+    """Raise ModelError unless all are finite floating-point numbers; counters may be whole."""
     for name, tensor in tensors.items():
-        whole = name.endswith("num_batches_tracked")
-        if (
-            tensor.is_meta
-            or tensor.layout != torch.strided
-            or not (tensor.is_floating_point() or whole)
-        ):
+        in_memory = not tensor.is_meta and tensor.layout == torch.strided
+        counter = name.endswith("num_batches_tracked")
+        if not in_memory or not (tensor.is_floating_point() or counter):
             raise ModelError(
                 f"expected floating-point numbers for {name}, got {tensor.dtype} on {tensor.device}"
             )

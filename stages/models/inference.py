@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def frozen_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside; every module's mode and every requires_grad as before after it.
+    """Inside, eval mode and no gradients of parameters; afterwards everything as before.
 
-    BatchNorm in train mode would let an attack change its running statistics and tie an image to its batch.
+    In train mode, an attack would change BatchNorm's running statistics, and the result for an
+    image would depend on its batch.
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -28,6 +29,6 @@ def frozen_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (B, K) of x (B, 3, H, W) in eval mode and float32, whatever precision attacks are computed in."""
+    """Logits (B, K) of x (B, 3, H, W) in eval mode and in float32, also under autocast."""
     with frozen_eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return model(x)
