@@ -6,44 +6,38 @@ import torch
 
 from stages.core.checkpoints import Checkpoint
 from stages.core.params import AugmentParams, TrainAdvParams
+from stages.core.params_file import load_params
 from stages.models.batches import DatasetSplit
 from stages.training.epoch import StandardTraining, Training
 from stages.training.loop import Progress, fit
 from stages.training.validation import StandardValidation
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.models import tiny_classifier
+from tests.helpers.repository import ROOT
+
+
+def augmentation(flips: bool, amount: float) -> AugmentParams:
+    """All kinds of augmentation by the same amount."""
+    amounts = dict.fromkeys(AugmentParams.model_fields, amount)
+    return AugmentParams(**amounts | {"flip": flips, "rotate90": flips})
+
 
 EPS = 8 / 255
-NO_AUGMENTATION = AugmentParams(
-    flip=False, rotate90=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0, saturation=0.0
-)
-ALL_AUGMENTATIONS = AugmentParams(
-    flip=True, rotate90=True, shift=0.2, zoom=0.2, brightness=0.3, contrast=0.3, saturation=0.3
-)
-PARAMS = TrainAdvParams(
-    epochs=3,
-    batch_size=16,
-    optimizer="sgd",
-    lr=0.02,
-    backbone_lr=1.0,
-    freeze="none",
-    warmup=0.1,
-    weight_decay=5e-4,
-    label_smoothing=0.1,
-    balance="loss",
-    clip_norm=1.0,
-    ema=0.0,
-    patience=0,
-    val_images=8,
-    val_steps=2,
-    augment=ALL_AUGMENTATIONS,
-    method="nfgsm",
-    alpha_rel=1.0,
-    steps=1,
-    beta=6.0,
-    awp=0.0,
-    eps_ramp=0.5,
-    clean_share=0.0,
+NO_AUGMENTATION, ALL_AUGMENTATIONS = augmentation(False, 0.0), augmentation(True, 0.2)
+PARAMS = load_params(ROOT / "tests/params.yaml").train_adv.model_copy(
+    update={
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 0.02,
+        "warmup": 0.1,
+        "label_smoothing": 0.1,
+        "clip_norm": 1.0,
+        "ema": 0.0,
+        "eps_ramp": 0.5,
+        "val_images": 8,
+        "val_steps": 2,
+        "augment": ALL_AUGMENTATIONS,
+    }
 )
 
 
