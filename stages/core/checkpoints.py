@@ -41,7 +41,16 @@ class Checkpoint:
         # A queued experiment has a folder of its own, which is deleted afterwards; DVC_ROOT is the
         # main repository even there.
         self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".ckpt" / stage / fingerprint
-        self.file, self.previous = self.folder / "last.pt", self.folder / "previous.pt"
+
+    @property
+    def file(self) -> Path:
+        """The last state."""
+        return self.folder / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before."""
+        return self.folder / "previous.pt"
 
     @contextmanager
     def lock(self, fabric: Fabric) -> Iterator[Self]:

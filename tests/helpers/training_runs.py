@@ -49,9 +49,7 @@ def with_params(**changes) -> TrainAdvParams:
 def checkpoint_in(folder: Path) -> Checkpoint:
     """A checkpoint whose state lies in a folder."""
     checkpoint = Checkpoint("test", "key")
-    checkpoint.folder, checkpoint.file, checkpoint.previous = (
-        Path(folder) / name for name in ("", "last.pt", "previous.pt")
-    )
+    checkpoint.folder = Path(folder)
     checkpoint.folder.mkdir(exist_ok=True)
     return checkpoint
 
