@@ -9,6 +9,7 @@ product's speed its operations make.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
@@ -26,11 +27,12 @@ from stages.core.devices import make_fabric
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams, TrainAdvParams
 from stages.core.params_file import load_params
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.batches import DatasetSplit
+from stages.models.weights import create_model
 from stages.training import methods
-from stages.training.loop import TrainingMethod, train_epoch
-from stages.training.optimization import Learner
+from stages.training.epoch import StandardTraining, Training, train_epoch
+from stages.training.optimizer import Learner
 
 CLASSES = ("a", "b", "c")
 TINY_EPS = 1e-6
@@ -97,19 +99,15 @@ def training_epochs(
         how = (
             methods.make_training_method(q, norm="linf", eps=4 / 255)
             if method
-            else TrainingMethod()
+            else StandardTraining(q)
         )
-        size = split.images.shape[1]
-        learner = Learner(
-            fabric,
-            initialization.create_model("resnet50", CLASSES, size, "none", "none", 0),
-            q,
-            1000,
-        )
+        model = create_model("resnet50", CLASSES, split.images.shape[1], "none", "none", 0)
+        learner = Learner(fabric, model, q, 1000)
+        training = Training(model, split, how, q, seed=0)
         yield (
             name,
-            lambda part, learner=learner, q=q, how=how: train_epoch(
-                fabric, learner, part, q, how, 0, 0, {}
+            lambda part, learner=learner, training=training: train_epoch(
+                dataclasses.replace(training, images=part), learner, 0
             ),
         )
 
@@ -118,9 +116,7 @@ def evaluation_attacks(
     fabric: Fabric, p: AttackEvalParams, split: DatasetSplit, batch: int
 ) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
     """(name, attack on a split, batch by batch) of PGD-20 and the lean ensemble."""
-    model = initialization.create_model(
-        "resnet50", CLASSES, split.images.shape[1], "none", "none", 0
-    ).eval()
+    model = create_model("resnet50", CLASSES, split.images.shape[1], "none", "none", 0).eval()
     fused = classifier.fuse_batchnorm(model).to(fabric.device)
     budget = Budget.of("linf", TINY_EPS)
     p = p.model_copy(update={"pgd_steps": 20, "pgd_restarts": 1})

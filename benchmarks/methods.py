@@ -32,13 +32,15 @@ from stages.core.devices import make_fabric
 from stages.core.params import Params, ThreatModel, TrainingParams
 from stages.core.params_file import load_params
 from stages.core.predictions import CLEAN
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier
+from stages.models.weights import create_model
 from stages.training import methods
-from stages.training.loop import TrainingMethod, fit, train_epoch
-from stages.training.optimization import Learner
-from stages.training.validation import Validation
+from stages.training.epoch import StandardTraining, Training, TrainingMethod, train_epoch
+from stages.training.loop import fit
+from stages.training.optimizer import Learner
+from stages.training.validation import StandardValidation, Validation
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,26 +75,15 @@ def train(
     seed: int,
 ) -> None:
     """``fit`` as the stages call it; the model gets the selected weights."""
-    kind = Validation if method.eps == 0 else SelectsByRobustAccuracy
+    kind = StandardValidation if method.eps == 0 else SelectsByRobustAccuracy
     validation = kind(
         DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images
     )
+    training = Training(model, DatasetSplit.from_dataset(dataset, "train"), method, p, seed)
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Checkpoint("benchmark", "methods")
-        checkpoint.folder, checkpoint.file = Path(name), Path(name) / "last.pt"
-        train_split = DatasetSplit.from_dataset(dataset, "train")
-        result = fit(
-            fabric,
-            model,
-            train_split,
-            validation,
-            p,
-            method=method,
-            seed=seed,
-            checkpoint=checkpoint,
-            on_epoch=lambda row: None,
-        )
-    model.load_state_dict(result.state)
+        checkpoint.folder = Path(name)
+        fit(fabric, training, validation, checkpoint, on_epoch=lambda row: None)
 
 
 class SelectsByRobustAccuracy(Validation):
@@ -111,14 +102,13 @@ def seconds_of_an_epoch(
     method: TrainingMethod,
 ) -> float:
     """Of the steps alone, at the full budget, on a copy of the weights; the better of two."""
-    learner = Learner(fabric, copy.deepcopy(model), p, 10**6)
-    steps, best = copy.copy(method), float("inf")
+    model, steps, best = copy.deepcopy(model), copy.copy(method), float("inf")
     steps.eps_ramp = 0.0
+    images = DatasetSplit.from_dataset(dataset, "train")
+    training, learner = Training(model, images, steps, p, seed=0), Learner(fabric, model, p, 10**6)
     for epoch in range(2):
         start = time.perf_counter()
-        train_epoch(
-            fabric, learner, DatasetSplit.from_dataset(dataset, "train"), p, steps, 0, epoch, {}
-        )
+        train_epoch(training, learner, epoch)
         best = min(best, time.perf_counter() - start)
     return best
 
@@ -180,17 +170,18 @@ def main() -> None:
         if arguments.weights:
             clean = classifier.load(arguments.weights, dataset.classes, size)
         else:
-            clean = initialization.create_model(
+            clean = create_model(
                 arguments.arch or params.model.arch,
                 dataset.classes,
                 size,
                 params.model.weights,
-                "none",
+                params.model.weights_sha256,
                 seed,
             )
-            train(fabric, clean, dataset, params.train_clean, TrainingMethod(), eps, seed)
+            standard = StandardTraining(params.train_clean)
+            train(fabric, clean, dataset, params.train_clean, standard, eps, seed)
         rows.append(("clean", seed, *accuracies(fabric, clean, dataset, params, seed), 1.0))
-        unit = seconds_of_an_epoch(fabric, clean, dataset, base, TrainingMethod())
+        unit = seconds_of_an_epoch(fabric, clean, dataset, base, StandardTraining(base))
         for name in arguments.methods:
             p = base.model_copy(update=METHODS[name])
             method = methods.make_training_method(p, norm="linf", eps=eps)

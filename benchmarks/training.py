@@ -5,7 +5,7 @@
 Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples, after a few steps to warm up; best of rounds.
 
     usual   ImageFolder, Resize, ToTensor, Normalize, DataLoader (no workers), float32; FGSM by .backward() on the loss
-    ours    training.loop.train_epoch on the uint8 array of the same images, in the precision that `auto` gives
+    ours    training.epoch.train_epoch on the uint8 array of the same images, in the precision that `auto` gives
 """
 
 import argparse
@@ -28,11 +28,12 @@ from torchvision.datasets import ImageFolder
 from stages.core.devices import make_fabric
 from stages.core.params import TrainAdvParams
 from stages.core.params_file import load_params
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.batches import DatasetSplit
+from stages.models.weights import create_model
 from stages.training import methods
-from stages.training.loop import TrainingMethod, train_epoch
-from stages.training.optimization import Learner
+from stages.training.epoch import StandardTraining, Training, train_epoch
+from stages.training.optimizer import Learner
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,25 +140,14 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         method = (
             methods.make_training_method(p, norm="linf", eps=EPS)
             if name == "FGSM"
-            else TrainingMethod()
+            else StandardTraining(p)
         )
-        learner = Learner(
-            fabric,
-            initialization.create_model("resnet50", classes, size, "none", "none", 0),
-            p,
-            1000,
-        )
-        train_epoch(
-            fabric,
-            learner,
-            DatasetSplit(split.images, split.labels, split.rows[short]),
-            p,
-            method,
-            0,
-            0,
-            {},
-        )
-        ours = timed(lambda: train_epoch(fabric, learner, split, p, method, 0, 0, {}), rounds)  # noqa: B023
+        model = create_model("resnet50", classes, size, "none", "none", 0)
+        learner = Learner(fabric, model, p, 1000)
+        warm_up = DatasetSplit(split.images, split.labels, split.rows[short])
+        train_epoch(Training(model, warm_up, method, p, seed=0), learner, 0)
+        training = Training(model, split, method, p, seed=0)
+        ours = timed(partial(train_epoch, training, learner, 0), rounds)
         print(
             f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x"
         )

@@ -35,13 +35,12 @@ def main() -> None:
     """Run the stage."""
     p = load_stage_params(Params)
     q, dataset = p.train_adv, load_dataset(PROCESSED)
-    norm, eps = p.attack.norm, p.attack.eps
     model = classifier.load(weights_path("clean"), dataset.classes, dataset.image_size)
     images = DatasetSplit.from_dataset(dataset, "train")
-    method = make_training_method(q, norm=norm, eps=eps)
+    method = make_training_method(q, p.attack.budget)
     training = Training(model, images, method, q, p.seed)
     validation = RobustValidation(
-        DatasetSplit.from_dataset(dataset, "val"), norm, eps, q.val_steps, q.val_images
+        DatasetSplit.from_dataset(dataset, "val"), p.attack.budget, q.val_steps, q.val_images
     )
     fabric = make_fabric(p.runtime)
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST, weights_path("clean")]

@@ -38,9 +38,8 @@ def main() -> None:
     model = create_model(p.model.arch, dataset.classes, dataset.image_size, weights, sha256, p.seed)
     images = DatasetSplit.from_dataset(dataset, "train")
     training = Training(model, images, StandardTraining(q), q, p.seed)
-    # An eps of its own: a change of attack.eps must not retrain this model.
     validation = StandardValidation(
-        DatasetSplit.from_dataset(dataset, "val"), "linf", q.val_eps, q.val_steps, q.val_images
+        DatasetSplit.from_dataset(dataset, "val"), q.val_budget, q.val_steps, q.val_images
     )
     fabric = make_fabric(p.runtime)
     inputs = [PROCESSED / IMAGES, PROCESSED / MANIFEST]

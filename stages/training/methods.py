@@ -10,27 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.attacks import perturbations
-from stages.attacks.perturbations import (
-    loss_and_gradient,
-    normalize_noise,
-    project,
-    random_start,
-    steepest_ascent,
-)
+from stages.attacks.gradient import fgsm, loss_and_gradient
+from stages.core.norms import Budget
 from stages.core.params import TrainAdvParams
 from stages.models.inference import frozen_eval_mode
 from stages.training.epoch import TrainingMethod
 
 
 class AdversarialTraining(TrainingMethod):
-    """What the methods share: training on examples within ``eps`` of ``norm``."""
+    """What the methods share: training on examples within a budget."""
 
     needs_noise = True
 
-    def __init__(self, p: TrainAdvParams, *, norm: str, eps: float) -> None:
+    def __init__(self, p: TrainAdvParams, budget: Budget) -> None:
         super().__init__(p)
-        self.norm, self.eps, self.eps_ramp = norm, eps, p.eps_ramp
+        self.norm, self.eps, self.eps_ramp = budget.norm, budget.eps, p.eps_ramp
         self.alpha_rel, self.steps, self.beta = p.alpha_rel, p.steps, p.beta
         self.clean_fraction, self.awp = p.clean_share, p.awp
 
@@ -41,7 +35,7 @@ class FGSM(AdversarialTraining):
     needs_noise = False
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
-        return perturbations.fgsm(model, x, y, eps, norm=self.norm)
+        return fgsm(model, x, y, Budget(self.norm, eps))
 
 
 class NFGSM(AdversarialTraining):
@@ -52,10 +46,10 @@ class NFGSM(AdversarialTraining):
     """
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
-        start = (x + 2 * eps * normalize_noise(noise, norm=self.norm)).clamp(0, 1)
+        start = (x + 2 * eps * self.norm.unit_noise(noise)).clamp(0, 1)
         with frozen_eval_mode(model):
             _, _, gradient = loss_and_gradient(model, start, y)
-        step = self.alpha_rel * eps * steepest_ascent(gradient, norm=self.norm)
+        step = self.alpha_rel * eps * self.norm.steepest_ascent(gradient)
         return (start + step).clamp(0, 1)
 
 
@@ -64,20 +58,20 @@ class PGD(AdversarialTraining):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
         """Steps of alpha_rel * eps from a random start; y: labels (B,) or probabilities (B, K)."""
-        point = random_start(x, eps, noise, norm=self.norm)
+        point = self.norm.random_start(x, eps, noise)
         with frozen_eval_mode(model):
             for _ in range(self.steps):
                 _, _, gradient = loss_and_gradient(model, point, y)
-                step = self.alpha_rel * eps * steepest_ascent(gradient, norm=self.norm)
-                point = project(x, point + step, eps, norm=self.norm)
+                step = self.alpha_rel * eps * self.norm.steepest_ascent(gradient)
+                point = self.norm.project(x, point + step, eps)
         return point
 
 
 class FGSMRS(PGD):
     """A single step from a random start (Wong et al., arXiv:2001.03994, with alpha_rel = 1.25)."""
 
-    def __init__(self, p: TrainAdvParams, *, norm: str, eps: float) -> None:
-        super().__init__(p.model_copy(update={"steps": 1}), norm=norm, eps=eps)
+    def __init__(self, p: TrainAdvParams, budget: Budget) -> None:
+        super().__init__(p.model_copy(update={"steps": 1}), budget)
 
 
 class TRADES(PGD):
@@ -133,18 +127,18 @@ class Free(AdversarialTraining):
     should (arXiv:2001.03994).
     """
 
-    def __init__(self, p: TrainAdvParams, *, norm: str, eps: float) -> None:
-        super().__init__(p, norm=norm, eps=eps)
+    def __init__(self, p: TrainAdvParams, budget: Budget) -> None:
+        super().__init__(p, budget)
         self.replays = p.steps
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
         """The image at x + eps * noise."""
-        return random_start(x, eps, noise, norm=self.norm)
+        return self.norm.random_start(x, eps, noise)
 
     def next_noise(self, noise: Tensor, gradient: Tensor) -> Tensor:
         """One step along the gradient of the training loss at x_adv."""
-        step = self.alpha_rel * steepest_ascent(gradient, norm=self.norm)
-        return normalize_noise(noise, norm=self.norm) + step
+        step = self.alpha_rel * self.norm.steepest_ascent(gradient)
+        return self.norm.unit_noise(noise) + step
 
 
 METHODS: dict[str, type[AdversarialTraining]] = {
@@ -158,9 +152,9 @@ METHODS: dict[str, type[AdversarialTraining]] = {
 }
 
 
-def make_training_method(p: TrainAdvParams, *, norm: str, eps: float) -> AdversarialTraining:
-    """The method that section ``train_adv`` names, within eps of ``norm``."""
-    return METHODS[p.method](p, norm=norm, eps=eps)
+def make_training_method(p: TrainAdvParams, budget: Budget) -> AdversarialTraining:
+    """The method that section ``train_adv`` names, within a budget."""
+    return METHODS[p.method](p, budget)
 
 
 def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:

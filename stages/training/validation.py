@@ -19,14 +19,8 @@ from lightning_fabric import Fabric
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from stages.attacks.perturbations import (
-    loss_and_gradient,
-    pgd,
-    pgd_step_size,
-    project,
-    random_start,
-    steepest_ascent,
-)
+from stages.attacks.gradient import loss_and_gradient, pgd, pgd_step_size
+from stages.core.norms import Budget
 from stages.models.batches import DatasetSplit
 from stages.models.inference import frozen_eval_mode
 
@@ -40,8 +34,7 @@ class Validation(ABC):
     """What is measured after each epoch, and what follows from it."""
 
     split: DatasetSplit  # the validation images; all of them are evaluated clean
-    norm: str  # of the attack, PGD
-    eps: float
+    budget: Budget  # of the attack, PGD
     steps: int
     images: int  # how many are attacked at most, each class in its proportion
 
@@ -87,11 +80,11 @@ class RobustValidation(Validation):
         FGSM's gradient is the one at x: both metrics together cost two gradients.
         """
         _, _, at_x = loss_and_gradient(model, x, y)
-        start = random_start(x, self.eps, noise, norm=self.norm)
+        start = self.budget.random_start(x, noise)
         _, _, nearby = loss_and_gradient(model, start, y)
-        moved = x + self.eps * steepest_ascent(at_x, norm=self.norm)
+        moved = x + self.budget.eps * self.budget.norm.steepest_ascent(at_x)
         with torch.no_grad():
-            logits = model(project(x, moved, self.eps, norm=self.norm))
+            logits = model(self.budget.project(x, moved))
         return {
             "val_fgsm_accuracy": logits.argmax(1) == y,
             "val_gradient_cosine": F.cosine_similarity(at_x.flatten(1), nearby.flatten(1)),
@@ -116,7 +109,7 @@ class RobustValidation(Validation):
         overfitting. A gap between FGSM and PGD counts unless PGD accuracy increases: a model that
         is still becoming robust shows that gap, too.
         """
-        if len(history) < 2 or any(row["eps"] < self.eps for row in history[-2:]):
+        if len(history) < 2 or any(row["eps"] < self.budget.eps for row in history[-2:]):
             return ""
         before, pgd = (row["val_robust_accuracy"] for row in history[-2:])
         fgsm = history[-1]["val_fgsm_accuracy"]
@@ -137,7 +130,7 @@ def validate(
 
     The attack has the same eps and starts from the same noise in every epoch.
     """
-    split, eps = validation.split, validation.eps
+    split, budget = validation.split, validation.budget
     clean: list[tuple[Tensor, Tensor]] = []  # logits (B, K) and y (B,) of each batch
     attacked: list[tuple[Tensor, Tensor]] = []
     extra: list[dict[str, Tensor]] = []
@@ -155,8 +148,8 @@ def validate(
             x, y = x[rows], y[rows]
             noise = torch.rand(x.shape, generator=generator).mul_(2).sub_(1).to(x)
             # No early stop: a loss at the decision boundary would flatter the weaker epoch.
-            alpha, steps = pgd_step_size(eps, validation.steps), validation.steps
-            x_adv = pgd(model, x, y, eps, noise, alpha=alpha, steps=steps, norm=validation.norm)
+            alpha, steps = pgd_step_size(budget.eps, validation.steps), validation.steps
+            x_adv = pgd(model, x, y, budget, noise, alpha=alpha, steps=steps)
             with torch.no_grad():
                 attacked.append((model(x_adv), y))
             extra.append(validation.image_metrics(model, x, y, noise))

@@ -3,6 +3,7 @@
 FUZZ_FILES is the number of damaged files of each kind; see docs/reliability.md.
 """
 
+import hashlib
 import os
 import shutil
 
@@ -20,7 +21,7 @@ from stages.core.params_file import load_params
 from stages.core.predictions import read_predictions, read_table
 from stages.models import classifier
 from stages.models.classifier import Classifier
-from stages.models.initialization import create_model
+from stages.models.weights import create_model
 from stages.photographs.listing import list_images
 from tests.helpers.image_files import data_params, write_files
 from tests.helpers.mutation import mutate
@@ -52,7 +53,7 @@ def valid(tmp_path_factory):
     ]
     (folder / MANIFEST).write_text("path,label,group,split,sha256\n" + "".join(groups))
     np.save(folder / IMAGES, np.zeros((6, 4, 4, 3), np.uint8))
-    model = new_model("none")
+    model = new_model()
     classifier.save(folder / "m.safetensors", model)
     torch.save(model.backbone.state_dict(), folder / "w.pth")
     state = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
@@ -61,8 +62,12 @@ def valid(tmp_path_factory):
     return folder
 
 
-def new_model(weights) -> Classifier:
-    return create_model("squeezenet1_1", ("a", "b"), 64, str(weights), "none", 0)
+def new_model(weights="none", sha256="none") -> Classifier:
+    return create_model("squeezenet1_1", ("a", "b"), 64, str(weights), sha256, 0)
+
+
+def model_from(file) -> Classifier:
+    return new_model(file, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def list_with_patients(file):
@@ -93,8 +98,8 @@ READERS = {
     MANIFEST: lambda file, valid: load_with(file, valid / IMAGES),
     IMAGES: lambda file, valid: load_with(file, valid / MANIFEST),
     "m.safetensors": lambda file, valid: classifier.load(file),
-    "w.pth": lambda file, valid: new_model(file),
-    "w.safetensors": lambda file, valid: new_model(file),
+    "w.pth": lambda file, valid: model_from(file),
+    "w.safetensors": lambda file, valid: model_from(file),
 }
 
 

@@ -10,11 +10,12 @@ from stages.attacks.suite import check_within_budget, per_image_noise
 from stages.core.devices import make_fabric
 from stages.core.params import ThreatModel
 from stages.core.params_file import load_params
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.batches import DatasetSplit
+from stages.models.weights import create_model
 from stages.training import methods
-from stages.training.loop import train_epoch
-from stages.training.optimization import Learner
+from stages.training.epoch import Training, train_epoch
+from stages.training.optimizer import Learner
 from tests.helpers.datasets import attack_predictions, toy_dataset
 from tests.helpers.repository import ROOT
 
@@ -31,24 +32,17 @@ def fabric_of(**changes):
 
 
 def make_model():
-    return initialization.create_model("resnet18", ("a", "b", "c"), SIZE, "none", "none", 0)
+    return create_model("resnet18", ("a", "b", "c"), SIZE, "none", "none", 0)
 
 
 def trained_weights() -> dict[str, torch.Tensor]:
     """After an epoch of the default adversarial training."""
-    fabric, p = fabric_of(), PARAMS.train_adv.model_copy(update={"batch_size": 16})
-    learner = Learner(fabric, make_model(), p, 10)
+    p, model = PARAMS.train_adv.model_copy(update={"batch_size": 16}), make_model()
+    images = DatasetSplit.from_dataset(toy_dataset(size=SIZE), "train")
     method = methods.make_training_method(p, norm="linf", eps=EPS)
-    train_epoch(
-        fabric,
-        learner,
-        DatasetSplit.from_dataset(toy_dataset(size=SIZE), "train"),
-        p,
-        method,
-        0,
-        0,
-        {},
-    )
+    training = Training(model, images, method, p, seed=0)
+    learner = Learner(fabric_of(), model, p, steps=10)
+    train_epoch(training, learner, epoch=0)
     return {name: value.cpu() for name, value in learner.model.state_dict().items()}
 
 

@@ -16,10 +16,11 @@ from stages.attacks.suite import per_image_noise
 from stages.core.dataset import load_dataset
 from stages.core.params import ThreatModel
 from stages.core.params_file import load_params
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import fuse_batchnorm
-from stages.training.validation import Validation, validate
+from stages.models.weights import create_model
+from stages.training.validation import StandardValidation, Validation, validate
 from tests.helpers.datasets import attack_predictions, toy_dataset
 from tests.helpers.models import tiny_classifier
 from tests.helpers.repository import ROOT
@@ -67,9 +68,7 @@ def test_attack_does_not_train_the_model(name):
 def test_loaded_models_are_independent_of_each_other(tmp_path):
     """Defect: one model object shared by all experiments."""
     file = tmp_path / "clean.safetensors"
-    classifier.save(
-        file, initialization.create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0)
-    )
+    classifier.save(file, create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0))
     before = file.read_bytes()
     first, second = classifier.load(file), classifier.load(file)
     with torch.no_grad():
@@ -82,7 +81,7 @@ def test_loaded_models_are_independent_of_each_other(tmp_path):
 
 
 def validation_of(
-    split: DatasetSplit, kind: type[Validation] = Validation, eps: float = 1e-4
+    split: DatasetSplit, kind: type[Validation] = StandardValidation, eps: float = 1e-4
 ) -> Validation:
     return kind(split, "linf", eps, steps=2, images=len(split))
 
@@ -91,7 +90,7 @@ def test_validation_runs_in_eval_mode_and_restores_train_mode(fabric):
     """Defect: adversarial accuracy of training batches, with dropout on and BatchNorm's statistics moving."""
     model, in_train_mode = tiny_classifier(), []
 
-    class ModeRecorder(Validation):
+    class ModeRecorder(StandardValidation):
         def image_metrics(self, model, x, y, noise):
             in_train_mode.append(any(module.training for module in model.modules()))
             return {}

@@ -19,8 +19,9 @@ from stages import attack_eval
 from stages.attacks import corruptions, minimum_eps, runner
 from stages.core.errors import InputError
 from stages.core.predictions import read_examples, read_predictions, read_table, read_transfer
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.classifier import ModelError
+from stages.models.weights import create_model
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.repository import ROOT
 
@@ -52,7 +53,7 @@ def write_toy_dataset(dataset) -> None:
 def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=0) -> None:
     classifier.save(
         Path(f"data/models/{name}.safetensors"),
-        initialization.create_model(arch, classes, size, "none", "none", seed),
+        create_model(arch, classes, size, "none", "none", seed),
     )
 
 
@@ -206,7 +207,7 @@ def test_two_processes_write_what_a_single_process_writes(project):
 
 @pytest.mark.slow
 def test_error_in_one_of_two_processes_ends_both_with_one_message(project):
-    model = initialization.create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
+    model = create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
     with torch.no_grad():
         model.backbone.fc.weight.fill_(3e38)
     classifier.save(Path("data/models/clean.safetensors"), model)
@@ -231,7 +232,7 @@ def test_full_ensemble_is_that_of_autoattack(project):
 
 
 def test_model_that_answers_with_nan_is_refused_before_any_attack(project, monkeypatch):
-    model = initialization.create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
+    model = create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
     with torch.no_grad():  # finite, but their products are not
         model.backbone.fc.weight.fill_(3e38)
     classifier.save(Path("data/models/clean.safetensors"), model)
@@ -275,7 +276,7 @@ def test_model_of_another_dataset_is_refused(model, error, project):
 
 
 def test_model_file_with_layers_of_another_architecture_is_refused(project):
-    other = initialization.create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
+    other = create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
     other.arch = "resnet18"
     classifier.save(Path("data/models/clean.safetensors"), other)
     with pytest.raises(
