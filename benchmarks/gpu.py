@@ -97,7 +97,7 @@ def training_epochs(
             update={"batch_size": batch, "method": method or "nfgsm", "steps": attack_steps}
         )
         how = (
-            methods.make_training_method(q, norm="linf", eps=4 / 255)
+            methods.make_training_method(q, Budget.of("linf", 4 / 255))
             if method
             else StandardTraining(q)
         )

@@ -25,13 +25,17 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 
-from stages.attacks.runner import ModelUnderAttack, run_attack_suite
-from stages.core.checkpoints import Checkpoint, StepCache
+from stages.core.checkpoints import Checkpoint
 from stages.core.dataset import ImageDataset, load_dataset
 from stages.core.devices import make_fabric
-from stages.core.params import Params, ThreatModel, TrainingParams
+from stages.core.norms import Budget
+from stages.core.params import Params, TrainingParams
 from stages.core.params_file import load_params
-from stages.core.predictions import CLEAN
+from stages.core.predictions import is_correct, worst_case
+from stages.measurements.context import Context
+from stages.measurements.steps import Steps
+from stages.measurements.suite import clean_rows, run_attacks
+from stages.measurements.target import TargetModel
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier
@@ -77,7 +81,7 @@ def train(
     """``fit`` as the stages call it; the model gets the selected weights."""
     kind = StandardValidation if method.eps == 0 else SelectsByRobustAccuracy
     validation = kind(
-        DatasetSplit.from_dataset(dataset, "val"), "linf", eps, p.val_steps, p.val_images
+        DatasetSplit.from_dataset(dataset, "val"), Budget.of("linf", eps), p.val_steps, p.val_images
     )
     training = Training(model, DatasetSplit.from_dataset(dataset, "train"), method, p, seed)
     with tempfile.TemporaryDirectory() as name:
@@ -117,23 +121,13 @@ def accuracies(
     fabric: Fabric, model: Classifier, dataset: ImageDataset, params: Params, seed: int
 ) -> tuple[float, float]:
     """Clean and robust accuracy on the validation images."""
-    split = DatasetSplit.from_dataset(dataset, "val")
-    model = model.to(fabric.device).eval()
-    target = ModelUnderAttack(
-        fabric,
-        model,
-        classifier.fuse_batchnorm(model),
-        split,
-        "linf",
-        params.attack_eval.batch_size,
-        seed,
-    )
-    threat = ThreatModel(norm="linf", eps=params.attack.eps, eps_grid=(params.attack.eps,))
-    table = run_attack_suite(target, dataset, threat, params.attack_eval, StepCache())[0]
-    correct = table.assign(correct=table["prediction"] == table["label"])
-    return correct[correct["attack"] == CLEAN]["correct"].mean(), correct.groupby("path")[
-        "correct"
-    ].all().mean()
+    split, p = DatasetSplit.from_dataset(dataset, "val"), params.attack_eval
+    target = TargetModel.of(model.eval(), fabric, split, p.batch_size, seed)
+    context = Context(params.attack, p, dataset, {"adv": target}, None, Steps(fabric))
+    clean = clean_rows(context, target, "clean")
+    rows, _ = run_attacks(context, clean, params.attack.budget)
+    worst = worst_case(rows)
+    return is_correct(clean).mean(), is_correct(worst).mean()
 
 
 def main() -> None:
@@ -184,7 +178,7 @@ def main() -> None:
         unit = seconds_of_an_epoch(fabric, clean, dataset, base, StandardTraining(base))
         for name in arguments.methods:
             p = base.model_copy(update=METHODS[name])
-            method = methods.make_training_method(p, norm="linf", eps=eps)
+            method = methods.make_training_method(p, Budget.of("linf", eps))
             taken = seconds_of_an_epoch(fabric, clean, dataset, p, method)
             model = copy.deepcopy(clean)
             train(fabric, model, dataset, p, method, eps, seed)

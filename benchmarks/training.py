@@ -26,6 +26,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from stages.core.devices import make_fabric
+from stages.core.norms import Budget
 from stages.core.params import TrainAdvParams
 from stages.core.params_file import load_params
 from stages.models import classifier
@@ -138,7 +139,7 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
     print("images/s       baseline   ours  speed-up")
     for name, usual_time in usual_seconds.items():
         method = (
-            methods.make_training_method(p, norm="linf", eps=EPS)
+            methods.make_training_method(p, Budget.of("linf", EPS))
             if name == "FGSM"
             else StandardTraining(p)
         )

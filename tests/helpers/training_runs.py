@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from stages.core.checkpoints import Checkpoint
+from stages.core.norms import Budget
 from stages.core.params import AugmentParams, TrainAdvParams
 from stages.core.params_file import load_params
 from stages.models.batches import DatasetSplit
@@ -71,7 +72,7 @@ def train(
     model, images = tiny_classifier(dataset.classes), DatasetSplit.from_dataset(dataset, "train")
     training = Training(model, images, method or StandardTraining(p), p, seed)
     val = DatasetSplit.from_dataset(dataset, "val")
-    selection = validation(val, "linf", eps, p.val_steps, p.val_images)
+    selection = validation(val, Budget.of("linf", eps), p.val_steps, p.val_images)
     return fit(fabric, training, selection, checkpoint_in(folder), on_epoch)
 
 

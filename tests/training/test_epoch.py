@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from stages.core.norms import Budget
 from stages.training.epoch import StandardTraining
 from stages.training.methods import Free
 from tests.helpers.datasets import toy_dataset
@@ -86,7 +87,7 @@ class RecordingFree(Free):
     """Records (x, perturbation) of each step."""
 
     def __init__(self, p):
-        super().__init__(p, norm="linf", eps=EPS)
+        super().__init__(p, Budget.of("linf", EPS))
         self.steps = []
 
     def losses(self, model, x, x_adv, y):

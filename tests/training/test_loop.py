@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from stages.core.norms import Budget
 from stages.training.epoch import StandardTraining
 from stages.training.loop import write_history
 from stages.training.methods import make_training_method
@@ -27,7 +28,7 @@ class SimulatedCrash(BaseException):
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "optimizer": "adamw", "balance": "sampler"}])
 def test_resumed_training_is_bit_identical_to_uninterrupted(fabric, tmp_path, settings):
     p = with_params(**settings)
-    nfgsm = make_training_method(p, norm="linf", eps=EPS)
+    nfgsm = make_training_method(p, Budget.of("linf", EPS))
     uninterrupted = train(fabric, tmp_path / "uninterrupted", p, nfgsm)
 
     def crash_after(epoch):
@@ -100,7 +101,7 @@ def test_catastrophic_overfitting_stops_training_and_keeps_best_epoch(fabric, tm
     eps = 48 / 255  # so large that FGSM is far from the worst case: its training overfits
     settings = {"method": "fgsm", "lr": 0.1, "eps_ramp": 0.0, "clip_norm": 0.0, "epochs": 20}
     p = with_params(**settings, augment=NO_AUGMENTATION, batch_size=32, val_images=96, val_steps=10)
-    method, dataset = make_training_method(p, norm="linf", eps=eps), toy_dataset(384, 16)
+    method, dataset = make_training_method(p, Budget.of("linf", eps)), toy_dataset(384, 16)
     run = {"dataset": dataset, "validation": RobustValidation, "eps": eps}
     progress = train(fabric, tmp_path / "c", p, method, **run)
     epochs, last = len(progress.history), progress.history[-1]

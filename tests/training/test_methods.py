@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.attacks.perturbations import fgsm, pgd
+from stages.attacks.gradient import fgsm, pgd
+from stages.core.norms import Budget
 from stages.core.params import TrainAdvParams
 from stages.training.methods import kl_divergence, make_training_method
 from tests.helpers.models import tiny_classifier
@@ -25,7 +26,7 @@ def noise_like(x):
 
 def method(name, norm="linf", **changes):
     settings = {"alpha_rel": 0.5, "steps": 3, "beta": BETA, "label_smoothing": 0.0, **changes}
-    return make_training_method(with_params(method=name, **settings), norm=norm, eps=EPS)
+    return make_training_method(with_params(method=name, **settings), Budget.of(norm, EPS))
 
 
 class FixedLogits(nn.Module):
@@ -114,14 +115,14 @@ def test_trades_perturbation_ascends_kl_divergence(small_net, images):
 def test_single_step_without_noise_is_fgsm(name, small_net, images):
     x, y = images
     found = method(name, alpha_rel=1.0, steps=1).perturb(small_net, x, y, EPS, torch.zeros_like(x))
-    assert torch.equal(found, fgsm(small_net, x, y, EPS, norm="linf"))
+    assert torch.equal(found, fgsm(small_net, x, y, Budget.of("linf", EPS)))
 
 
 def test_last_pgd_iterate_misclassifies_as_often_as_best(small_net, images):
     x, _ = images
     y, noise = small_net(x).argmax(1), noise_like(x)
     last = method("pgd", alpha_rel=0.25, steps=20).perturb(small_net, x, y, 0.1, noise)
-    best = pgd(small_net, x, y, 0.1, noise, alpha=0.025, steps=20, norm="linf")
+    best = pgd(small_net, x, y, Budget.of("linf", 0.1), noise, alpha=0.025, steps=20)
     misclassified = [int((small_net(x_adv).argmax(1) != y).sum()) for x_adv in (last, best)]
     assert misclassified[1] > 0
     assert abs(misclassified[0] - misclassified[1]) <= 1
@@ -163,6 +164,6 @@ def test_perturbation_is_bounded_and_leaves_model_unchanged(name, norm, images):
 def test_each_method_becomes_robust(name, awp, fabric, tmp_path):
     settings = {"method": name, "steps": 2, "alpha_rel": 0.75, "awp": awp, "val_images": 24}
     p = with_params(epochs=15, lr=0.05, augment=NO_AUGMENTATION, **settings)
-    progress = train(fabric, tmp_path / "c", p, make_training_method(p, norm="linf", eps=EPS))
+    progress = train(fabric, tmp_path / "c", p, make_training_method(p, Budget.of("linf", EPS)))
     assert max(row["val_robust_accuracy"] for row in progress.history) > 0.8
     assert np.isfinite([row["train_loss"] for row in progress.history]).all()

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.attacks.perturbations import fgsm, loss_and_gradient
+from stages.attacks.gradient import fgsm, loss_and_gradient
+from stages.core.norms import Budget
 from stages.models.batches import DatasetSplit
 from stages.training.validation import RobustValidation, StandardValidation, validate
 from tests.helpers.models import LinearLogits
@@ -28,7 +29,9 @@ def test_validation_attack_takes_all_steps(fabric):
     weight, eps = torch.rand(48) + 0.1, 0.1
     reach = eps * weight.sum().item()
     model = model_with_margin(weight, 0.1 * reach)  # negative after one step from anywhere
-    validation = StandardValidation(gray_images(np.ones(4, int)), "linf", eps, steps=8, images=4)
+    validation = StandardValidation(
+        gray_images(np.ones(4, int)), Budget.of("linf", eps), steps=8, images=4
+    )
     metrics = validate(fabric, model, validation, seed=0, batch_size=4)
     assert (metrics["val_clean_accuracy"], metrics["val_robust_accuracy"]) == (1, 0)
     expected = F.softplus(torch.tensor(0.9 * reach)).item()
@@ -40,19 +43,21 @@ def test_validation_attack_reaches_the_edge_of_the_ball_from_anywhere_in_it(step
     """No attack on a linear model can do better."""
     weight, eps = torch.rand(48) + 0.1, 0.1
     model = model_with_margin(weight, 0.99 * eps * weight.sum().item())
-    validation = StandardValidation(gray_images(np.ones(8, int)), "linf", eps, steps, images=8)
+    validation = StandardValidation(
+        gray_images(np.ones(8, int)), Budget.of("linf", eps), steps, images=8
+    )
     assert validate(fabric, model, validation, seed=0, batch_size=8)["val_robust_accuracy"] == 0
 
 
 def test_attacked_images_are_of_every_class_though_files_come_sorted_by_class(fabric):
     labels = np.repeat([0, 1], [30, 10])
-    validation = StandardValidation(gray_images(labels), "linf", 0.1, steps=1, images=20)
+    validation = StandardValidation(gray_images(labels), Budget.of("linf", 0.1), steps=1, images=20)
     always_first = LinearLogits(torch.zeros(48), -1.0)  # attacks change nothing
     metrics = validate(fabric, always_first, validation, seed=0, batch_size=7)
     assert metrics["val_robust_accuracy"] == metrics["val_clean_accuracy"] == 0.75
 
 
-ROBUST = RobustValidation(gray_images(np.zeros(0, int)), "linf", EPS, steps=2, images=8)
+ROBUST = RobustValidation(gray_images(np.zeros(0, int)), Budget.of("linf", EPS), steps=2, images=8)
 
 
 def row(pgd, fgsm=None, eps=EPS):
@@ -91,5 +96,5 @@ def test_image_metrics_match_their_definitions(small_net, images):
     a, b = (loss_and_gradient(small_net, z, y)[2].flatten(1) for z in (x, nearby))
     cosine = (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)
     assert torch.allclose(metrics["val_gradient_cosine"], cosine, atol=1e-5)
-    fgsm_prediction = small_net(fgsm(small_net, x, y, EPS, norm="linf")).argmax(1)
+    fgsm_prediction = small_net(fgsm(small_net, x, y, Budget.of("linf", EPS))).argmax(1)
     assert torch.equal(metrics["val_fgsm_accuracy"], fgsm_prediction == y)
