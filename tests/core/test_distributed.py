@@ -6,7 +6,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from lightning_fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
@@ -14,8 +13,9 @@ from lightning_fabric.plugins.environments import (
 )
 
 from stages.core import distributed
-from stages.core.distributed import cluster_environment, gather, replace_by_srun
+from stages.core.distributed import cluster_environment, replace_by_srun, share
 from stages.core.errors import InputError
+from tests.helpers.params import raw_params
 from tests.helpers.repository import ROOT
 
 BATCH = {
@@ -115,46 +115,34 @@ def test_batch_script_repeats_its_command_as_a_step(monkeypatch, tmp_path):
     assert command[-4:] == [sys.executable, "-m", "stages.attack_eval", "adv"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_error_of_one_process_is_raised_by_the_first_and_silent_in_the_others(monkeypatch, rank):
+@pytest.mark.parametrize(("rank", "error"), [(0, ValueError), (1, SystemExit)])
+def test_error_of_one_process_is_raised_by_the_first_and_silent_in_the_others(
+    monkeypatch, rank, error
+):
     def exchange(shared, mine):
         shared[:] = [(1, None), (None, ValueError("broken"))]
 
     monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", exchange)
     fabric = SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0)
-    with pytest.raises(
-        ValueError if rank == 0 else SystemExit, match="broken" if rank == 0 else "1"
-    ):
-        gather(fabric, lambda: 1)
+    with pytest.raises(error, match="broken" if rank == 0 else "1"):
+        share(fabric, 1, None)
 
 
-def test_single_process_raises_its_own_error():
-    def fail():
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        gather(SimpleNamespace(world_size=1), fail)
+def test_single_process_keeps_its_result_and_raises_its_own_error(fabric):
+    assert share(fabric, 1, None) == [1]
+    with pytest.raises(KeyError):
+        share(fabric, None, KeyError())
 
 
-def test_nodes_without_allocation_stop_the_stage_with_one_line(tmp_path):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["runtime"] |= {"nodes": 2, "device": "cpu"}
+def test_nodes_without_allocation_stop_the_stage_with_one_line():
+    runtime = raw_params()["runtime"] | {"nodes": 2, "device": "cpu"}
     code = (
         "from stages.core.processes import run_cli; from stages.core.params import RuntimeParams;"
         "from stages.core.devices import make_fabric;"
-        f"run_cli(lambda: make_fabric(RuntimeParams(**{params['runtime']!r})))"
+        f"run_cli(lambda: make_fabric(RuntimeParams(**{runtime!r})))"
     )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: runtime.nodes: expected a SLURM allocation")
     assert len(done.stderr.splitlines()) == 1

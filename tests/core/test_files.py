@@ -5,7 +5,6 @@ import errno
 import pandas as pd
 import pytest
 
-from stages.core.checks import CheckResult
 from stages.core.files import (
     FileFormatError,
     open_atomic,
@@ -68,14 +67,14 @@ def test_damaged_table_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[", b"null", b"{}", b"[1]", b'[{"id": "D1"}]', b"\xff", b"[" * 10**5]
+    "content", [b"", b"[", b"null", b"{}", b"[1]", b'[{"value": "D1"}]', b"\xff", b"[" * 10**5]
 )
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(
         FileFormatError, match=r"c\.json: expected JSON written by attack_eval, got"
     ):
-        read_json(tmp_path / "c.json", "attack_eval", list[CheckResult])
+        read_json(tmp_path / "c.json", "attack_eval", list[dict[str, float]])
 
 
 def test_missing_file_names_the_stage_to_run(tmp_path):

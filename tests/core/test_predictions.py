@@ -1,109 +1,89 @@
-"""The tables survive the round trip through a file, and an invalid one is refused with a message that names it."""
+"""How rows of predictions are selected and combined, and which tables of them are impossible."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from stages.core import predictions
 from stages.core.files import FileFormatError
-from stages.core.predictions import (
-    COLUMNS,
-    EXAMPLE_COLUMNS,
-    classes_of,
-    probabilities,
-    read_examples,
-    read_predictions,
-    validate_predictions,
-    write_examples,
-    write_predictions,
-)
+from stages.core.predictions import CLEAN, is_correct, select, validate, within, worst_case
+
+CLASSES = ("1", "NA", "3")
+EPS = {CLEAN: (0.0,), "fgsm": (8 / 255,), "pgd": (2 / 255, 8 / 255)}
 
 
-def small_table(classes=("1", "NA", "3")) -> pd.DataFrame:
-    rows = []
-    for path, label in (("a/1.jpg", classes[0]), ('b/"ä, 2".jpg', classes[1])):
-        for attack, eps, steps in (("none", 0.0, 0), ("fgsm", 8 / 255, 1)):
-            numbers = {
-                "eps": eps,
-                "seed": 0,
-                "steps": steps,
-                "confidence": 0.6,
-                "margin": -1.23456789,
-                "linf": eps,
-                "l2": eps,
-                "ssim": 1,
-            }
-            text = {
-                "path": path,
-                "group": path,
-                "label": label,
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Twelve images under every attack and ε of EPS, with random predictions."""
+    rng, cases = np.random.default_rng(0), []
+    for number, (attack, values) in itertools.product(range(12), EPS.items()):
+        for eps in values:
+            logits = rng.normal(size=3)
+            probability, k = np.exp(logits) / np.exp(logits).sum(), number % 3
+            case = dict.fromkeys(predictions.PREDICTIONS.columns, 0) | {
+                "path": f"{CLASSES[k]}/{number:02d}.jpg",
+                "group": f"g{number}",
+                "label": CLASSES[k],
                 "attack": attack,
                 "found_by": attack,
-                "prediction": classes[2],
+                "norm": "linf",
+                "eps": eps,
+                "prediction": CLASSES[logits.argmax()],
+                "margin": logits[k] - np.delete(logits, k).max(),
             }
-            rows.append(
-                text
-                | numbers
-                | dict(zip([f"p_{c}" for c in classes], (0.1, 0.3, 0.6), strict=True))
-            )
-    return pd.DataFrame(rows)[[*COLUMNS, *(f"p_{c}" for c in classes)]]
+            names = predictions.probability_columns(CLASSES)
+            cases.append(case | dict(zip(names, probability, strict=True)))
+    return validate(pd.DataFrame(cases)).sample(frac=1, random_state=0, ignore_index=True)
 
 
-def test_predictions_round_trip_keeps_text_and_six_digits(tmp_path):
-    table = small_table()
-    write_predictions(table, tmp_path)
-    read = read_predictions(tmp_path)
-    assert classes_of(read) == ("1", "NA", "3")
-    for column in ("path", "group", "label", "attack", "prediction"):
-        assert list(read[column]) == list(table[column])
-    assert np.allclose(read["margin"], table["margin"], rtol=1e-5)
-    assert np.allclose(probabilities(read), [[0.1, 0.3, 0.6]] * 4)
-    before = (tmp_path / "predictions.csv").read_bytes()
-    write_predictions(read, tmp_path)
-    assert (tmp_path / "predictions.csv").read_bytes() == before
+def test_selection_takes_one_row_per_image_though_tables_round_eps(rows):
+    rounded = rows.assign(eps=[float(f"{eps:.6g}") for eps in rows["eps"]])
+    for attack, values in EPS.items():
+        for eps in values:
+            found = select(rounded, attack, eps)
+            assert list(found["path"]) == sorted(rows["path"].unique())
+            assert set(found["attack"]) == {attack}
+            assert attack in predictions.attacks_at(rounded, eps)
+    assert predictions.eps_values(rounded) == pytest.approx([2 / 255, 8 / 255], rel=1e-5)
+    assert len(within(rounded, 2 / 255)) == 2 * 12
+
+
+@pytest.mark.parametrize("eps", [0.0, 2 / 255, 8 / 255])
+def test_worst_case_is_wrong_if_any_row_is_and_no_row_is_more_harmful(eps, rows):
+    allowed = within(rows, eps)
+    worst = worst_case(allowed).set_index("path")
+    assert sorted(worst.index) == sorted(rows["path"].unique())
+    for path, group in allowed.groupby("path"):
+        correct = is_correct(group)
+        assert (worst.loc[path, "prediction"] == worst.loc[path, "label"]) == correct.all()
+        candidates = group if correct.all() else group[~correct]
+        assert worst.loc[path, "margin"] == candidates["margin"].min()
+
+
+def test_probabilities_are_in_the_order_of_the_classes(rows):
+    assert predictions.classes_of(rows) == CLASSES
+    most_likely = predictions.probabilities(rows).argmax(1)
+    assert list(np.array(CLASSES)[most_likely]) == list(rows["prediction"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.drop(columns="margin"), "expected the columns path, group"),
+        (lambda t: t.drop(columns=["p_NA", "p_3"]), "expected two or more p_<class>, got 1"),
         (lambda t: t.iloc[:0], "expected at least one row, got none"),
         (lambda t: t.assign(margin=float("nan")), "margin: expected finite numbers"),
         (lambda t: t.assign(prediction="4"), "prediction: expected one of 1, NA, 3, got '4'"),
-        (lambda t: t.assign(p_1=0.9), "expected probabilities that add up to 1"),
+        (lambda t: t.assign(p_1=0.9), "p_<class>: expected probabilities that add up to 1"),
         (lambda t: t.assign(eps=0.1), "eps: expected 0 for attack none"),
         (lambda t: pd.concat([t, t]), "expected one row per path, attack and eps"),
-        (lambda t: t.iloc[:3], "fgsm at eps 0.0313725: expected all 2 images, got 1"),
-        (lambda t: t[t["attack"] != "none"], "expected the rows of attack none"),
-        (lambda t: t.assign(group=list("abcd")), "expected one label and one group per path"),
+        (lambda t: t.iloc[1:], ".* at eps .*: expected all 12 images, got 11"),
+        (lambda t: t[t["attack"] != CLEAN], "attack: expected rows of attack none, got none"),
+        (lambda t: t.assign(group=t.index.astype(str)), "expected one label and one group"),
     ],
 )
-def test_invalid_predictions_are_refused(change, message):
-    with pytest.raises(FileFormatError, match=message):
-        validate_predictions(change(small_table()))
-
-
-def test_missing_or_empty_predictions_file_is_named(tmp_path):
-    with pytest.raises(
-        FileFormatError,
-        match=r"predictions\.csv: expected a file .* got none: run that stage first",
-    ):
-        read_predictions(tmp_path)
-    (tmp_path / "predictions.csv").write_text("")
-    with pytest.raises(FileFormatError, match=r"predictions\.csv: expected a table"):
-        read_predictions(tmp_path)
-
-
-def test_examples_round_trip_even_without_rows(tmp_path):
-    empty = pd.DataFrame(columns=list(EXAMPLE_COLUMNS))
-    write_examples(empty, tmp_path)
-    assert read_examples(tmp_path).empty
-    row = ("a.jpg", "pgd", 8 / 255, "1", "1", 0.9, "NA", 0.8, "0_original.png", "0_adversarial.png")
-    write_examples(pd.DataFrame([row], columns=list(EXAMPLE_COLUMNS)), tmp_path)
-    assert read_examples(tmp_path).loc[0, "adversarial_prediction"] == "NA"
-
-
-def test_examples_without_a_column_are_refused(tmp_path):
-    with pytest.raises(FileFormatError, match="expected the columns path, attack"):
-        write_examples(
-            pd.DataFrame(columns=[name for name in EXAMPLE_COLUMNS if name != "eps"]), tmp_path
-        )
+def test_impossible_table_is_refused(change, message, rows):
+    with pytest.raises(FileFormatError, match=f"^somewhere: {message}"):
+        validate(change(rows), "somewhere")
