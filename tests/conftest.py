@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 
+from stages.core.dataset import ImageDataset
+from stages.models.batches import DatasetSplit
+from tests.helpers.datasets import toy_dataset
 from tests.helpers.models import LinearLogits, SmallNet
 from tests.helpers.projects import make_project
 
 
 def pytest_configure():
-    """One thread for each of several worker processes and for what they start: more would wait for each other."""
+    """One thread for each worker process and what it starts: more would wait for each other."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
@@ -25,9 +29,20 @@ def _seeded():
     np.random.seed(0)
 
 
+@pytest.fixture
+def float64():
+    """Where rounding would decide whether a loss grew, or add up over the steps of an attack."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def pipeline_project(tmp_path_factory) -> Path:
-    """A project in which the pipeline has run once; costs a minute. Its tests leave it as they found it, results committed."""
+    """A project in which the pipeline has run once; costs a minute.
+
+    Its tests leave it as they found it, results committed.
+    """
     folder = tmp_path_factory.mktemp("clone") / "project"
     make_project(folder)
     return folder
@@ -54,3 +69,19 @@ def small_net() -> SmallNet:
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     """x (24, 3, 16, 16), y (24,)."""
     return torch.rand(24, 3, 16, 16), torch.arange(24) % 3
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[ImageDataset, SmallNet]:
+    """A dataset and a small net that classifies it well, so that attacks have something to change."""
+    torch.manual_seed(0)
+    dataset, model = toy_dataset(size=16), SmallNet()
+    train = DatasetSplit.from_dataset(dataset, "train")
+    x, y = train.load(np.arange(len(train)), torch.device("cpu"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return dataset, model.eval()

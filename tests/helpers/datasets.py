@@ -1,15 +1,11 @@
-"""A small processed dataset, and the table of predictions of a model on it."""
+"""A small processed dataset."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from lightning_fabric import Fabric
-from torch import nn
 
-from stages.attacks.runner import ModelUnderAttack, run_attack_suite
-from stages.core.checkpoints import StepCache
-from stages.core.dataset import ImageDataset
-from stages.core.params import AttackEvalParams, ThreatModel
-from stages.models.batches import DatasetSplit
+from stages.core.dataset import IMAGES, MANIFEST, ImageDataset
 
 
 def toy_dataset(
@@ -20,47 +16,28 @@ def toy_dataset(
     labels = np.arange(images) % len(classes)
     pixels = rng.integers(60, 140, (images, size, size, 3))
     pixels[np.arange(images), :, :, labels] += 60
-    split = np.array(
-        [("train", "train", "val", "test")[i // len(classes) % 4] for i in range(images)]
-    )
+    return make_dataset(pixels.astype(np.uint8), labels, classes)
+
+
+def make_dataset(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageDataset:
+    """Of pixels (N, H, W, 3) uint8 and labels (N,): half for training, a quarter for testing."""
+    numbers = np.arange(len(labels))
+    split = np.array(("train", "train", "val", "test"))[numbers // len(classes) % 4]
+    names = [classes[k] for k in labels]
     manifest = pd.DataFrame(
         {
-            "path": [f"{classes[k]}/{i:03d}.jpg" for i, k in enumerate(labels)],
-            "label": [classes[k] for k in labels],
-            "group": [f"g{i:03d}" for i in range(images)],
+            "path": [f"{name}/{i:03d}.jpg" for i, name in enumerate(names)],
+            "label": names,
+            "group": [f"g{i:03d}" for i in numbers],
             "split": split,
-            "sha256": [f"{i:064x}" for i in range(images)],
+            "sha256": [f"{i:064x}" for i in numbers],
         }
     )
-    return ImageDataset(pixels.astype(np.uint8), manifest, classes, labels.astype(np.int64))
+    return ImageDataset(pixels, manifest, classes, labels.astype(np.int64))
 
 
-def under_attack(
-    fabric: Fabric,
-    model: nn.Module,
-    dataset: ImageDataset,
-    *,
-    norm: str = "linf",
-    batch_size: int = 128,
-    fused_model: nn.Module | None = None,
-) -> ModelUnderAttack:
-    """A model to be attacked on the test split."""
-    test = DatasetSplit.from_dataset(dataset, "test")
-    return ModelUnderAttack(fabric, model, fused_model or model, test, norm, batch_size, seed=0)
-
-
-def attack_predictions(
-    fabric: Fabric,
-    model: nn.Module,
-    dataset: ImageDataset,
-    threat: ThreatModel,
-    p: AttackEvalParams,
-    *,
-    fused_model: nn.Module | None = None,
-    cache: StepCache | None = None,
-) -> pd.DataFrame:
-    """predictions.csv of a model on the test split, as the stage computes it."""
-    target = under_attack(
-        fabric, model, dataset, norm=threat.norm, batch_size=p.batch_size, fused_model=fused_model
-    )
-    return run_attack_suite(target, dataset, threat, p, cache or StepCache())[0]
+def write_dataset(dataset: ImageDataset, folder: Path) -> None:
+    """As preprocess does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / IMAGES, dataset.images)
+    dataset.manifest.to_csv(folder / MANIFEST, index=False)
