@@ -48,7 +48,7 @@ def pipeline_project(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fabric() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 

@@ -1,5 +1,6 @@
 """A small processed dataset."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ def make_dataset(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...
         }
     )
     return ImageDataset(pixels, manifest, classes, labels.astype(np.int64))
+
+
+def relabel(dataset: ImageDataset, labels: np.ndarray) -> ImageDataset:
+    """The same images with other labels (N,)."""
+    manifest = dataset.manifest.assign(label=[dataset.classes[k] for k in labels])
+    return dataclasses.replace(dataset, labels=labels, manifest=manifest)
 
 
 def write_dataset(dataset: ImageDataset, folder: Path) -> None:

@@ -1,52 +1,58 @@
-"""Each flawed model is caught by the checks meant for it, and a sound model by none."""
+"""Each flawed model trips the checks that are meant for it, a sound one none."""
 
-import dataclasses
+import copy
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from stages.attacks.runner import ModelUnderAttack
-from stages.attacks.sanity_checks import run_sanity_checks
-from stages.core.checks import FAIL, INCONCLUSIVE, PASS, WARN, CheckResult
-from stages.core.params_file import load_params
-from stages.models.batches import DatasetSplit
-from tests.helpers.repository import ROOT
+from stages.attacks import gradient
+from stages.core.norms import NORMS
+from stages.measurements import attack_checks, model_checks
+from stages.measurements.suite import clean_rows
+from stages.report.checks.check import FAIL, INCONCLUSIVE, WARN
+from stages.report.checks.registry import GROUPS
+from tests.helpers.datasets import relabel
+from tests.helpers.measuring import make_context
+from tests.helpers.models import Wrapped
 
-EPS = 0.1  # attacks succeed on some of the toy images, not all
-PARAMS = load_params(ROOT / "params.yaml").attack_eval.model_copy(update={"pgd_steps": 10})
-
-
-def check_model(fabric, dataset, model, norm="linf") -> dict[str, CheckResult]:
-    test = DatasetSplit.from_dataset(dataset, "test")
-    target = ModelUnderAttack(fabric, model, model, test, norm, batch_size=7, seed=0)
-    results = run_sanity_checks(
-        target, np.arange(24), np.ones(24, bool), EPS if norm == "linf" else 1.0, PARAMS
-    )
-    return {result.id: result for result in results}
+EPS = {"linf": 0.1, "l2": 1.0}  # attacks succeed on some images, not on all
+ALL = {check.id: check for check in itertools.chain(*GROUPS.values())}
+MEASURED = [f"D{i}" for i in (*range(1, 8), *range(12, 17), 22, 23, 24)]
 
 
-class WrappedModel(nn.Module):
-    """A model whose inputs or logits are transformed."""
+@pytest.fixture
+def diagnose(fabric, trained):
+    """A function model -> id -> (verdict, value, n), as if no attack of the suite had succeeded."""
 
-    def __init__(self, model, inputs=lambda x: x, logits=lambda z: z):
-        super().__init__()
-        self.model, self.inputs, self.logits = model, inputs, logits
+    def run(model, norm="linf", dataset=trained[0], more=lambda clean: []):
+        threat = {"attack.norm": norm, "attack.eps": EPS[norm], "attack.eps_grid": [EPS[norm]]}
+        context = make_context(fabric, dataset, {"clean": model}, **threat)
+        clean = clean_rows(context, context.target, "clean")
+        context.results["predictions"] = pd.concat([clean, *more(clean)])
+        tables = model_checks.run(context) | attack_checks.run(context)
+        results = SimpleNamespace(name="clean", table=tables.__getitem__)
+        measured = {id_: ALL[id_].compute(None, results) for id_ in MEASURED}
+        return {id_: (ALL[id_].verdict("clean", m), *m) for id_, m in measured.items()}
 
-    def forward(self, x):
-        return self.logits(self.model(self.inputs(x)))
+    return run
 
 
-class ConstantModel(nn.Module):
-    """The same prediction for every image."""
-
-    def forward(self, x):
-        return torch.tensor([1.0, 0.0, 0.0]).to(x).expand(len(x), 3) + 0 * x.sum((1, 2, 3))[:, None]
+@pytest.mark.parametrize("norm", NORMS)
+def test_sound_model_fails_no_check(norm, diagnose, trained):
+    for id_, (verdict, value, n) in diagnose(trained[1], norm).items():
+        measured = id_ != "D24"  # attacks are computed in float32 here
+        assert np.isfinite(value) == (n > 0) == measured, id_
+        assert verdict != FAIL, id_
+        assert verdict != INCONCLUSIVE or ALL[id_].rate, id_  # 24 images show no small rate
 
 
 class TripledGradient(torch.autograd.Function):
-    """The identity with the gradient of another function, as in a defense with a custom backward pass."""
+    """The identity with the gradient of another function, as of a defense with its own backward."""
 
     @staticmethod
     def forward(ctx, x):
@@ -57,89 +63,65 @@ class TripledGradient(torch.autograd.Function):
         return gradient * 3
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_sound_model_fails_no_check(norm, fabric, trained):
-    results = check_model(fabric, *trained, norm)
-    assert set(results) == {f"D{i}" for i in (*range(1, 8), *range(12, 17), 22, 23, 24)}
-    assert not [result for result in results.values() if result.verdict == FAIL]
-    # 24 images can't show the small rates that these checks are about
-    inconclusive = {check for check, result in results.items() if result.verdict == INCONCLUSIVE}
-    assert inconclusive <= {"D5", "D12", "D13", "D14", "D16", "D22", "D23", "D24"}
-    assert all(result.n > 0 for result in results.values())
-    assert results["D6"].value < 1e-4
+def constant(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([1.0, 0.0, 0.0]) + 0 * x.sum((1, 2, 3))[:, None]
 
 
-def test_rounded_inputs_fail_gradient_and_unbounded_attack_checks(fabric, trained):
+FLAWS = {
+    "softmax": ({"logits": lambda z: z.softmax(1)}, {"D2": FAIL}),
+    "rounded inputs": ({"inputs": lambda x: (8 * x).round() / 8}, {"D5": FAIL, "D12": FAIL}),
+    "large logits": ({"logits": lambda z: 1e4 * z}, {"D5": FAIL, "D22": WARN}),
+    "batch mean": ({"inputs": lambda x: x - x.mean(0, keepdim=True) + 0.5}, {"D3": FAIL}),
+    "another gradient": ({"inputs": TripledGradient.apply}, {"D6": FAIL}),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_flawed_model_trips_its_checks(flaw, diagnose, trained):
+    changes, expected = FLAWS[flaw]
+    found = diagnose(Wrapped(trained[1], **changes))
+    assert {id_: found[id_][0] for id_ in expected} == expected
+
+
+def test_constant_model_has_no_gradient(diagnose, trained):
+    found = diagnose(Wrapped(nn.Identity(), logits=constant))
+    verdicts = [found[id_][0] for id_ in ("D5", "D6", "D12")]
+    assert verdicts == [FAIL, INCONCLUSIVE, FAIL]
+
+
+def test_model_in_train_mode_is_no_function_of_the_image(diagnose, trained):
+    found = diagnose(copy.deepcopy(trained[1]).train())
+    assert [found[id_][0] for id_ in ("D3", "D4")] == [FAIL, FAIL]
+
+
+@pytest.mark.parametrize("change", ["weights", "gradients"])
+def test_attack_that_trains_the_model_is_noticed(change, diagnose, trained, monkeypatch):
+    original, target = gradient.pgd, copy.deepcopy(trained[1])
+
+    def pgd(model, x, y, *args, **options):
+        nn.functional.cross_entropy(target(x), y).backward()
+        if change == "weights":
+            torch.optim.SGD(target.parameters(), 1e-6).step()
+            target.zero_grad()
+        return original(model, x, y, *args, **options)
+
+    monkeypatch.setattr(gradient, "pgd", pgd)
+    assert diagnose(target)["D4"][0] == FAIL
+
+
+def test_stronger_attacks_are_tried_on_what_is_robust_at_the_main_eps(diagnose, trained):
+    """And not only on what is robust at every ε of the grid."""
+    large_logits = Wrapped(trained[1], **FLAWS["large logits"][0])
+    for eps, changes in ((EPS["linf"] / 2, True), (EPS["linf"] * 2, False)):
+
+        def fooled(clean, eps=eps):
+            return [clean.assign(attack="pgd", eps=eps, prediction="none", margin=-1.0)]
+
+        found = diagnose(large_logits, more=fooled)["D22"]
+        assert (found != diagnose(large_logits)["D22"]) == changes
+
+
+def test_nothing_can_be_said_where_no_image_is_classified_correctly(diagnose, trained):
     dataset, model = trained
-    results = check_model(
-        fabric, dataset, WrappedModel(model, inputs=lambda x: (8 * x).round() / 8)
-    )
-    assert results["D5"].verdict == FAIL
-    assert results["D5"].value == 1.0
-    assert results["D12"].verdict == FAIL, (
-        "rounding hides the gradient: even an unbounded attack fails"
-    )
-
-
-def test_large_logits_hide_the_gradient_of_cross_entropy_only(fabric, trained):
-    dataset, model = trained
-    results = check_model(fabric, dataset, WrappedModel(model, logits=lambda z: 1e4 * z))
-    assert results["D5"].verdict == FAIL
-    assert results["D22"].verdict == WARN, "the margin loss succeeds where cross-entropy can't"
-
-
-def test_softmax_outputs_are_not_logits(fabric, trained):
-    dataset, model = trained
-    assert (
-        check_model(fabric, dataset, WrappedModel(model, logits=lambda z: z.softmax(1)))[
-            "D2"
-        ].verdict
-        == FAIL
-    )
-    assert check_model(fabric, dataset, model)["D2"].verdict == PASS
-
-
-def test_model_in_train_mode_fails(fabric, trained):
-    dataset, model = trained
-    model.train()
-    try:
-        results = check_model(fabric, dataset, model)
-    finally:
-        model.eval()
-    assert results["D3"].verdict == FAIL  # dropout
-    assert results["D4"].verdict == FAIL
-
-
-def test_prediction_that_depends_on_the_batch_fails(fabric, trained):
-    dataset, model = trained
-    results = check_model(
-        fabric, dataset, WrappedModel(model, inputs=lambda x: x - x.mean(0, keepdim=True) + 0.5)
-    )
-    assert results["D3"].verdict == FAIL
-
-
-def test_gradient_of_another_function_fails(fabric, trained):
-    dataset, model = trained
-    results = check_model(fabric, dataset, WrappedModel(model, inputs=TripledGradient.apply))
-    assert results["D6"].verdict == FAIL
-    assert results["D6"].value == pytest.approx(2 / 3, rel=1e-3)
-
-
-def test_constant_model_fails_gradient_checks(fabric, trained):
-    dataset, _ = trained
-    results = check_model(fabric, dataset, ConstantModel())
-    assert results["D5"].verdict == FAIL
-    assert results["D6"].verdict == INCONCLUSIVE  # no gradient, no direction
-    assert results["D12"].verdict == FAIL
-
-
-def test_attack_checks_are_inconclusive_without_correct_predictions(fabric, trained):
-    dataset, model = trained
-    mislabeled = dataclasses.replace(dataset, labels=(dataset.labels + 1) % 3)
-    results = check_model(fabric, mislabeled, model)
-    assert {check for check, result in results.items() if result.verdict == INCONCLUSIVE} >= {
-        "D12",
-        "D13",
-        "D16",
-        "D22",
-    }
+    found = diagnose(model, dataset=relabel(dataset, (dataset.labels + 1) % 3))
+    assert {found[id_][0] for id_ in ("D1", "D12", "D13", "D16", "D22")} == {INCONCLUSIVE}
