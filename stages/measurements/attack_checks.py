@@ -208,7 +208,7 @@ def check_attacks(context: Context) -> dict[str, Value]:
         steps.skip()
         steps.skip()
         return {}
-    robust = torch.from_numpy(is_correct(worst))
+    robust = torch.tensor(is_correct(worst))
     found = steps.run("checks: PGD", target, positions, trace_batch, context, robust)
     some = target.stratified(positions, UNBOUNDED_IMAGES)
     missed = steps.run("checks: unbounded", target, some, unbounded_batch, context)["missed"]

@@ -42,6 +42,7 @@ def diagnose(fabric, trained):
     return run
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("norm", NORMS)
 def test_sound_model_fails_no_check(norm, diagnose, trained):
     for id_, (verdict, value, n) in diagnose(trained[1], norm).items():
