@@ -1,203 +1,239 @@
-"""The stage attack_eval from files to files, in both norms, and what it says of files that don't fit."""
+"""The stage attack_eval from files to files."""
 
-import dataclasses
 import io
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from stages import attack_eval
-from stages.attacks import corruptions, minimum_eps, runner
-from stages.core.errors import InputError
-from stages.core.predictions import read_examples, read_predictions, read_table, read_transfer
-from stages.models import classifier
-from stages.models.classifier import ModelError
-from stages.models.weights import create_model
-from tests.helpers.datasets import toy_dataset
+from stages.attacks import gradient
+from stages.core.checkpoints import Checkpoint
+from stages.core.norms import NORMS
+from stages.core.paths import PREDICTIONS, PROCESSED, weights_path
+from stages.core.predictions import select, validate
+from stages.core.tables import DESCRIPTOR, read_table, table_names
+from stages.measurements.registry import MEASUREMENTS
+from stages.models import classifier, initialization
+from stages.models.classifier import Classifier, ModelError
+from tests.helpers.datasets import toy_dataset, write_dataset
+from tests.helpers.params import write_params
+from tests.helpers.projects import set_params
 from tests.helpers.repository import ROOT
 
-CLASSES, SIZE = ("a", "b", "c"), 32
+CLASSES, SIZE, IMAGES = ("a", "b", "c"), 32, 6  # images in each of val and test
+EPS = {"linf": 0.03, "l2": 0.5}
 SMALL = {
-    "attack": {"eps": 0.03, "eps_grid": [0.01, 0.03]},
-    "attack_eval": {
-        "noise_draws": 1,
-        "bim_steps": 1,
-        "pgd_steps": 2,
-        "curve_steps": 1,
-        "subset": 6,
-        "aa_steps": 2,
-        "aa_queries": 2,
-        "min_eps_rounds": 1,
-        "examples": 2,
-    },
-    "runtime": {"device": "cpu", "precision": "fp32", "tracking": False},
+    "attack_eval.noise_draws": 1,
+    "attack_eval.bim_steps": 1,
+    "attack_eval.pgd_steps": 2,
+    "attack_eval.curve_steps": 1,
+    "attack_eval.subset": 4,
+    "attack_eval.aa_steps": 2,
+    "attack_eval.aa_queries": 2,
+    "attack_eval.min_eps_rounds": 1,
+    "attack_eval.examples": 2,
+    "runtime.device": "cpu",
+    "runtime.precision": "fp32",
+    "runtime.tracking": False,
 }
 
 
-def write_toy_dataset(dataset) -> None:
-    folder = Path("data/processed")
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "images.npy", dataset.images)
-    dataset.manifest.to_csv(folder / "manifest.csv", index=False)
+def threat(norm: str) -> dict:
+    return {"attack.norm": norm, "attack.eps": EPS[norm], "attack.eps_grid": [EPS[norm] / 3]}
 
 
-def write_model(name="clean", arch="resnet18", classes=CLASSES, size=SIZE, seed=0) -> None:
-    classifier.save(
-        Path(f"data/models/{name}.safetensors"),
-        create_model(arch, classes, size, "none", "none", seed),
-    )
+def new_model(arch="shufflenet_v2_x0_5", classes=CLASSES, size=SIZE, seed=0) -> Classifier:
+    return initialization.create_model(arch, classes, size, "none", "none", seed)
 
 
-def set_params(**sections) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    for section, values in sections.items():
-        params[section] |= values
-    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a dataset and both models; data/predictions/adv is what the stage writes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    Path("params.yaml").write_text(
-        (ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
-    set_params(**SMALL)
-    write_toy_dataset(toy_dataset(images=48, size=SIZE))
-    write_model()
+    write_params(tmp_path / "params.yaml", **SMALL, **threat("linf"))
+    write_dataset(toy_dataset(images=4 * IMAGES, size=SIZE), PROCESSED)
+    for seed, name in enumerate(("clean", "adv")):
+        classifier.save(weights_path(name), new_model(seed=seed))
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "threat", [{"norm": "linf"}, {"norm": "l2", "eps": 0.5, "eps_grid": [0.2, 0.5]}]
-)
-def test_attack_eval_writes_everything_within_eps_and_reproducibly(threat, project):
-    write_model("adv", seed=1)
-    set_params(attack=threat)
-    attack_eval.main("adv")
-    folder = Path("data/predictions/adv")
-    table = read_predictions(folder)
-    distance = table[threat["norm"]]
-    assert (distance <= table["eps"] * (1 + 1e-4) + 1e-6).all()
-    assert distance.max() > 0
-    assert {"none", "fgsm", "pgd", "apgd", "universal"} <= set(table["attack"])
-    assert set(read_transfer(folder, "clean")["attack"]) == {"transfer", "universal_transfer"}
-    calibration = read_predictions(
-        folder, "calibration"
-    )  # of the validation split, under the same threat model
-    assert not set(calibration["path"]) & set(table["path"])
-    assert calibration.groupby("attack")["path"].nunique().to_dict() == {"none": 12, "pgd": 12}
-    assert (calibration[threat["norm"]] <= calibration["eps"] * (1 + 1e-4) + 1e-6).all()
-    assert (
-        len(read_table("minimum_eps", folder)) == 6 < len(read_transfer(folder, "clean")) == 2 * 12
-    )
-    assert set(read_table("corruptions", folder)["severity"]) == {1, 2, 3}
-    assert len(read_table("gradients", folder)) == 12
-    assert len(read_examples(folder / "examples")) == 2
-    gradients = {
-        f"{number}_gradient_{model}.png" for number in (0, 1) for model in ("clean", "adv")
-    }
-    assert gradients <= {file.name for file in (folder / "examples").iterdir()}
-    assert Image.open(folder / "universal.png").size == (SIZE, SIZE)
-    assert not (folder / "second_norm.csv").exists()
-    config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-    assert (config["name"], config["target_classes"], config["iterations"]) == ("apgd", 2, 2)
-    others = table[~table["attack"].isin(["apgd", "transfer"])]
-    survivors = (
-        others.groupby("path").apply(lambda rows: (rows["prediction"] == rows["label"]).all()).sum()
-    )
-    assert config["images"] == survivors >= config["square_remaining"] == config["square_images"]
-    assert {"D1", "D24"} <= {
-        check["id"]
-        for check in json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
-    }
+def change_params(**changes) -> None:
+    set_params(Path("params.yaml"), **changes)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_stage_writes_every_table_within_the_budget_and_reproducibly(norm, project):
+    change_params(**threat(norm))
+    folder, eps = PREDICTIONS / "adv", EPS[norm]
+    rows = attack_eval.main("adv")
+    first = contents(folder)
+    expected = [table.name for m in MEASUREMENTS for table in m.tables]
+    expected.remove("second_norm")
+    assert table_names(folder) == expected
+    tables = {name: read_table(folder, name) for name in expected}
+    for name in ("predictions", "calibration", "transfer"):
+        table = tables[name]
+        assert (table[norm] <= table["eps"] * (1 + 1e-4) + 1e-6).all()
+        assert 0 < table[norm].max() <= eps * (1 + 1e-4)
+    read = validate(tables["predictions"])
+    pd.testing.assert_frame_equal(rows, read, check_dtype=False, rtol=1e-5)
+
+    manifest = toy_dataset(images=4 * IMAGES, size=SIZE).manifest.set_index("path")
+    for name, table in tables.items():
+        if "path" in table:
+            split = manifest.loc[table["path"], "split"]
+            assert set(split) == {"val" if name == "calibration" else "test"}
+    assert set(tables["calibration"]["attack"]) == {"none", "pgd"}
+    sizes = {name: tables[name]["path"].nunique() for name in tables if "path" in tables[name]}
+    assert sizes.pop("examples") == 2
+    assert sizes.pop("minimum_eps") == 4
+    assert set(sizes.values()) == {IMAGES}
+
+    for model in ("clean", "adv"):
+        assert f"examples/0_gradient_{model}.png" in first
+    for picture in tables["examples"][["original", "adversarial"]].to_numpy().flatten():
+        assert Image.open(folder / picture).size == (SIZE, SIZE)
+    assert {"universal.png", "ensemble.json", "model.json", DESCRIPTOR} < set(first)
     assert not list(Path(".ckpt").rglob("last.pt"))
-    before = contents(folder)
+    (folder / "second_norm.csv").write_text("of a run with other parameters")
     attack_eval.main("adv")
-    assert contents(folder) == before
+    assert contents(folder) == first
 
 
-def test_second_norm_and_surrogate_are_attacked_within_their_budgets(project):
-    write_model("surrogate", arch="squeezenet1_1", seed=2)
-    set_params(
-        attack={"second_eps": 0.5}, attack_eval={"surrogate": "data/models/surrogate.safetensors"}
+def test_full_ensemble_second_norm_surrogate_and_all_images_on_demand(project):
+    classifier.save(weights_path("surrogate"), new_model("resnet18"))
+    change_params(
+        **{
+            "attack.second_eps": EPS["l2"],
+            "attack_eval.ensemble": "full",
+            "attack_eval.surrogate": str(weights_path("surrogate")),
+            "attack_eval.subset": 1000,
+        }
     )
+    rows, folder = attack_eval.main("clean"), PREDICTIONS / "clean"
+    second = read_table(folder, "second_norm")
+    assert set(second["norm"]) == {"l2"}
+    assert (second["l2"] <= EPS["l2"] * (1 + 1e-4)).all()
+    assert second["linf"].max() > EPS["linf"] >= rows["linf"].max() - 1e-6
+    clean = select(read_table(folder, "predictions")).drop(columns="norm")
+    pd.testing.assert_frame_equal(select(second).drop(columns="norm"), clean)
+    assert set(rows["attack"]) - set(second["attack"]) == {"universal", "surrogate"}
+    assert "aa-k3" in set(second["attack"])
+    config = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
+    assert (config["name"], config["attacks"][-2:]) == ("aa-k3", ["fab_t", "square"])
+    assert len(read_table(folder, "minimum_eps")) == IMAGES
+
+
+class Interruption(BaseException):
+    """Ends a run as a signal does."""
+
+
+def test_interrupted_stage_resumes_with_identical_files_and_repeats_no_step(project, monkeypatch):
+    attack_eval.main("adv")
+    expected, save, finished = contents(PREDICTIONS / "adv"), Checkpoint.save, []
+
+    def interrupted_save(checkpoint, state):
+        save(checkpoint, state)
+        finished.append(list(state))
+        if len(state) in (4, 30):
+            raise Interruption
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted_save)
+    for _ in range(2):
+        with pytest.raises(Interruption):
+            attack_eval.main("adv")
+    (PREDICTIONS / "adv/model.json").unlink()
+    attack_eval.main("adv")
+    assert contents(PREDICTIONS / "adv") == expected
+    steps = finished[-1]
+    assert len(steps) > 40
+    assert finished == [steps[: i + 1] for i in range(len(steps))]
+
+
+def test_attacks_are_few_frames_below_the_stage(project, monkeypatch):
+    """Whoever debugs one sees on a screen how it was reached."""
+    original, depths = gradient.loss_and_gradient, []
+
+    def record(model, x, y):
+        paths = [Path(frame.filename) for frame in traceback.extract_stack()]
+        files = [str(path.relative_to(ROOT)) for path in paths if path.is_relative_to(ROOT)]
+        between = files[files.index("stages/attack_eval.py") + 1 :]
+        depths.append(sum(file.startswith("stages/measurements/") for file in between))
+        return original(model, x, y)
+
+    monkeypatch.setattr(gradient, "loss_and_gradient", record)
     attack_eval.main("clean")
-    folder = Path("data/predictions/clean")
-    second, table = read_predictions(folder, "second_norm"), read_predictions(folder)
-    assert {"fgsm", "pgd", "apgd"} <= set(second["attack"])
-    assert set(second["eps"]) == {0.0, 0.5}
-    assert 0.03 < second["l2"].max() <= 0.5 * (1 + 1e-4)
-    assert (table["linf"] <= 0.03 * (1 + 1e-4)).all()
-    clean = [t[t["attack"] == "none"].reset_index(drop=True) for t in (table, second)]
-    pd.testing.assert_frame_equal(*clean)
-    assert (table["attack"] == "surrogate").sum() == 12
+    assert 0 < max(depths) <= 6
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("model", "message"),
     [
-        (
-            {"surrogate": "missing.safetensors"},
-            r"missing\.safetensors: expected a model that this pipeline saved",
-        ),
-        (
-            {"surrogate": "data/models/other.safetensors"},
-            r"other\.safetensors: expected a model for 32 pixels, got 64",
-        ),
-        (
-            {"surrogate": "data/models/names.safetensors"},
-            r"names\.safetensors: expected a model of the classes a, b, c, got x",
-        ),
+        (None, "expected a model that this pipeline saved"),
+        ({"size": 64}, "expected a model for 32 pixels, got 64"),
+        ({"classes": ("a", "c", "b")}, "expected a model of the classes a, b, c, got a, c, b"),
     ],
 )
-def test_surrogate_that_does_not_fit_is_refused_by_name(change, message, project):
-    write_model("other", size=64)
-    write_model("names", classes=("x", "y"))
-    set_params(attack_eval=change)
-    with pytest.raises(ModelError, match=message):
+@pytest.mark.parametrize("name", ["clean", "surrogate"])
+def test_model_that_does_not_fit_is_refused_by_name(name, model, message, project):
+    change_params(**{"attack_eval.surrogate": str(weights_path("surrogate"))})
+    if model:
+        classifier.save(weights_path(name), new_model(**model))
+    else:
+        weights_path(name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=rf"{name}\.safetensors: {message}"):
         attack_eval.main("clean")
 
 
-def run_stage(model: str, devices: int, **environment: str) -> subprocess.CompletedProcess:
-    set_params(runtime={"devices": devices})
+def overflowing_model() -> Classifier:
+    """Its weights are finite, its logits aren't."""
+    model = new_model("resnet18")
+    with torch.no_grad():
+        model.backbone.fc.weight.fill_(3e38)
+    return model
+
+
+def test_model_that_answers_with_nan_is_refused(project):
+    classifier.save(weights_path("clean"), overflowing_model())
+    with pytest.raises(ModelError, match=r"expected finite logits of the model, got \[.*(inf|nan)"):
+        attack_eval.main("clean")
+    assert not (PREDICTIONS / "clean").exists()
+
+
+def run_stage(model: str, devices: int) -> subprocess.CompletedProcess:
+    change_params(**{"runtime.devices": devices})
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stages.attack_eval", model]
     return subprocess.run(
-        [sys.executable, "-m", "stages.attack_eval", model],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
 @pytest.mark.slow
 def test_two_processes_write_what_a_single_process_writes(project):
-    write_model("adv", seed=1)
     results = []
     for devices in (1, 2):
         done = run_stage("adv", devices)
         assert done.returncode == 0, done.stderr
-        results.append(contents(Path("data/predictions/adv")))
+        results.append(contents(PREDICTIONS / "adv"))
     single, double = results
     assert single.keys() == double.keys()
     for file, content in single.items():
-        if (
-            file.suffix == ".csv"
-        ):  # a batch of another size rounds the last digit of a margin near 0 otherwise
+        if file.endswith(".csv"):  # a batch of another size rounds margins near 0 otherwise
             tables = (pd.read_csv(io.BytesIO(text)) for text in (content, double[file]))
             pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-6)
         else:
@@ -207,117 +243,8 @@ def test_two_processes_write_what_a_single_process_writes(project):
 
 @pytest.mark.slow
 def test_error_in_one_of_two_processes_ends_both_with_one_message(project):
-    model = create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
-    with torch.no_grad():
-        model.backbone.fc.weight.fill_(3e38)
-    classifier.save(Path("data/models/clean.safetensors"), model)
+    classifier.save(weights_path("clean"), overflowing_model())
     done = run_stage("clean", 2)
     assert done.returncode == 1
     assert done.stderr.count("expected finite logits of the model") == 1
     assert "Traceback" not in done.stderr
-
-
-def test_subset_larger_than_the_test_split_is_the_whole_split(project):
-    set_params(attack_eval={"subset": 1000})
-    images = attack_eval.main("clean")["path"].nunique()
-    assert len(read_table("minimum_eps", Path("data/predictions/clean"))) == images
-
-
-def test_full_ensemble_is_that_of_autoattack(project):
-    set_params(attack_eval={"ensemble": "full"})
-    table = attack_eval.main("clean")
-    assert (table["attack"] == "aa-k3").sum() == table["path"].nunique()
-    config = json.loads(Path("data/predictions/clean/ensemble.json").read_text(encoding="utf-8"))
-    assert config["attacks"] == ["apgd_ce", "apgd_dlr", "apgd_margin", "fab_t", "square"]
-
-
-def test_model_that_answers_with_nan_is_refused_before_any_attack(project, monkeypatch):
-    model = create_model("resnet18", CLASSES, SIZE, "none", "none", 0)
-    with torch.no_grad():  # finite, but their products are not
-        model.backbone.fc.weight.fill_(3e38)
-    classifier.save(Path("data/models/clean.safetensors"), model)
-    monkeypatch.setattr(runner, "attack_remaining", None)
-    with pytest.raises(ModelError, match=r"expected finite logits of the model, got \[.*(inf|nan)"):
-        attack_eval.main("clean")
-
-
-def test_interrupted_stage_repeats_no_finished_step(project, monkeypatch):
-    write_model("adv", seed=1)
-    expected = attack_eval.main("adv")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(attack_eval, "select_examples", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            attack_eval.main("adv")
-    with monkeypatch.context() as patch:  # only the example images are left to be made
-        for name in ("attack_remaining", "clean_result"):
-            patch.setattr(runner, name, interrupt)
-        patch.setattr(minimum_eps, "bisect_eps", interrupt)
-        patch.setattr(corruptions, "corrupt", interrupt)
-        patch.setattr(attack_eval, "run_sanity_checks", interrupt)
-        pd.testing.assert_frame_equal(attack_eval.main("adv"), expected)
-
-
-@pytest.mark.parametrize(
-    ("model", "error"),
-    [
-        ({"classes": ("a", "b")}, "expected a model of the classes a, b, c, got a, b"),
-        ({"classes": ("a", "c", "b")}, "expected a model of the classes a, b, c, got a, c, b"),
-        ({"size": 40}, "expected a model for 32 pixels, got 40"),
-    ],
-)
-def test_model_of_another_dataset_is_refused(model, error, project):
-    write_model(**model)
-    with pytest.raises(ModelError, match=rf"clean\.safetensors: {error}"):
-        attack_eval.main("clean")
-
-
-def test_model_file_with_layers_of_another_architecture_is_refused(project):
-    other = create_model("squeezenet1_1", CLASSES, SIZE, "none", "none", 0)
-    other.arch = "resnet18"
-    classifier.save(Path("data/models/clean.safetensors"), other)
-    with pytest.raises(
-        ModelError, match=r"clean\.safetensors: expected a model that this pipeline saved"
-    ):
-        attack_eval.main("clean")
-
-
-def test_missing_model_is_refused(project):
-    with pytest.raises(
-        ModelError, match=r"adv\.safetensors: expected a model that this pipeline saved"
-    ):
-        attack_eval.main("adv")
-
-
-def test_empty_test_split_is_refused(project):
-    dataset = toy_dataset(images=48, size=SIZE)
-    write_toy_dataset(
-        dataclasses.replace(
-            dataset, manifest=dataset.manifest.replace({"split": {"test": "train"}})
-        )
-    )
-    with pytest.raises(
-        InputError,
-        match=r"manifest\.csv: split: expected images in train, val, test, got train, val",
-    ):
-        attack_eval.main("clean")
-
-
-def test_stronger_attacks_are_tried_on_what_is_robust_at_the_main_eps(project, monkeypatch):
-    """Not only on what is robust at every eps of the grid."""
-    seen = []
-
-    def record(target, subset, robust, eps, p):
-        seen.append(robust)
-        return []
-
-    monkeypatch.setattr(attack_eval, "run_sanity_checks", record)
-    set_params(attack={"eps": 0.001, "eps_grid": [0.001, 0.4]})
-    table = attack_eval.main("clean")
-    within = table[table["eps"] <= 0.001]
-    expected = (within["label"] == within["prediction"]).groupby(within["path"]).all()
-    everywhere = (table["label"] == table["prediction"]).groupby(table["path"]).all()
-    assert seen[0].sum() == expected.sum() > everywhere.sum()
