@@ -151,6 +151,11 @@ class _BatchInvariantSquare(SquareAttack):
             return super().random_choice(shape)
         return super().random_choice([1, *shape[1:]]).expand(*shape)
 
+    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A margin of 0 is a success, as in the search; its start forgets that, and may fail."""
+        margin, loss = super().margin_and_loss(x, y)
+        return margin.masked_fill(margin == 0, -1e-12), loss
+
 
 @attack("Square", "ensemble", starts_from="survivors")
 def square(

@@ -14,7 +14,7 @@ from stages.attacks.registry import LEAN_ENSEMBLE, SUITE, ensemble_name
 from stages.attacks.transfer import pgd_on
 from stages.attacks.verifier import check_within_budget, quantize_8bit
 from stages.core.norms import NORMS, Budget
-from tests.helpers.models import LinearLogits, smooth_problem
+from tests.helpers.models import LinearLogits, Wrapped, smooth_problem
 from tests.helpers.params import params
 
 P = params(
@@ -94,6 +94,16 @@ def test_nothing_changes_within_eps_0(name, norm):
     model, x, y = smooth_problem(3)
     x_adv = attacks(3, model)[name].run(model, x, y, Budget.of(norm, 0.0), noise_of(x), P)
     assert torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", attacks(3))
+def test_logits_that_are_all_equal_end_no_run(name, norm):
+    """As after a training that collapsed; the first class counts as predicted."""
+    model, x, y = smooth_problem(3)
+    model, budget = Wrapped(model, logits=lambda z: 0 * z), Budget.of(norm, EPS[norm])
+    x_adv = attacks(3, model)[name].run(model, x, 0 * y, budget, noise_of(x), P)
+    check_within_budget(x, x_adv, budget)
 
 
 @pytest.mark.parametrize("norm", NORMS)
