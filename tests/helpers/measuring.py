@@ -13,6 +13,7 @@ from stages.measurements.context import Context
 from stages.measurements.steps import Steps
 from stages.measurements.target import TargetModel
 from stages.models.batches import DatasetSplit
+from stages.models.classifier import Classifier, fuse_batchnorm
 from tests.helpers.params import params
 
 
@@ -21,10 +22,12 @@ def make_context(
 ) -> Context:
     """What measurements read: models on the test images, parameters with changes."""
     p, test = params(**changes), DatasetSplit.from_dataset(dataset, "test")
-    targets = {
-        name: TargetModel(fabric, model, model, test, p.attack_eval.batch_size, p.seed)
-        for name, model in models.items()
-    }
+    targets = {}
+    for name, model in models.items():
+        model.to(fabric.device)
+        fused = fuse_batchnorm(model) if isinstance(model, Classifier) else model
+        size, seed = p.attack_eval.batch_size, p.seed
+        targets[name] = TargetModel(fabric, model, fused, test, size, seed)
     return Context(p.attack, p.attack_eval, dataset, targets, None, Steps(fabric))
 
 

@@ -1,85 +1,69 @@
-"""On a CUDA GPU: the same results twice, and those of the CPU where arithmetic is exact enough to compare."""
+"""On a CUDA GPU: the same results twice, and those of the CPU where arithmetic is exact enough."""
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from stages.attacks.apgd import apgd_ensemble
-from stages.attacks.suite import check_within_budget, per_image_noise
+from stages.attacks.apgd import apgd
+from stages.attacks.gradient import is_adversarial
 from stages.core.devices import make_fabric
-from stages.core.params import ThreatModel
-from stages.core.params_file import load_params
-from stages.models import classifier
-from stages.models.batches import DatasetSplit
-from stages.models.weights import create_model
-from stages.training import methods
-from stages.training.epoch import Training, train_epoch
-from stages.training.optimizer import Learner
-from tests.helpers.datasets import attack_predictions, toy_dataset
-from tests.helpers.repository import ROOT
+from stages.core.norms import NORMS
+from stages.models.classifier import Classifier
+from stages.training.validation import RobustValidation
+from tests.helpers.datasets import toy_dataset
+from tests.helpers.measuring import make_context, run_suite
+from tests.helpers.params import params
+from tests.helpers.training_runs import same_tensors, train
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
-PARAMS, SIZE = load_params(ROOT / "params.yaml"), 32
-EPS = 8 / 255
+SIZE, EPS = 32, {"linf": 8 / 255, "l2": 1.0}
 
 
-def fabric_of(**changes):
-    return make_fabric(PARAMS.runtime.model_copy(update={"device": "cuda"} | changes))
+def fabric_of(device="cuda", precision="auto"):
+    changes = {"runtime.device": device, "runtime.precision": precision}
+    return make_fabric(params(**changes).runtime)
 
 
-def make_model():
-    return create_model("resnet18", ("a", "b", "c"), SIZE, "none", "none", 0)
-
-
-def trained_weights() -> dict[str, torch.Tensor]:
-    """After an epoch of the default adversarial training."""
-    p, model = PARAMS.train_adv.model_copy(update={"batch_size": 16}), make_model()
-    images = DatasetSplit.from_dataset(toy_dataset(size=SIZE), "train")
-    method = methods.make_training_method(p, norm="linf", eps=EPS)
-    training = Training(model, images, method, p, seed=0)
-    learner = Learner(fabric_of(), model, p, steps=10)
-    train_epoch(training, learner, epoch=0)
-    return {name: value.cpu() for name, value in learner.model.state_dict().items()}
+def context_of(fabric, **changes):
+    torch.manual_seed(0)
+    model = Classifier("resnet18", ("a", "b", "c"), SIZE).eval()
+    return make_context(fabric, toy_dataset(size=SIZE), {"clean": model}, **changes)
 
 
 def test_gpu_is_the_device_that_auto_takes():
-    assert fabric_of(device="auto").device.type == "cuda"
+    assert fabric_of("auto").device.type == "cuda"
 
 
-def test_training_twice_gives_the_same_weights():
-    first, second = trained_weights(), trained_weights()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_training_and_attacks_of_validation_twice_give_the_same(tmp_path):
+    first, second = (
+        train(fabric_of(), tmp_path / name, validation=RobustValidation) for name in "ab"
+    )
+    assert same_tensors(first.state, second.state)
+    assert first.history == second.history
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_attacks_twice_give_the_same_predictions_at_any_batch_size(norm):
-    fabric, dataset = fabric_of(), toy_dataset(size=SIZE)
-    eps = EPS if norm == "linf" else 1.0
-    model = make_model().eval().to(fabric.device)
-    fused = classifier.fuse_batchnorm(model)
-    threat = ThreatModel(norm=norm, eps=eps, eps_grid=(eps,))
+    eps = EPS[norm]
+    threat = {"attack.norm": norm, "attack.eps": eps, "attack.eps_grid": [eps]}
 
-    def predictions(batch_size: int) -> pd.DataFrame:
-        p = PARAMS.attack_eval.model_copy(update={"batch_size": batch_size})
-        return attack_predictions(fabric, model, dataset, threat, p, fused_model=fused)
+    def rows(batch_size: int) -> pd.DataFrame:
+        size = {"attack_eval.batch_size": batch_size}
+        return run_suite(context_of(fabric_of(), **threat, **size))
 
-    pd.testing.assert_frame_equal(predictions(24), predictions(24), check_exact=True)
-    assert (predictions(7)["prediction"] == predictions(24)["prediction"]).mean() > 0.95
+    pd.testing.assert_frame_equal(rows(24), rows(24), check_exact=True)
+    assert (rows(7)["prediction"] == rows(24)["prediction"]).mean() > 0.95
 
 
 def test_float32_attack_agrees_with_the_cpu():
-    dataset, correct = toy_dataset(size=SIZE), {}
+    fooled = []
     for device in ("cpu", "cuda"):
-        fabric = fabric_of(device=device, precision="fp32")
-        model = classifier.fuse_batchnorm(make_model().eval()).to(fabric.device)
-        split = DatasetSplit.from_dataset(dataset, "test")
-        x, y = split.load(np.arange(len(split)), fabric.device)
-        noise = per_image_noise(0, split.rows, x.shape[1:], x)
-        x_adv = apgd_ensemble(model, x, y, EPS, noise, steps=10, targets=3, norm="linf")
-        check_within_budget(x, x_adv, EPS, norm="linf")
-        correct[device] = (model(x_adv).argmax(1) == y).cpu()
-    assert (correct["cpu"] != correct["cuda"]).sum() <= 1
+        context = context_of(fabric_of(device, "fp32"))
+        target, budget = context.target, context.attack.budget
+        batch = target.load(target.everything)
+        x_adv = target.perturb(apgd, batch, budget, context.p)
+        fooled.append(is_adversarial(target.model, x_adv, batch.y).cpu())
+    assert (fooled[0] != fooled[1]).sum() <= 1

@@ -1,4 +1,4 @@
-"""Defects that make an evaluation of robustness meaningless, yet are common; each test fails if its defect appears here."""
+"""Defects that make an evaluation of robustness meaningless, yet are common; each has its test."""
 
 from pathlib import Path
 
@@ -6,27 +6,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from PIL import Image
 from torch import nn
 
 from stages import preprocess
-from stages.attacks import suite
-from stages.attacks.suite import per_image_noise
+from stages.attacks import gradient
+from stages.attacks.attack import Noise
+from stages.attacks.autoattack import full_ensemble
+from stages.attacks.registry import LEAN_ENSEMBLE, SUITE
 from stages.core.dataset import load_dataset
-from stages.core.params import ThreatModel
-from stages.core.params_file import load_params
+from stages.core.norms import Budget
+from stages.core.predictions import is_correct
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
-from stages.models.classifier import fuse_batchnorm
-from stages.models.weights import create_model
-from stages.training.validation import StandardValidation, Validation, validate
-from tests.helpers.datasets import attack_predictions, toy_dataset
+from stages.models.classifier import Classifier
+from stages.training.validation import StandardValidation, validate
+from tests.helpers.datasets import toy_dataset
+from tests.helpers.image_files import encode, make_image, write_files
+from tests.helpers.measuring import make_context, run_suite
 from tests.helpers.models import tiny_classifier
-from tests.helpers.repository import ROOT
+from tests.helpers.params import params
+from tests.helpers.preprocessing import set_params
+from tests.helpers.training_runs import train
 
-EPS = 8 / 255
-PARAMS = load_params(ROOT / "params.yaml").attack_eval
+BUDGET = Budget.of("linf", 8 / 255)
+ATTACKS = {attack.name: attack for attack in (*SUITE, *LEAN_ENSEMBLE, *full_ensemble(3))}
 
 
 class PerfectClassifier(nn.Module):
@@ -37,160 +40,121 @@ class PerfectClassifier(nn.Module):
 
 
 def test_fgsm_can_move_every_channel_by_eps():
-    """Defect: clipping to [0, 1] after normalization, which cuts the red channel to a quarter of its range."""
-    model = tiny_classifier().eval()
-    x = torch.rand(8, 3, 16, 16) * 0.8 + 0.1
-    y = model(x).argmax(1)
-    x_adv = suite.fgsm(
-        model, x, y, EPS, per_image_noise(0, np.arange(8), x.shape[1:], x), norm="linf"
-    )
+    """Defect: clipping to [0, 1] after normalization cuts the red channel to a quarter of it."""
+    model, x = tiny_classifier().eval(), torch.rand(8, 3, 16, 16) * 0.8 + 0.1
+    x_adv = gradient.fgsm(model, x, model(x).argmax(1), BUDGET)
     moved = (x_adv - x).abs().amax((2, 3))  # (B, channel)
-    changed = moved.amax(1) > 0
-    assert changed.any()
-    assert torch.allclose(moved[changed], torch.tensor(EPS), atol=1e-6), (
-        "every channel can move by eps"
-    )
-    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    assert torch.allclose(moved, torch.tensor(BUDGET.eps), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", suite.attack_suite(PARAMS, norm="linf"))
+@pytest.mark.parametrize("name", ATTACKS)
 def test_attack_does_not_train_the_model(name):
-    """Defect: backward() and then optimizer.step() in the attack, so that its gradients change the weights."""
-    model = tiny_classifier()
-    x, y = torch.rand(4, 3, 16, 16), torch.arange(4) % 3
+    """Defect: backward() and then optimizer.step(), so that attacks change the weights."""
+    model, x, y = tiny_classifier().train(), torch.rand(4, 3, 16, 16), torch.arange(4) % 3
+    model.backbone.body[1].eval()  # a mixture of modes must stay that mixture
+    model.backbone.head[2].bias.requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    attack, _ = suite.attack_suite(PARAMS, norm="linf")[name]
-    attack(model, x, y, EPS, per_image_noise(0, np.arange(4), x.shape[1:], x))
-    assert all(parameter.grad is None for parameter in model.parameters())
+    modes = [module.training for module in model.modules()]
+    p = params(**{"attack_eval.aa_steps": 4, "attack_eval.aa_queries": 4}).attack_eval
+    ATTACKS[name].run(model, x, y, BUDGET, Noise(0, np.arange(4), x), p)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["backbone.head.2.bias"]
 
 
 def test_loaded_models_are_independent_of_each_other(tmp_path):
     """Defect: one model object shared by all experiments."""
     file = tmp_path / "clean.safetensors"
-    classifier.save(file, create_model("squeezenet1_1", ("a", "b"), 32, "none", "none", 0))
+    classifier.save(file, Classifier("squeezenet1_1", ("a", "b"), 32))
     before = file.read_bytes()
     first, second = classifier.load(file), classifier.load(file)
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(1)
     assert file.read_bytes() == before
-    assert all(
-        not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
-    )
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
 
 
-def validation_of(
-    split: DatasetSplit, kind: type[Validation] = StandardValidation, eps: float = 1e-4
-) -> Validation:
-    return kind(split, "linf", eps, steps=2, images=len(split))
-
-
-def test_validation_runs_in_eval_mode_and_restores_train_mode(fabric):
-    """Defect: adversarial accuracy of training batches, with dropout on and BatchNorm's statistics moving."""
-    model, in_train_mode = tiny_classifier(), []
+def test_validation_runs_in_eval_mode(fabric, tmp_path):
+    """Defect: adversarial accuracy with dropout on and BatchNorm's statistics moving."""
+    in_train_mode = []
 
     class ModeRecorder(StandardValidation):
         def image_metrics(self, model, x, y, noise):
             in_train_mode.append(any(module.training for module in model.modules()))
             return {}
 
-    model.train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    split = DatasetSplit.from_dataset(toy_dataset(size=16), "val")
-    first, second = (
-        validate(fabric, model, validation_of(split, ModeRecorder, EPS), 0, 8) for _ in range(2)
-    )
-    assert first == second
-    assert in_train_mode
-    assert not any(in_train_mode)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    train(fabric, tmp_path, validation=ModeRecorder)
+    assert set(in_train_mode) == {False}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 24])
 def test_perfect_classifier_has_accuracy_one_at_any_batch_size(fabric, batch_size):
-    """Defect: correct predictions of some batches divided by the size of the whole dataset, so that 100 % reads as 80 %."""
-    dataset = toy_dataset(size=16)
-    split = DatasetSplit.from_dataset(dataset, "val")
-    row = validate(fabric, PerfectClassifier(), validation_of(split), 0, batch_size)
-    assert (
-        row["val_clean_accuracy"] == row["val_balanced_accuracy"] == row["val_robust_accuracy"] == 1
-    )
-    p = PARAMS.model_copy(update={"batch_size": batch_size})
-    threat = ThreatModel(norm="linf", eps=1e-4, eps_grid=(1e-4,))
-    table = attack_predictions(fabric, PerfectClassifier(), dataset, threat, p)
-    assert (table["label"] == table["prediction"]).all()
+    """Defect: correct predictions of some batches divided by the size of the whole dataset."""
+    dataset, model, eps = toy_dataset(size=16), PerfectClassifier(), 1e-4
+    val = DatasetSplit.from_dataset(dataset, "val")
+    validation = StandardValidation(val, Budget.of("linf", eps), steps=2, images=len(val))
+    row = validate(fabric, model, validation, 0, batch_size)
+    kinds = ("clean", "balanced", "robust")
+    assert [row[f"val_{kind}_accuracy"] for kind in kinds] == [1, 1, 1]
+    changes = {"attack_eval.batch_size": batch_size, "attack.eps": eps, "attack.eps_grid": [eps]}
+    assert is_correct(run_suite(make_context(fabric, dataset, {"clean": model}, **changes))).all()
 
 
 @pytest.fixture
-def preprocessed(tmp_path, monkeypatch):
-    """The real stage on a folder with two images of each patient and one corrupted file."""
-    rng = np.random.default_rng(0)
-    for kind in range(3):
-        folder = tmp_path / f"source/Type_{kind + 1}"
-        folder.mkdir(parents=True)
-        for patient in range(8):
-            for image in range(2):
-                pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"p{kind}{patient}_{image}.png")
-    (tmp_path / "source/Type_1/p00_9.jpg").write_bytes(b"\xff\xd8\xff\xe0 not the rest")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["data"] |= {
-        "source": str(tmp_path / "source"),
-        "groups": "none",
-        "group_pattern": r"p(\d+)_",
-        "label_fixes": "none",
+def preprocessed(tmp_path, monkeypatch) -> Path:
+    """What the stage makes of two images of each patient and one corrupted file."""
+    files = {
+        f"Type_{patient % 3 + 1}/p{patient}_{i}.png": encode(make_image(2 * patient + i), "PNG")
+        for patient in range(24)
+        for i in range(2)
     }
-    params["runtime"]["tracking"] = False
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    write_files(tmp_path / "raw", files | {"Type_1/p0_9.jpg": b"\xff\xd8\xff\xe0 not the rest"})
+    set_params(tmp_path, group_pattern=r"p(\d+)_")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     preprocess.main()
-    return Path("data/processed").resolve()
+    return tmp_path / "data/processed"
 
 
 def test_no_patient_is_in_two_splits(preprocessed):
-    """Defect: images split one by one, so that the same patients are in the training and the test split."""
+    """Defect: images split one by one, so that patients are in training and test split."""
     manifest = load_dataset(preprocessed).manifest
-    manifest["patient"] = manifest["path"].str.extract(r"p(\d+)_", expand=False)
-    assert (manifest.groupby("patient")["split"].nunique() == 1).all()
+    patients = manifest["path"].str.extract(r"p(\d+)_", expand=False)
+    assert (manifest.groupby(patients)["split"].nunique() == 1).all()
     assert set(manifest["split"]) == {"train", "val", "test"}
 
 
 def test_corrupted_file_is_rejected_once_with_its_reason(preprocessed):
     """Defect: a corrupted file read as (None, None), which no batch can hold."""
     rejected = pd.read_csv(preprocessed / "rejected.csv")
-    assert rejected["path"].tolist() == ["Type_1/p00_9.jpg"]
+    assert rejected["path"].tolist() == ["Type_1/p0_9.jpg"]
     assert rejected["reason"].str.len().gt(5).all()
     dataset = load_dataset(preprocessed)
     assert len(dataset.images) == 48
     x, y = DatasetSplit.from_dataset(dataset, "train").load(np.arange(8), torch.device("cpu"))
-    assert x.shape[:2] == (8, 3)
+    assert (len(x), len(y)) == (8, 8)
     assert x.isfinite().all()
-    assert len(y) == 8
 
 
 @pytest.fixture
-def evaluate_tiny_classifier(fabric):
+def evaluate(fabric):
     """A function that attacks the same model on every call."""
-    model, threat = (
-        tiny_classifier().eval(),
-        ThreatModel(norm="linf", eps=EPS, eps_grid=(EPS / 2, EPS)),
-    )
-    fused, dataset = fuse_batchnorm(model), toy_dataset(size=16)
-    return lambda: attack_predictions(fabric, model, dataset, threat, PARAMS, fused_model=fused)
+    model, dataset = tiny_classifier().eval(), toy_dataset(size=16)
+    return lambda: run_suite(make_context(fabric, dataset, {"clean": model}))
 
 
-def test_evaluation_is_reproducible(evaluate_tiny_classifier):
+def test_evaluation_is_reproducible(evaluate):
     """Defect: no seed. The global generators are not reset between the two runs."""
-    first, second = (evaluate_tiny_classifier() for _ in range(2))
-    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(evaluate(), evaluate(), check_exact=True)
 
 
-def test_evaluation_has_every_class_several_eps_and_pgd(evaluate_tiny_classifier):
-    """Defect: one accuracy over all classes, one eps, and FGSM training that PGD never evaluated."""
-    table = evaluate_tiny_classifier()
-    assert set(table["label"]) == {"a", "b", "c"}
-    assert table["eps"].nunique() == 3
-    assert "pgd" in set(table["attack"])
+def test_evaluation_has_every_class_several_eps_and_pgd(evaluate):
+    """Defect: one accuracy over all classes, one ε, and FGSM training never evaluated by PGD."""
+    rows = evaluate()
+    assert set(rows["label"]) == {"a", "b", "c"}
+    assert rows["eps"].nunique() == 4
+    assert "pgd" in set(rows["attack"])

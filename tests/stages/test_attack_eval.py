@@ -21,7 +21,7 @@ from stages.core.paths import PREDICTIONS, PROCESSED, weights_path
 from stages.core.predictions import select, validate
 from stages.core.tables import DESCRIPTOR, read_table, table_names
 from stages.measurements.registry import MEASUREMENTS
-from stages.models import classifier, initialization
+from stages.models import classifier
 from stages.models.classifier import Classifier, ModelError
 from tests.helpers.datasets import toy_dataset, write_dataset
 from tests.helpers.params import write_params
@@ -51,7 +51,8 @@ def threat(norm: str) -> dict:
 
 
 def new_model(arch="shufflenet_v2_x0_5", classes=CLASSES, size=SIZE, seed=0) -> Classifier:
-    return initialization.create_model(arch, classes, size, "none", "none", seed)
+    torch.manual_seed(seed)
+    return Classifier(arch, classes, size)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
