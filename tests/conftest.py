@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from stages.core.dataset import ImageDataset
 from stages.models.batches import DatasetSplit
 from tests.helpers.datasets import toy_dataset
-from tests.helpers.models import LinearLogits, SmallNet
+from tests.helpers.models import SmallNet
 from tests.helpers.projects import make_project
 
 
@@ -54,11 +54,6 @@ def fabric() -> Fabric:
 
 
 @pytest.fixture
-def linear() -> LinearLogits:
-    return LinearLogits(torch.randn(3 * 4 * 4), 0.3)
-
-
-@pytest.fixture
 def small_net() -> SmallNet:
     model = SmallNet()
     model(torch.rand(32, 3, 16, 16))  # running statistics that aren't the initial ones
@@ -73,7 +68,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[ImageDataset, SmallNet]:
-    """A dataset and a small net that classifies it well, so that attacks have something to change."""
+    """A dataset, and a small net that classifies it well: attacks have something to change."""
     torch.manual_seed(0)
     dataset, model = toy_dataset(size=16), SmallNet()
     train = DatasetSplit.from_dataset(dataset, "train")

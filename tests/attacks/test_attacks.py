@@ -10,7 +10,7 @@ from torch import nn
 from stages.attacks.attack import Attack, Noise
 from stages.attacks.autoattack import full_ensemble
 from stages.attacks.gradient import is_adversarial
-from stages.attacks.registry import LEAN_ENSEMBLE, SUITE, ensemble_name
+from stages.attacks.registry import LEAN_ENSEMBLE, SUITE
 from stages.attacks.transfer import pgd_on
 from stages.attacks.verifier import check_within_budget, quantize_8bit
 from stages.core.norms import NORMS, Budget
@@ -131,14 +131,3 @@ def test_noise_belongs_to_the_image():
         others = [Noise(1, batch.rows, like)(distribution, 3), batch(distribution, 4)]
         assert not any(torch.equal(batch(distribution, 3), other) for other in others)
     assert batch("uniform", 0).abs().max() <= 1
-
-
-@pytest.mark.parametrize("classes", [2, 3, 4, 10])
-def test_records_say_what_the_report_needs(classes):
-    for name, attack in attacks(classes).items():
-        steps = attack.gradient_steps(P)
-        assert (steps > 0) == (name not in CHANCE)
-        assert attack.label.format(steps=steps)
-        assert attack.summary
-    full = P.model_copy(update={"ensemble": "full"})
-    assert ensemble_name(full, classes) not in {"autoattack", ensemble_name(P, classes)}

@@ -31,7 +31,7 @@ def noise_of(x: torch.Tensor) -> Noise:
 
 
 def test_library_s_standard_attack_fails_for_three_classes():
-    """The reason for a list of our own; when this test fails, the library supports three classes."""
+    """The reason for a list of our own; without it this test fails."""
     model, x, y = smooth_problem(3)
     with pytest.raises(IndexError):
         AutoAttack(model, eps=1e-4, seed=0).run_standard_evaluation(x, y)

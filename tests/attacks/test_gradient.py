@@ -16,7 +16,6 @@ from stages.attacks.gradient import (
     pgd,
 )
 from stages.core.norms import NORMS, Budget
-from stages.models.inference import frozen_eval_mode
 from tests.helpers.models import Wrapped
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
@@ -119,15 +118,3 @@ def test_pgd_agrees_with_foolbox(norm, steps, trained):
         assert (expected != success).sum() <= 1
         successes.append(int(success.sum()))
     assert len(set(successes)) > 1
-
-
-def test_frozen_eval_mode_is_undone_after_exception(small_net):
-    small_net.train()
-    small_net.head[2].bias.requires_grad_(False)
-    with pytest.raises(KeyError), frozen_eval_mode(small_net):
-        assert not any(module.training for module in small_net.modules())
-        assert not any(p.requires_grad for p in small_net.parameters())
-        raise KeyError
-    assert small_net.body[1].training
-    frozen = [name for name, p in small_net.named_parameters() if not p.requires_grad]
-    assert frozen == ["head.2.bias"]

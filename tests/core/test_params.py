@@ -100,7 +100,7 @@ def test_numbers_may_be_fractions_or_exponents(written):
         ({"train_adv.method": "pdg"}, r"train_adv\.method: expected 'fgsm', .*, got 'pdg'"),
         (
             {"data.val_fraction": 0.5, "data.test_fraction": 0.5},
-            r"data\.test_fraction: expected at most 0\.8 together with data\.val_fraction, got 0\.5",
+            r"data\.test_fraction: expected at most 0\.8 together with data\.val_fraction, got 0.5",
         ),
         (
             {"train_adv.method": "free", "train_adv.steps": 1},

@@ -61,7 +61,7 @@ def tiny_classifier(classes=("a", "b", "c"), size: int = 16) -> Classifier:
 
 
 def smooth_problem(classes: int, images: int = 12) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A smooth random net, images (B, 3, 6, 6) and their labels: all correct, some of them barely."""
+    """A smooth random net, images (B, 3, 6, 6), and its predictions for them as labels."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 24), nn.GELU(), nn.Linear(24, classes))
     x = (torch.rand(images, 3, 6, 6) * 255).round() / 255

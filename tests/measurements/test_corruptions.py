@@ -1,4 +1,4 @@
-"""Corruptions: valid images, stronger with the severity, of the image alone; and attacks on them."""
+"""Corruptions: images, stronger with the severity, of each image alone; and attacks on them."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The minimum adversarial perturbation: the closed form of a linear model, and no more than known."""
+"""The minimum perturbation: the closed form of a linear model, and no more than known."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from tests.helpers.models import LinearLogits
 VALUES = 3 * 8 * 8  # of an image
 # From the mean absolute change of a pixel, all changing alike, to the norm of the perturbation.
 SCALE = {"linf": 1.0, "l2": VALUES**0.5}
+ROUNDS = {"attack_eval.min_eps_rounds": 12}
 
 
 def linear_context(fabric, norm: str, eps: float, distance: float):
@@ -29,9 +30,6 @@ def linear_context(fabric, norm: str, eps: float, distance: float):
     context = make_context(fabric, dataset, {"clean": model}, **threat, **ROUNDS)
     run_suite(context)
     return context
-
-
-ROUNDS = {"attack_eval.min_eps_rounds": 12}
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -79,7 +79,7 @@ def test_ensemble_attacks_what_is_left_and_holds_the_worst_case(context):
     assert config["images"] >= config["square_remaining"] == config["square_images"]
     found = correct_under(rows, config["name"], context.attack.eps)
     assert (found == is_correct(worst_case(allowed))).all()
-    assert 0 < found.sum() < config["images"], "an ε at which it finds all or nothing tests nothing"
+    assert 0 < found.sum() < config["images"], "an ε at which it finds all or none tests nothing"
 
 
 def test_every_attack_is_described(context):

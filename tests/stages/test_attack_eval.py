@@ -93,19 +93,14 @@ def test_stage_writes_every_table_within_the_budget_and_reproducibly(norm, proje
     read = validate(tables["predictions"])
     pd.testing.assert_frame_equal(rows, read, check_dtype=False, rtol=1e-5)
 
-    manifest = toy_dataset(images=4 * IMAGES, size=SIZE).manifest.set_index("path")
+    split = toy_dataset(images=4 * IMAGES).manifest.set_index("path")["split"]
+    counts = {"examples": 2, "minimum_eps": 4}
     for name, table in tables.items():
         if "path" in table:
-            split = manifest.loc[table["path"], "split"]
-            assert set(split) == {"val" if name == "calibration" else "test"}
+            assert set(split[table["path"]]) == {"val" if name == "calibration" else "test"}
+            assert table["path"].nunique() == counts.get(name, IMAGES)
     assert set(tables["calibration"]["attack"]) == {"none", "pgd"}
-    sizes = {name: tables[name]["path"].nunique() for name in tables if "path" in tables[name]}
-    assert sizes.pop("examples") == 2
-    assert sizes.pop("minimum_eps") == 4
-    assert set(sizes.values()) == {IMAGES}
-
-    for model in ("clean", "adv"):
-        assert f"examples/0_gradient_{model}.png" in first
+    assert {f"examples/0_gradient_{model}.png" for model in ("clean", "adv")} < set(first)
     for picture in tables["examples"][["original", "adversarial"]].to_numpy().flatten():
         assert Image.open(folder / picture).size == (SIZE, SIZE)
     assert {"universal.png", "ensemble.json", "model.json", DESCRIPTOR} < set(first)
@@ -181,23 +176,13 @@ def test_attacks_are_few_frames_below_the_stage(project, monkeypatch):
     assert 0 < max(depths) <= 6
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (None, "expected a model that this pipeline saved"),
-        ({"size": 64}, "expected a model for 32 pixels, got 64"),
-        ({"classes": ("a", "c", "b")}, "expected a model of the classes a, b, c, got a, c, b"),
-    ],
-)
 @pytest.mark.parametrize("name", ["clean", "surrogate"])
-def test_model_that_does_not_fit_is_refused_by_name(name, model, message, project):
+def test_model_that_does_not_fit_is_refused_by_name(name, project):
     change_params(**{"attack_eval.surrogate": str(weights_path("surrogate"))})
-    if model:
+    for model in ({"size": 64}, {"classes": ("a", "c", "b")}):
         classifier.save(weights_path(name), new_model(**model))
-    else:
-        weights_path(name).unlink(missing_ok=True)
-    with pytest.raises(ModelError, match=rf"{name}\.safetensors: {message}"):
-        attack_eval.main("clean")
+        with pytest.raises(ModelError, match=rf"{name}\.safetensors: expected a model (for|of)"):
+            attack_eval.main("clean")
 
 
 def overflowing_model() -> Classifier:
