@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -127,25 +127,3 @@ def delete_abandoned_states(folder: Path) -> None:
                 shutil.rmtree(state, ignore_errors=True)
             if not state.exists():
                 lock.unlink()
-
-
-class StepCache:
-    """Results of named steps of one run, which are computed once, also if it is interrupted.
-
-    A result holds tensors, numbers, texts, lists and dicts of them. Of several processes the first
-    one reads and writes the file, so that all agree which step is next. Without a checkpoint it
-    remembers for this process only.
-    """
-
-    def __init__(self, checkpoint: Checkpoint | None = None, fabric: Fabric | None = None) -> None:
-        self._checkpoint = checkpoint if fabric is None or fabric.is_global_zero else None
-        finished = (self._checkpoint.load() if self._checkpoint else None) or {}
-        self._finished: dict[str, Any] = fabric.broadcast(finished) if fabric else finished
-
-    def get_or_compute(self, step: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``compute`` returns for this step, now or in the run that was interrupted."""
-        if step not in self._finished:
-            self._finished[step] = compute()
-            if self._checkpoint:
-                self._checkpoint.save(self._finished)
-        return self._finished[step]

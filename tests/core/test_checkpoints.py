@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from stages.core.checkpoints import Checkpoint, StepCache, run_fingerprint
+from stages.core.checkpoints import Checkpoint, run_fingerprint
 from stages.core.processes import AlreadyRunningError
 from tests.helpers.full_disk import file_size_limit
 from tests.helpers.repository import ROOT
@@ -162,18 +162,3 @@ def test_run_fingerprint_changes_with_params_and_inputs(tmp_path):
     assert len(set(fingerprints)) == 3
     assert run_fingerprint(PARAMS, [file]) == fingerprints[2]
 
-
-def test_step_cache_computes_finished_steps_only_once(tmp_path):
-    checkpoint, computed = checkpoint_in(tmp_path), []
-
-    def compute(step):
-        computed.append(step)
-        return {"value": torch.tensor(float(len(computed))), "names": [step]}
-
-    first = StepCache(checkpoint).get_or_compute("a", lambda: compute("a"))
-    resumed = StepCache(checkpoint)
-    assert resumed.get_or_compute("a", lambda: compute("a")) == first
-    resumed.get_or_compute("b", lambda: compute("b"))
-    assert computed == ["a", "b"]
-    StepCache().get_or_compute("a", lambda: compute("a"))
-    assert computed == ["a", "b", "a"], "without a checkpoint nothing is shared"

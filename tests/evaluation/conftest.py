@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-
 from stages.evaluation import figures, image_figures, style
 
 

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from stages.evaluation.conformal import (
     ALPHA,
     MIN_IMAGES,
@@ -19,6 +18,7 @@ from stages.evaluation.conformal import (
 )
 from stages.evaluation.selection import WORST, select_predictions
 from stages.evaluation.summary import conformal_sentences
+
 from tests.helpers.prediction_tables import CLASSES, EPS, make_calibration, make_table, rows
 from tests.helpers.reports import evaluation_context, make_report
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from stages.core.checks import FAIL, INCONCLUSIVE, INFO, PASS, WARN, CheckResult, grade
 from stages.evaluation.diagnostics import failed_checks, format_checks, run_table_checks
+
 from tests.helpers.prediction_tables import ENSEMBLE, EPS, make_table, make_training, rows
 
 N = 200  # the rates need 150

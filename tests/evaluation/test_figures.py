@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-
 from stages.evaluation import figures, style
 from stages.evaluation.figures import Context
 from stages.evaluation.selection import WORST
+
 from tests.helpers.prediction_tables import CLASSES, EPS, GRID, make_training
 from tests.helpers.reports import make_report
 

@@ -3,11 +3,8 @@
 from typing import get_args
 
 import pytest
-
 from stages.attacks.corruptions import CORRUPTIONS
 from stages.attacks.suite import attack_suite
-from stages.core.params import TrainAdvParams
-from stages.core.params_file import load_params
 from stages.evaluation.formatting import (
     ATTACK_LABELS,
     CORRUPTION_LABELS,
@@ -23,6 +20,9 @@ from stages.evaluation.formatting import (
     proportion,
 )
 from stages.evaluation.summary import METHOD_NAMES
+
+from stages.core.params import TrainAdvParams
+from stages.core.params_file import load_params
 from tests.helpers.repository import ROOT
 
 VALUES = {"accuracy": 0.8731, "accuracy_low": 0.8042, "accuracy_high": 0.9325, "loss": 0.35394}

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-
-from stages.core.predictions import read_examples
 from stages.evaluation import image_figures, style
 from stages.evaluation.image_figures import adversarial_examples, amplify, class_examples
+
+from stages.core.predictions import read_examples
 from tests.helpers.prediction_tables import make_examples
 
 IMAGES = {

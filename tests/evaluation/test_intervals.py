@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-
 from stages.evaluation import intervals
 from stages.evaluation.intervals import ConfidenceIntervals, mcnemar, wilson_interval
 

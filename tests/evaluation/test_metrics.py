@@ -4,9 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
-
-from stages.core.errors import InputError
-from stages.core.predictions import validate_predictions
 from stages.evaluation import tables
 from stages.evaluation.intervals import ConfidenceIntervals, wilson_interval
 from stages.evaluation.metrics import (
@@ -23,6 +20,9 @@ from stages.evaluation.metrics import (
     second_norm_metrics,
 )
 from stages.evaluation.selection import select_predictions
+
+from stages.core.errors import InputError
+from stages.core.predictions import validate_predictions
 from tests.helpers.prediction_tables import (
     CLASSES,
     EPS,

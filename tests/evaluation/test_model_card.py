@@ -4,9 +4,9 @@ import re
 
 import pytest
 import yaml
-
 from stages.evaluation.formatting import metric
 from stages.evaluation.model_card import EVIDENCE, LABELS, escape_markdown, evidence_rows, render
+
 from tests.helpers.prediction_tables import DESCRIPTION, make_table
 from tests.helpers.reports import make_report
 

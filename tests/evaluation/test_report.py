@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import ImageColor
-
 from stages.evaluation.formatting import NBSP, metric
 from stages.evaluation.report import Report, render
 from stages.evaluation.style import COLORS, GRAY, WRONG
+
 from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, ENSEMBLE, make_table
 from tests.helpers.reports import PARAMS, make_report
 

@@ -1,7 +1,6 @@
 """The rows of the report's tables."""
 
 import pytest
-
 from stages.core.checks import GROUPS
 from stages.evaluation.formatting import NOT_AVAILABLE, metric, percent
 from stages.evaluation.report_tables import (
@@ -14,6 +13,7 @@ from stages.evaluation.report_tables import (
     parameter_rows,
     per_class_rows,
 )
+
 from tests.helpers.prediction_tables import make_table
 from tests.helpers.reports import PARAMS, make_report
 

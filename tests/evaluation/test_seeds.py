@@ -4,9 +4,9 @@ import io
 import json
 
 import pytest
+from stages.evaluation import seeds
 
 from stages.core.errors import InputError
-from stages.evaluation import seeds
 
 
 def entry(seed, clean, robust, eps=0.03, *, metrics=True, runtime="cpu"):

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from stages.evaluation.selection import (
     attacks_at,
     correct_under,
@@ -12,6 +11,7 @@ from stages.evaluation.selection import (
     select_predictions,
     worst_case_predictions,
 )
+
 from tests.helpers.prediction_tables import EPS, GRID, STRENGTH, make_table, rows
 
 

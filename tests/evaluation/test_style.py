@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-
 from stages.evaluation.style import MAX_PNG_BYTES, encode_png, make_figure, render_png, truncate
 
 

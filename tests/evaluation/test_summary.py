@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-
 from stages.evaluation import summary
 from stages.evaluation.formatting import NBSP, metric, percent
 from stages.evaluation.summary import (
@@ -19,6 +18,7 @@ from stages.evaluation.summary import (
     terminal_summary,
     training_sentences,
 )
+
 from tests.helpers.prediction_tables import ENSEMBLE, EPS, make_table, make_training
 from tests.helpers.reports import PARAMS, make_report
 

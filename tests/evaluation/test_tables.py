@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
-
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.metrics import expected_calibration_error, recalls
 from stages.evaluation.selection import WORST, select_predictions, worst_case_predictions
@@ -18,6 +17,7 @@ from stages.evaluation.tables import (
     reliability_table,
     robustness_table,
 )
+
 from tests.helpers.prediction_tables import (
     CLASSES,
     EPS,

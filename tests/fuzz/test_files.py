@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-
 from stages.core.checks import CheckResult
+
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
 from stages.core.errors import InputError
 from stages.core.files import read_csv, read_json, write_csv, write_json

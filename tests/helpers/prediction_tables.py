@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-
 from stages.core.checks import grade
+
 from stages.core.predictions import (
     CALIBRATION_ATTACKS,
     CLEAN,

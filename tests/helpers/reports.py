@@ -5,10 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-
-from stages import evaluate
-from stages.core.params_file import flatten, load_stage_params
-from stages.core.predictions import classes_of
 from stages.evaluation.conformal import conformal_metrics
 from stages.evaluation.intervals import ConfidenceIntervals
 from stages.evaluation.metrics import (
@@ -24,6 +20,10 @@ from stages.evaluation.metrics import (
 from stages.evaluation.report import Report
 from stages.evaluation.selection import select_predictions
 from stages.evaluation.tables import plot_tables
+
+from stages import evaluate
+from stages.core.params_file import flatten, load_stage_params
+from stages.core.predictions import classes_of
 from tests.helpers.prediction_tables import (
     DATA,
     DESCRIPTION,

@@ -15,15 +15,15 @@ import pytest
 import vl_convert
 import yaml
 from PIL import Image
-
-from stages import evaluate
 from stages.core.checks import INCONCLUSIVE, grade
-from stages.core.errors import InputError
-from stages.core.files import FileFormatError
-from stages.core.predictions import read_predictions
 from stages.evaluation import figures, image_figures
 from stages.evaluation.selection import select_predictions
 from stages.evaluation.style import MAX_PNG_BYTES
+
+from stages import evaluate
+from stages.core.errors import InputError
+from stages.core.files import FileFormatError
+from stages.core.predictions import read_predictions
 from tests.helpers.prediction_tables import CLASSES, DESCRIPTION, EPS, make_project
 from tests.helpers.reports import evaluation_context
 from tests.helpers.repository import ROOT, paths_of
