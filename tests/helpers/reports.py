@@ -1,132 +1,236 @@
-"""A report of tables made without a model."""
+"""A project folder around tables made without a model, as the stages before `evaluate` write it."""
 
-import functools
+import io
+import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from stages.evaluation.conformal import conformal_metrics
-from stages.evaluation.intervals import ConfidenceIntervals
-from stages.evaluation.metrics import (
-    EvaluationContext,
-    baselines,
-    corruption_metrics,
-    distortion_metrics,
-    gradient_metrics,
-    min_eps_metrics,
-    model_metrics,
-    paired_difference,
-)
-from stages.evaluation.report import Report
-from stages.evaluation.selection import select_predictions
-from stages.evaluation.tables import plot_tables
+import pytest
+from PIL import Image
 
 from stages import evaluate
-from stages.core.params_file import flatten, load_stage_params
-from stages.core.predictions import classes_of
+from stages.attacks.registry import SUITE
+from stages.core.params_file import load_stage_params
+from stages.core.paths import MODELS, PREDICTIONS
+from stages.core.predictions import CLEAN, select
+from stages.measurements.context import write_results
+from stages.measurements.registry import MEASUREMENTS
+from stages.report.results import Results, load_results
 from tests.helpers.prediction_tables import (
-    DATA,
-    DESCRIPTION,
-    ENSEMBLE,
-    EPS,
-    GRID,
+    CLASSES,
     make_calibration,
     make_corruptions,
-    make_gradients,
+    make_history,
     make_minimum_eps,
     make_table,
-    make_training,
 )
+from tests.helpers.projects import set_params
 from tests.helpers.repository import ROOT
 
-PARAMS = flatten(load_stage_params(evaluate.Params, ROOT / "params.yaml"))
+ENSEMBLE = {
+    "name": "apgd",
+    "attacks": ["apgd", "square"],
+    "iterations": 20,
+    "queries": 100,
+    "target_classes": 2,
+    "images": 40,
+    "square_images": 40,
+    "square_remaining": 40,
+    "seed": 0,
+    "library": "pyautoattack 0.2.0",
+}
+DESCRIPTION = {
+    "arch": "resnet50",
+    "image_size": 32,
+    "parameters": 23_514_179,
+    "sha256": "0123456789abcdef" * 4,
+}
+# What the report reads of metrics/data.json.
+DATA = {
+    "images": 282,
+    "duplicates": {"copies": 2, "near": 9},
+    "groups": {"images_with_known_patient": 282, "total": 90},
+    "nearest_in_train": {
+        "alike_from": 0.93,
+        "test": {"alike_share": 0.014},
+        "test_if_drawn_by_picture": {"alike_share": 0.62},
+    },
+    "cropped": 120,
+    "synthetic": True,
+}
+MODEL_CHECKS = (
+    "looks_like_softmax",
+    "batch_dependence",
+    "changed_state",
+    "zero_gradients",
+    "gradient_error",
+    "loss_roughness",
+)
+ATTACK_CHECKS = (
+    "norm_excess",
+    "quantization",
+    "lost_iterates",
+    "unconverged",
+    "more_steps",
+    "restarts",
+    "losses",
+    "float32",
+    "unbounded",
+)
 
 
-def evaluation_context(table: pd.DataFrame, resamples: int = 300) -> EvaluationContext:
-    """EPS and GRID, and the intervals of the images of a table."""
-    groups = select_predictions(table)["group"]
-    return EvaluationContext(EPS, GRID, ConfidenceIntervals(groups, 0.95, resamples, 0))
+def png(size: int, seed: int = 0) -> bytes:
+    """A picture that PNG can't compress."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
 
 
-def _evaluate(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """The attributes of a report that depend on the predictions."""
-    images = select_predictions(next(iter(tables.values())))
-    context = evaluation_context(images, 200)
-    metrics = {"eps": EPS, "n": len(images), "groups": images["group"].nunique()} | baselines(
-        images
-    )
-    by_model = []
-    for model, table in tables.items():
-        calibration, minimum_eps, corruptions = (
-            make_calibration(table),
-            make_minimum_eps(table),
-            make_corruptions(table),
-        )
-        plots = plot_tables(model, table, calibration, minimum_eps, corruptions, context)
-        metrics[model] = (
-            model_metrics(table, context)
-            | min_eps_metrics(plots["minimum_eps"])
-            | corruption_metrics(corruptions)
-        )
-        metrics[model] |= distortion_metrics(table, EPS, 3 * DESCRIPTION["image_size"] ** 2)
-        metrics[model] |= gradient_metrics(make_gradients(table), context)
-        metrics[model] |= conformal_metrics(plots["conformal"], calibration)
-        by_model.append(plots)
-    if len(tables) == 2:
-        metrics["difference"] = paired_difference(*tables.values(), context)
-    test = images["label"].value_counts().reindex(list(classes_of(images)), fill_value=0)
-    attacks = [
-        ("pgd", 10, len(images), "8/255", "clean", "PGD"),
-        ("apgd", 20, len(images), "8/255", "clean", "Ensemble (apgd)"),
+def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
+    """examples.csv and its pictures: of the first images that are classified correctly."""
+    clean = select(table)
+    chosen = clean[clean["label"] == clean["prediction"]].head(count)
+    attacked = select(table, "pgd", table["eps"].max()).set_index("path")
+    files: dict[str, Any] = {}
+    cells = []
+    for i, row in enumerate(chosen.itertuples()):
+        kinds = ("original", "adversarial", *(f"gradient_{model}" for model in MODELS))
+        names = [f"examples/{i}_{kind}.png" for kind in kinds]
+        files |= {name: png(size, seed) for seed, name in enumerate(names)}
+        after = attacked.loc[row.path]
+        before = (row.path, "pgd", table["eps"].max(), row.label, row.prediction, row.confidence)
+        cells.append((*before, after["prediction"], after["confidence"], *names[:2]))
+    columns = ["path", "attack", "eps", "label", "original_prediction", "original_confidence"]
+    columns += ["adversarial_prediction", "adversarial_confidence", "original", "adversarial"]
+    return files | {"examples": pd.DataFrame(cells, columns=columns)}
+
+
+def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, Any]:
+    """What attack_eval writes about one model, but for the transfer attacks."""
+    attacks = [(attack.name, attack.label, attack.kind) for attack in SUITE]
+    attacks += [("universal", "Universal", "universal"), ("apgd", "Ensemble (apgd)", "ensemble")]
+    checks = ["check", "value", "n"]
+    clean = select(table)
+    return {
+        "predictions": table,
+        "attacks": pd.DataFrame(attacks, columns=["attack", "label", "kind"]),
+        "ensemble": ENSEMBLE,
+        "model": DESCRIPTION,
+        "calibration": make_calibration(table),
+        "minimum_eps": make_minimum_eps(table),
+        "corruptions": make_corruptions(table),
+        "gradients": clean[["path", "label"]].assign(
+            central_share=np.linspace(0.2, 0.4, len(clean))
+        ),
+        "model_checks": pd.DataFrame([(name, 0.0, 999) for name in MODEL_CHECKS], columns=checks),
+        "attack_checks": pd.DataFrame([(name, 0.0, 999) for name in ATTACK_CHECKS], columns=checks),
+        "universal.png": png(size),
+        **make_examples(table, examples, size),
+    }
+
+
+def transfer_results(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """What adv's attack_eval writes of the attacks on the other model: FGSM's predictions."""
+    attacks = [("transfer", "Transfer (PGD)", "transfer")]
+    attacks += [("universal_transfer", "Universal (transfer)", "universal")]
+    parts = [
+        select(table, "fgsm", table["eps"].max()).assign(attack=name, target=model)
+        for model, table in tables.items()
+        for name, *_ in attacks
     ]
     return {
-        "metrics": metrics,
-        "checks": {model: {} for model in tables},
-        "counts": pd.DataFrame({"train": 30, "val": 5, "test": test}),
-        "tables": {
-            name: evaluate.concat_tables([part[name] for part in by_model]) for name in by_model[0]
-        },
-        "training": {model: make_training() for model in tables},
-        "attacks": pd.DataFrame(
-            attacks, columns=["attack", "steps", "n", "budgets", "models", "label"]
-        ),
-        "steps": {"pgd": 10, "apgd": 20},
-        "models": dict.fromkeys(tables, DESCRIPTION),
-        "ensembles": dict.fromkeys(tables, ENSEMBLE),
+        "transfer": pd.concat(parts, ignore_index=True),
+        "transfer_attacks": pd.DataFrame(attacks, columns=["attack", "label", "kind"]),
     }
 
 
-@functools.cache
-def _evaluate_default(models: tuple[str, ...]) -> dict[str, Any]:
-    return _evaluate({model: make_table(model) for model in models})
+def write_dataset(test: pd.DataFrame, classes: tuple[str, ...], size: int) -> None:
+    """data/processed: the test images, and 14 of each class for training and validation."""
+    others = [
+        (f"others/{i}.jpg", f"p{i}", classes[i % len(classes)], "train" if i % 7 else "val")
+        for i in range(14 * len(classes))
+    ]
+    columns = ["path", "group", "label", "split"]
+    manifest = pd.concat(
+        [test[columns[:3]].assign(split="test"), pd.DataFrame(others, columns=columns)]
+    ).sort_values("path")
+    widths = np.linspace(100, 200, len(manifest)).astype(int)
+    manifest = manifest.assign(sha256="0" * 64, width=widths, height=600, stain_guess="green filter")
+    folder = Path("data/processed")
+    folder.mkdir(parents=True)
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    shape = (len(manifest), size, size, 3)
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    rejected = {"path": ["Type_1/broken <b>.jpg"], "reason": ["truncated & empty"]}
+    pd.DataFrame(rejected).to_csv(folder / "rejected.csv", index=False)
 
 
-def make_report(
-    models: tuple[str, ...] = ("clean", "adv"),
+def make_project(
     *,
     tables: Mapping[str, pd.DataFrame] | None = None,
-    data: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
-    **changes: Any,
-) -> Report:
-    """What the page shows. Tests share its parts and must not change them.
+    data: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    examples: int = 2,
+    size: int = 32,
+    **options: Any,
+) -> dict[str, pd.DataFrame]:
+    """Write all that `evaluate` reads into the current folder; returns the predictions.
 
     Args:
-        models: whose tables are made, unless ``tables`` are given.
-        tables: model -> predictions.csv.
-        data: changes of DATA.
-        params: changes of the default parameters.
-        changes: of the report's attributes.
+        tables: predictions by model; without them they are made.
+        params: changes of the tests' params.yaml, by dotted key.
+        data: changes of metrics/data.json.
+        results: changes of what attack_eval writes about either model.
+        examples: adversarial examples of each model.
+        size: of the images.
+        options: of `make_table`.
     """
-    attributes = {
-        "params": PARAMS | (params or {}),
-        "data": DATA | (data or {}),
-        "rejected": pd.DataFrame(
-            {"path": ["Type_1/<script>alert(1)</script>.jpg"], "reason": ["truncated & broken"]}
-        ),
-        "figures": {},
-        "versions": {"Python": "3.11.0"},
-    }
-    return Report(
-        **(attributes | (_evaluate(tables) if tables else _evaluate_default(models)) | changes)
-    )
+    tables = tables or {model: make_table(model, **options) for model in MODELS}
+    first = tables[MODELS[0]]
+    classes = tuple(name.removeprefix("p_") for name in first if name.startswith("p_"))
+    write_dataset(first[first["attack"] == CLEAN], classes, size)
+    for folder in ("plots", "metrics"):
+        Path(folder).mkdir()
+    Path("metrics/data.json").write_text(json.dumps(DATA | dict(data or {})))
+    for sheet in ("rejected", "duplicates", "crops"):
+        Path(f"plots/{sheet}.png").write_bytes(png(8))
+    for model, table in tables.items():
+        written = attack_results(table, examples, size)
+        if model == MODELS[-1]:
+            written |= transfer_results(tables)
+        written |= results or {}
+        chosen = [m for m in MEASUREMENTS if all(table.name in written for table in m.tables)]
+        for kind in [kind for measurement in chosen for kind in measurement.tables]:
+            rows = written[kind.name]
+            written[kind.name] = rows[list(kind.all_columns(rows))]
+        write_results(PREDICTIONS / model, written, chosen)
+        make_history().to_csv(f"plots/training_{model}.csv", index=False)
+    shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
+    changes = {"runtime.tracking": False, "evaluate.bootstrap": 200}
+    set_params(Path("params.yaml"), **{**changes, **(params or {})})
+    return dict(tables)
+
+
+def read_results() -> Results:
+    """What the current folder holds, read as `evaluate` does."""
+    return load_results(load_stage_params(evaluate.Params))
+
+
+def evaluate_project() -> Results:
+    """Run the stage in the current folder; returns what it has read and computed."""
+    kept: list[Results] = []
+
+    def load(p: evaluate.Params) -> Results:
+        kept.append(load_results(p))
+        return kept[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_results", load)
+        evaluate.main()
+    return kept[0]

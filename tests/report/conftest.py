@@ -1,0 +1,53 @@
+"""A project that was evaluated once, and what a test draws, before it becomes a PNG."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from stages.report import style
+from stages.report.results import Results
+from tests.helpers.reports import evaluate_project, make_project
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory) -> tuple[Path, Results]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_project(n=240)
+        return folder, evaluate_project()
+
+
+@pytest.fixture
+def results(evaluated, monkeypatch) -> Results:
+    """Those of a sound evaluation, whose folder is the current one. Tests must not change them."""
+    monkeypatch.chdir(evaluated[0])
+    return evaluated[1]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """Every figure that the test draws; they are not rendered, which takes most of the time."""
+    figures = []
+
+    class Canvas:
+        def __init__(self, figure: Figure) -> None:
+            figures.append(figure)
+
+        def draw(self) -> None:
+            pass
+
+        def buffer_rgba(self) -> np.ndarray:
+            return np.zeros((4, 4, 4), np.uint8)
+
+    monkeypatch.setattr(style, "FigureCanvasAgg", Canvas)
+    return figures
