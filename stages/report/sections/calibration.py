@@ -22,7 +22,7 @@ MIN_PROBABILITY = 1e-15
 
 def label_probabilities(rows: pd.DataFrame) -> np.ndarray:
     """(rows,) the probability predicted for the label."""
-    columns = [classes_of(rows).index(label) for label in rows["label"]]
+    columns = pd.Index(classes_of(rows)).get_indexer(rows["label"])
     return probabilities(rows)[np.arange(len(rows)), columns]
 
 

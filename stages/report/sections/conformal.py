@@ -53,9 +53,9 @@ def largest_scores(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     A set that contains the label under it contains the label under every attack, and without one.
     """
     rows = within(rows, eps)
-    order = ["path", "p_label", "eps", "attack"]
-    rows = rows.assign(p_label=label_probabilities(rows)).sort_values(order)
-    return rows.drop_duplicates("path").drop(columns="p_label").reset_index(drop=True)
+    order = ["path", "certainty", "eps", "attack"]  # no p_: a class may have any name
+    rows = rows.assign(certainty=label_probabilities(rows)).sort_values(order)
+    return rows.drop_duplicates("path").drop(columns="certainty").reset_index(drop=True)
 
 
 def tables(results: Results, model: ModelResults) -> dict[str, pd.DataFrame]:
