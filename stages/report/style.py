@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from stages.core.files import FileFormatError
 from stages.core.norms import Norm
 
 COLORS = {"clean": "#0072B2", "adv": "#D55E00"}
@@ -80,9 +81,14 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def open_image(file: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+    """(H, W, 3) uint8. Raises FileFormatError, naming the file, for a damaged one."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # the latter is Pillow's, for a broken PNG
+        raise FileFormatError(f"{file}: expected a picture, got {error}") from None
 
 
 def show_image(axis: Axes, image: np.ndarray | None) -> None:

@@ -41,10 +41,9 @@ def rows(
 ) -> pd.DataFrame:
     """One row per image from label indices (n,) and logits (n, K)."""
     labels, logits = np.asarray(labels), np.asarray(logits, float)
-    n, k = logits.shape
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     p = odds / odds.sum(axis=1, keepdims=True)
-    own = np.eye(k, dtype=bool)[labels]
+    own = np.eye(logits.shape[1], dtype=bool)[labels]
     paths = [f"{classes[label]}/{i:04d}.jpg" for i, label in enumerate(labels)]
     table = pd.DataFrame({"path": paths, "group": paths if groups is None else groups})
     table = table.assign(label=[classes[label] for label in labels], attack=attack, found_by=attack)
@@ -127,7 +126,9 @@ def make_table(
         logits[np.arange(n), rival] = 0.0
         logits[np.arange(n), labels] = margin - loss * strength
         logits = one_hot(fixed[always], len(classes)) if always else logits
-        parts.append(rows(labels, logits, attack=attack, eps=budget, classes=classes, groups=groups))
+        parts.append(
+            rows(labels, logits, attack=attack, eps=budget, classes=classes, groups=groups)
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -148,7 +149,9 @@ def make_minimum_eps(table: pd.DataFrame) -> pd.DataFrame:
     loss = (clean["margin"] - select(table, "pgd", eps)["margin"]).clip(lower=1e-9)
     smallest = (eps * clean["margin"] / loss).clip(lower=0).where(is_correct(clean), 0.0)
     found = smallest < 8 * eps
-    return clean[["path", "label"]].assign(eps=smallest.clip(upper=8 * eps), found=found.astype(int))
+    return clean[["path", "label"]].assign(
+        eps=smallest.clip(upper=8 * eps), found=found.astype(int)
+    )
 
 
 def make_calibration(table: pd.DataFrame) -> pd.DataFrame:

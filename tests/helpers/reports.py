@@ -1,9 +1,11 @@
 """A project folder around tables made without a model, as the stages before `evaluate` write it."""
 
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from stages.core.paths import MODELS, PREDICTIONS
 from stages.core.predictions import CLEAN, select
 from stages.measurements.context import write_results
 from stages.measurements.registry import MEASUREMENTS
+from stages.measurements.suite import describe
 from stages.report.results import Results, load_results
 from tests.helpers.prediction_tables import (
-    CLASSES,
     make_calibration,
     make_corruptions,
     make_history,
@@ -81,6 +83,19 @@ ATTACK_CHECKS = (
     "float32",
     "unbounded",
 )
+FURTHER = (
+    replace(SUITE[0], name="universal", label="Universal", kind="universal"),
+    replace(SUITE[0], name="apgd", label="Ensemble (apgd)", kind="ensemble"),
+)
+ATTACKS = describe([*SUITE, *FURTHER])
+TRANSFER_ATTACKS = describe(
+    [
+        replace(SUITE[0], name="transfer", label="Transfer (PGD)", kind="transfer"),
+        replace(
+            SUITE[0], name="universal_transfer", label="Universal (transfer)", kind="universal"
+        ),
+    ]
+)
 
 
 def png(size: int, seed: int = 0) -> bytes:
@@ -99,12 +114,11 @@ def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
     files: dict[str, Any] = {}
     cells = []
     for i, row in enumerate(chosen.itertuples()):
-        kinds = ("original", "adversarial", *(f"gradient_{model}" for model in MODELS))
-        names = [f"examples/{i}_{kind}.png" for kind in kinds]
+        names = [f"examples/{i}_{kind}.png" for kind in ("original", "adversarial")]
         files |= {name: png(size, seed) for seed, name in enumerate(names)}
         after = attacked.loc[row.path]
         before = (row.path, "pgd", table["eps"].max(), row.label, row.prediction, row.confidence)
-        cells.append((*before, after["prediction"], after["confidence"], *names[:2]))
+        cells.append((*before, after["prediction"], after["confidence"], *names))
     columns = ["path", "attack", "eps", "label", "original_prediction", "original_confidence"]
     columns += ["adversarial_prediction", "adversarial_confidence", "original", "adversarial"]
     return files | {"examples": pd.DataFrame(cells, columns=columns)}
@@ -112,13 +126,10 @@ def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
 
 def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, Any]:
     """What attack_eval writes about one model, but for the transfer attacks."""
-    attacks = [(attack.name, attack.label, attack.kind) for attack in SUITE]
-    attacks += [("universal", "Universal", "universal"), ("apgd", "Ensemble (apgd)", "ensemble")]
-    checks = ["check", "value", "n"]
-    clean = select(table)
+    checks, clean = ["check", "value", "n"], select(table)
     return {
         "predictions": table,
-        "attacks": pd.DataFrame(attacks, columns=["attack", "label", "kind"]),
+        "attacks": ATTACKS,
         "ensemble": ENSEMBLE,
         "model": DESCRIPTION,
         "calibration": make_calibration(table),
@@ -136,16 +147,14 @@ def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, A
 
 def transfer_results(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What adv's attack_eval writes of the attacks on the other model: FGSM's predictions."""
-    attacks = [("transfer", "Transfer (PGD)", "transfer")]
-    attacks += [("universal_transfer", "Universal (transfer)", "universal")]
     parts = [
-        select(table, "fgsm", table["eps"].max()).assign(attack=name, target=model)
+        select(table, "fgsm", table["eps"].max()).assign(attack=attack, target=model)
         for model, table in tables.items()
-        for name, *_ in attacks
+        for attack in TRANSFER_ATTACKS["attack"]
     ]
     return {
         "transfer": pd.concat(parts, ignore_index=True),
-        "transfer_attacks": pd.DataFrame(attacks, columns=["attack", "label", "kind"]),
+        "transfer_attacks": TRANSFER_ATTACKS,
     }
 
 
@@ -160,7 +169,9 @@ def write_dataset(test: pd.DataFrame, classes: tuple[str, ...], size: int) -> No
         [test[columns[:3]].assign(split="test"), pd.DataFrame(others, columns=columns)]
     ).sort_values("path")
     widths = np.linspace(100, 200, len(manifest)).astype(int)
-    manifest = manifest.assign(sha256="0" * 64, width=widths, height=600, stain_guess="green filter")
+    manifest = manifest.assign(
+        sha256="0" * 64, width=widths, height=600, stain_guess="green filter"
+    )
     folder = Path("data/processed")
     folder.mkdir(parents=True)
     manifest.to_csv(folder / "manifest.csv", index=False)
@@ -204,6 +215,8 @@ def make_project(
         written = attack_results(table, examples, size)
         if model == MODELS[-1]:
             written |= transfer_results(tables)
+            pictures = itertools.product(range(len(written["examples"])), MODELS)
+            written |= {f"examples/{i}_gradient_{of}.png": png(size) for i, of in pictures}
         written |= results or {}
         chosen = [m for m in MEASUREMENTS if all(table.name in written for table in m.tables)]
         for kind in [kind for measurement in chosen for kind in measurement.tables]:

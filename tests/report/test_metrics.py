@@ -60,7 +60,9 @@ def test_metrics_equal_scikit_learn(results):
             ),
         }
         recalls = sk.recall_score(y, prediction, average=None, labels=CLASSES)
-        expected |= {f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)}
+        expected |= {
+            f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)
+        }
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
         cells = results.plot("confusion", model.name)
         for attack, matched in (("none", clean), ("worst", results.worst(model))):
