@@ -74,6 +74,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#|!~$&])", r"\\\1", re.sub(r"\s+", " ", text))
 
 
+def escaped_label(name: str) -> str:
+    """The name of a class in Markdown."""
+    return escape_markdown(class_label(name))
+
+
 def front_matter(results: Results) -> str:
     """The metadata as YAML; the two accuracies as results of a ``model-index``."""
     tags = ["image-classification", "adversarial-robustness", "adversarial-training"]
@@ -159,7 +164,7 @@ def render(results: Results) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"escape": escape_markdown, "class_label": class_label}
+    environment.filters |= {"escape": escape_markdown, "label": escaped_label}
     return environment.get_template("model_card.md.jinja").render(
         r=results,
         heads=[model.label for model in results.models.values()],
@@ -176,6 +181,6 @@ def render(results: Results) -> str:
         coverage=percent(COVERAGE),
         conformal_sentences=conformal.sentences(results),
         check_sentences=diagnostics.sentences(results),
-        limits=[*summary.caveats(results), *limitations.sentences(results)],
+        limits=[*summary.caveats(results, escaped_label), *limitations.sentences(results)],
         evidence=evidence_rows(results),
     )

@@ -1,5 +1,6 @@
 """The main results in a table and in words, and what limits them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
@@ -93,16 +94,16 @@ def sentences(results: Results) -> list[str]:
     ]
 
 
-def caveats(results: Results) -> list[str]:
-    """What limits these very results."""
+def caveats(results: Results, label: Callable[[str], str] = class_label) -> list[str]:
+    """What limits these very results. label: the name of a class in a text."""
     texts = []
     for model in results.models.values():
-        texts += _model_caveats(results, model)
+        texts += _model_caveats(results, model, label)
     test = results.counts["test"]
-    if absent := [class_label(name) for name, count in test.items() if count == 0]:
+    if absent := [label(name) for name, count in test.items() if count == 0]:
         texts.append(f"No test image of {listed(absent)}.")
     few = [
-        f"{class_label(name)} ({count})"
+        f"{label(name)} ({count})"
         for name, count in test.items()
         if 0 < count < MIN_IMAGES_PER_CLASS
     ]
@@ -123,7 +124,7 @@ def caveats(results: Results) -> list[str]:
     return texts
 
 
-def _model_caveats(results: Results, model: ModelResults) -> list[str]:
+def _model_caveats(results: Results, model: ModelResults, label: Callable[[str], str]) -> list[str]:
     values, majority = results.metrics[model.name], results.majority_rate
     accuracy, robust = values["clean_accuracy"], values["robust_accuracy_worst"]
     texts = []
@@ -143,7 +144,7 @@ def _model_caveats(results: Results, model: ModelResults) -> list[str]:
     fractions = cells.groupby("predicted", sort=False)["count"].sum() / cells["count"].sum()
     if fractions.max() > COLLAPSE:
         texts.append(
-            f"{model.label}: under attack the model predicts {class_label(fractions.idxmax())} for "
+            f"{model.label}: under attack the model predicts {label(fractions.idxmax())} for "
             f"{percent(fractions.max())} of the images (prediction collapse)."
         )
     limit = results.p.evaluate.suspicious_accuracy
