@@ -1,0 +1,183 @@
+"""Every diagnostic passes on sound results, trips on its fault, and says so where data are few."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from stages.core.predictions import CLEAN, is_correct
+from stages.report.checks.check import FAIL, INCONCLUSIVE, INFO, PASS, WARN, Measured
+from stages.report.checks.registry import GROUPS, failed_checks, run_checks, terminal_summary
+from stages.report.sections import minimum_eps
+from tests.helpers.prediction_tables import EPS, make_table, misclassified
+from tests.helpers.reports import (
+    ATTACK_CHECKS,
+    ATTACKS,
+    ENSEMBLE,
+    MODEL_CHECKS,
+    make_project,
+    read_results,
+)
+
+CHECKS = {check.id: check for checks in GROUPS.values() for check in checks}
+LIMITED = {id_ for id_, check in CHECKS.items() if (check.warn, check.fail) != (None, None)}
+TRIPPED = {WARN, FAIL}
+N = 240
+
+
+def check(table=None, results=None, tables=("model_checks", "attack_checks"), **changes):
+    """What is found about the adversarially trained model; ``changes`` are of its curve."""
+    adv = make_table("adv", N) if table is None else table
+    make_project(tables={"clean": adv, "adv": adv}, results=results)
+    read = read_results()
+    model = read.models["adv"]
+    read.models["adv"] = replace(model, history=model.history.assign(**changes))
+    read.plots |= minimum_eps.SECTION.compute_tables(read)
+    return run_checks(read)["adv"]
+
+
+def at(table, *attacks):
+    """(rows,) bool: under one of these attacks at the main ε."""
+    return table["attack"].isin(attacks) & (table["eps"] == EPS)
+
+
+# Check -> a change of the predictions, or of the training curve, after which it must not pass.
+PREDICTION_FAULTS = {
+    "D8": lambda t: misclassified(t, at(t, "fgsm")),  # one step succeeds where many fail
+    "D9": lambda t: t.assign(found_by=t["found_by"].mask(at(t, "apgd"), "square")),
+    "D10": lambda t: misclassified(t, at(t, "uniform_noise")),
+    "D17": lambda t: misclassified(t, at(t, "fgsm")),  # the helper's transfer attacks are FGSM
+    "D18": lambda t: t.assign(found_by=t["found_by"].mask(at(t, "pgd"), CLEAN)),
+    "D26": lambda t: make_table("adv", N, always="first"),
+    "D27": lambda t: misclassified(t, at(t, "pgd")),
+    "D28": lambda t: misclassified(t, at(t, "universal")),  # unknown to the minimum's search
+}
+CURVE_FAULTS = {
+    "D20": {"val_fgsm_accuracy": 0.9},
+    "D21": {"val_robust_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5, 0.4]},
+}
+
+
+def test_sound_results_pass(results):
+    for model, found in results.checks.items():
+        expected = {id_: PASS if id_ in LIMITED else INFO for id_ in found}
+        expected |= {id_: INFO for id_ in found if model in CHECKS[id_].info}
+        assert {id_: result["verdict"] for id_, result in found.items()} == expected
+    assert results.checks["adv"].keys() == CHECKS.keys()
+    assert CHECKS.keys() - results.checks["clean"].keys() == CURVE_FAULTS.keys()
+    assert failed_checks(results) == []
+
+
+@pytest.mark.parametrize("id_", PREDICTION_FAULTS)
+def test_fault_of_the_attacks_trips_its_check(project, id_):
+    found = check(PREDICTION_FAULTS[id_](make_table("adv", N)))
+    assert found[id_]["verdict"] in TRIPPED
+
+
+@pytest.mark.parametrize("id_", CURVE_FAULTS)
+def test_fault_of_the_training_trips_its_check(project, id_):
+    assert check(**CURVE_FAULTS[id_])[id_]["verdict"] in TRIPPED
+
+
+def test_every_measured_quantity_trips_one_check_and_every_check_can_fail(project):
+    make_project(n=N)
+    results = read_results()
+    model, tripped = results.models["adv"], []
+    results.plots |= minimum_eps.SECTION.compute_tables(results)
+    for table, names in (("model_checks", MODEL_CHECKS), ("attack_checks", ATTACK_CHECKS)):
+        file = model.folder / f"{table}.csv"
+        sound = pd.read_csv(file)
+        for name in names:
+            sound.assign(value=2.0 * (sound["check"] == name)).to_csv(file, index=False)
+            (id_,) = (
+                check.id
+                for check in CHECKS.values()
+                if check.result(results, model)["verdict"] in TRIPPED
+            )
+            tripped.append(id_)
+        sound.to_csv(file, index=False)
+    assert sorted([*tripped, *PREDICTION_FAULTS, *CURVE_FAULTS]) == sorted(LIMITED)
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_verdicts_change_at_the_limits_and_need_enough_images(check):
+    def verdict(value, n=10**6):
+        return check.verdict("adv", Measured(value, n))
+
+    assert verdict(0.0, 0) == verdict(math.nan) == INCONCLUSIVE
+    if check.id not in LIMITED:
+        assert verdict(1e9) == INFO
+        return
+    limits = {
+        name: limit for name, limit in ((WARN, check.warn), (FAIL, check.fail)) if limit is not None
+    }
+    best, worse = (1.0, -1e-9) if check.must_exceed else (0.0, 1e-9)
+    for name, limit in limits.items():
+        assert verdict(limit + worse) == name
+        assert (verdict(limit) == name) == check.must_exceed
+        assert name in check.threshold
+    assert verdict(best) == PASS
+    if check.rate:
+        limit = min(limit for limit in limits.values() if limit)
+        assert verdict(best, check.needed - 1) == INCONCLUSIVE
+        assert verdict(best, check.needed) == PASS
+        assert (1 - limit) ** check.needed <= 0.05, "a rate above the limit may show in no image"
+    else:
+        assert verdict(best, 1) == PASS
+
+
+def test_nothing_measured_and_nothing_correct_is_inconclusive(project):
+    empty = pd.DataFrame(columns=["check", "value", "n"])
+    found = check(
+        make_table("adv", 30, always="wrong"),
+        {"model_checks": empty, "attack_checks": empty},
+    )
+    known = {"D8", "D10", "D17", "D25", "D26", "D27", *CURVE_FAULTS}
+    for id_ in found.keys() - known:
+        assert (found[id_]["verdict"], found[id_]["n"]) == (INCONCLUSIVE, 0)
+        assert "value" not in found[id_]
+
+
+def test_square_on_some_of_the_remaining_images_stands_for_all_of_them(project):
+    table = make_table("adv", N)
+    wrong = at(table, "apgd") & ~is_correct(table)
+    one = table.assign(found_by=table["found_by"].mask(wrong & ~wrong.duplicated(), "square"))
+    correct = int(is_correct(table[table["attack"] == CLEAN]).sum())
+    for square, images in ((40, correct), (20, correct // 2), (10, correct // 4)):
+        (project / str(square)).mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project / str(square))
+            found = check(one, {"ensemble": ENSEMBLE | {"square_images": square}})["D9"]
+        assert found["value"] == pytest.approx(40 / square / correct)
+        assert found["n"] == images
+        assert found["verdict"] == WARN
+
+
+def test_surrogate_that_succeeds_where_gradients_fail_is_gradient_masking(project):
+    table = make_table("adv", N)
+    surrogate = table[at(table, "pgd")].assign(attack="surrogate")
+    record = {"attack": ["surrogate"], "label": ["Surrogate"], "kind": ["transfer"]}
+    attacks = pd.concat([ATTACKS, pd.DataFrame(record)])
+    stronger = misclassified(surrogate, at(surrogate, "surrogate"))
+    found = check(pd.concat([table, stronger], ignore_index=True), {"attacks": attacks})
+    assert {found["D9"]["verdict"], found["D17"]["verdict"]} == {FAIL}
+
+
+def test_minimum_perturbation_found_at_the_budget_itself_is_within_it(results):
+    """Its norm is computed in float32."""
+    curve = results.plot("minimum_eps", "adv")
+    exact = replace(results, plots={"minimum_eps": curve})
+    rounded = replace(results, plots={"minimum_eps": curve.assign(eps=curve["eps"] * (1 + 2e-6))})
+    model = results.models["adv"]
+    assert CHECKS["D28"].compute(rounded, model) == CHECKS["D28"].compute(exact, model)
+
+
+def test_failures_are_named_with_their_model(results):
+    failed = {"verdict": FAIL, "value": 1.0, "n": 4, "name": "Outputs", "threshold": "> 0 FAIL"}
+    checks = {"clean": {"D2": failed, "D5": failed | {"verdict": PASS}}, "adv": {}}
+    changed = replace(results, checks=checks)
+    assert failed_checks(changed) == ["clean D2"]
+    lines = terminal_summary(changed).splitlines()
+    assert [line for line in lines if "D2 Outputs" in line and FAIL in line]
+    assert not [line for line in lines if "D5" in line]
