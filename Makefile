@@ -29,7 +29,7 @@ archs:   ## one experiment per architecture, likewise: make archs ARCHS=resnet18
 wait:    ## wait until all experiments of sweep, seeds and archs have run, or no worker is left
 	while dvc queue status | tee .dvc/tmp/queue | grep -Eq "Queued|Running" && ! grep -q "0 active, 0 idle" .dvc/tmp/queue; do sleep 10; done; cat .dvc/tmp/queue
 spread:  ## mean and range of the main metrics over the seeds that were run
-	dvc exp show --json -n $(COMMITS) | python -m stages.evaluation.seeds
+	dvc exp show --json -n $(COMMITS) | python -m tools.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
 bench:   ## run a benchmark: make bench WHAT=attacks, duplicates, gpu, methods, preprocess, scaling or training

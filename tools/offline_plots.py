@@ -1,9 +1,10 @@
 """Make the page of ``dvc plots show`` and ``dvc plots diff`` work offline.
 
-Run: python -m stages.evaluation.offline_plots
+Run: python -m tools.offline_plots
 
-DVC's own page loads Vega from a server. This writes a template with the JavaScript of the installed package vl-convert-python
-and tells DVC, in the configuration of this clone alone, to use it from now on.
+DVC's own page loads Vega from a server. This writes a template with the JavaScript of the installed
+package vl-convert-python and tells DVC, in the configuration of this clone alone, to use it from
+now on.
 """
 
 import subprocess

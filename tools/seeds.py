@@ -1,15 +1,16 @@
 """Mean and range over seeds of the main metrics, next to the confidence interval over patients.
 
-Run: dvc exp show --json | python -m stages.evaluation.seeds [--csv FILE]
+Run: dvc exp show --json | python -m tools.seeds [--csv FILE]
 
-``make seeds`` runs the experiments. Runs that differ in nothing but the seed belong together; a seed changes the split, the
-initial weights, the order of the images and every noise.
+`make seeds` runs the experiments. Runs belong together that start from the same commit and differ
+in nothing but the seed: it changes the split, the initial weights, the order of the images and
+every noise.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,103 +19,75 @@ import pandas as pd
 from stages.core.errors import InputError
 from stages.core.files import write_csv
 from stages.core.processes import run_cli
-from stages.evaluation.formatting import MODEL_LABELS, metric
-from stages.evaluation.summary import MAIN_METRICS
+from stages.report.formatting import MODEL_LABELS, metric
+from stages.report.sections.summary import MAIN_METRICS
 
-DIFFERENCE = "difference"
-COLUMNS = ["runs", "model", "metric", "seeds", "mean", "least", "most", "first_seed", "low", "high"]
+LABELS = {**MODEL_LABELS, "difference": "Difference"}
+RUNS = ["commit", "params"]  # what runs that belong together have in common
+RESULT = [*RUNS, "model", "metric"]
+COLUMNS = ["runs", "commit", "model", "metric", "seeds"]
+COLUMNS += ["mean", "least", "most", "first_seed", "low", "high"]
 
 
-def finished_runs(
-    commits: list[Mapping[str, Any]],
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(params, metrics) of every commit and experiment that has both, from the output of ``dvc exp show --json``."""
+def read_runs(commits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row for each finished run and result, from the output of ``dvc exp show --json``."""
+    rows = []
     for commit in commits:
-        entries = [
-            commit,
-            *(
-                revision
-                for experiment in commit.get("experiments") or []
-                for revision in experiment["revs"]
-            ),
-        ]
-        for entry in entries:
-            data = entry.get("data") or {}
+        experiments = [run for group in commit.get("experiments") or () for run in group["revs"]]
+        for run in (commit, *experiments):
+            data = run.get("data") or {}
             params = data.get("params", {}).get("params.yaml", {}).get("data")
             metrics = data.get("metrics", {}).get("metrics/evaluate.json", {}).get("data")
             if params and metrics:
-                yield params, metrics
+                others = {k: v for k, v in params.items() if k not in ("seed", "runtime")}
+                case = (commit["rev"], json.dumps(others, sort_keys=True))
+                for model in LABELS:
+                    values = metrics.get(model, {})
+                    for name, *_ in MAIN_METRICS:
+                        ends = (values.get(f"{name}_low"), values.get(f"{name}_high"))
+                        rows.append((*case, model, name, params["seed"], values.get(name), *ends))
+    table = pd.DataFrame(rows, columns=[*RESULT, "seed", "value", "low", "high"])
+    return table.drop_duplicates([*RESULT, "seed"])  # an experiment may repeat its commit
 
 
-def seed_table(runs: Iterator[tuple[dict[str, Any], dict[str, Any]]]) -> pd.DataFrame:
-    """A row for each set of runs with several seeds, model and metric: COLUMNS.
+def seed_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """COLUMNS: a row for each set of runs with several seeds, and result that all of them have.
 
-    ``runs`` numbers the sets, ``low`` and ``high`` are the confidence interval over patients of the run with the first seed.
+    ``runs`` numbers the sets; the interval is that of the run with the first seed.
     """
-    by_params: dict[str, dict[int, dict[str, Any]]] = {}
-    for params, metrics in runs:
-        shared = json.dumps(
-            {key: value for key, value in params.items() if key not in ("seed", "runtime")},
-            sort_keys=True,
-        )
-        by_params.setdefault(shared, {})[params["seed"]] = metrics
-    rows = []
-    repeated = [by_seed for by_seed in by_params.values() if len(by_seed) > 1]
-    for number, by_seed in enumerate(repeated, 1):
-        first = min(by_seed)
-        for model in (*MODEL_LABELS, DIFFERENCE):
-            for key, *_ in MAIN_METRICS:
-                values = [
-                    metrics[model][key]
-                    for metrics in by_seed.values()
-                    if key in metrics.get(model, {})
-                ]
-                if len(values) == len(by_seed):
-                    interval = [
-                        by_seed[first][model].get(f"{key}_{end}") for end in ("low", "high")
-                    ]
-                    seeds = " ".join(map(str, sorted(by_seed)))
-                    mean = sum(values) / len(values)
-                    rows.append(
-                        (
-                            number,
-                            model,
-                            key,
-                            seeds,
-                            mean,
-                            min(values),
-                            max(values),
-                            first,
-                            *interval,
-                        )
-                    )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    runs = runs.sort_values("seed", kind="stable")
+    results = runs.groupby(RESULT, sort=False)
+    table = results.first(skipna=False).rename(columns={"seed": "first_seed"})
+    table["seeds"] = results["seed"].agg(lambda seeds: " ".join(map(str, seeds)))
+    values = {"mean": "mean", "least": "min", "most": "max"}
+    table = table.join(results["value"].agg(**values))
+    complete = results["value"].count() == results.size()
+    table = table[complete & (results.size() > 1)].reset_index()
+    table["runs"] = table.groupby(RUNS, sort=False).ngroup() + 1
+    return table[COLUMNS]
 
 
 def summary(table: pd.DataFrame) -> str:
     """The table as text, a block for each set of runs."""
-    labels, units = (
-        {key: label for key, label, _ in MAIN_METRICS},
-        {key: unit for key, _, unit in MAIN_METRICS},
-    )
+    names = {name: (label, unit) for name, label, unit in MAIN_METRICS}
     lines = []
-    for _, rows in table.groupby("runs"):
-        seeds, first = rows["seeds"].iloc[0].replace(" ", ", "), rows["first_seed"].iloc[0]
+    for (_, commit, seeds, first), rows in table.groupby(["runs", "commit", "seeds", "first_seed"]):
         lines.append(
-            f"Seeds {seeds}: mean (least–most); in brackets the confidence interval of seed {first}"
+            f"Seeds {seeds.replace(' ', ', ')} of {commit[:7]}: mean (least–most); in brackets the "
+            f"confidence interval of seed {first}"
         )
         for row in rows.to_dict("records"):
-            name, unit = row["metric"], units[row["metric"]]
-            options: dict[str, Any] = {"unit": unit, "signed": row["model"] == DIFFERENCE}
-            least, most = (metric({name: row[end]}, name, **options) for end in ("least", "most"))
-            mean = {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
-            value, _, interval = metric(
-                {k: v for k, v in mean.items() if pd.notna(v)}, name, **options
-            ).partition(" [")
-            label = f"{MODEL_LABELS.get(row['model'], 'Difference')}, {labels[name]}"
-            lines.append(
-                f"  {label:<76} {value} ({least}–{most})" + (f" [{interval}" if interval else "")
+            label, unit = names[row["metric"]]
+            values = {key: row[key] for key in ("mean", "least", "most")}
+            if pd.notna(row["low"]):
+                values |= {"mean_low": row["low"], "mean_high": row["high"]}
+            mean, least, most = (
+                metric(values, key, unit=unit, signed=row["model"] == "difference")
+                for key in ("mean", "least", "most")
             )
+            mean, bracket, interval = mean.partition(" [")
+            name = f"{LABELS[row['model']]}, {label}"
+            lines.append(f"  {name:<76} {mean} ({least}–{most}){bracket}{interval}")
     return "\n".join(lines)
 
 
@@ -126,10 +99,11 @@ def main(csv: Path | None) -> pd.DataFrame:
         raise InputError(
             f"standard input: expected the output of dvc exp show --json, got: {error}"
         ) from error
-    table = seed_table(finished_runs(commits))
+    table = seed_table(read_runs(commits))
     if table.empty:
         raise InputError(
-            "standard input: expected runs that differ in nothing but their seed, got none: run make seeds first"
+            "standard input: expected runs of one commit that differ in nothing but their seed, "
+            "got none: run make seeds first"
         )
     print(summary(table))
     if csv:
