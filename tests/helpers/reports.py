@@ -5,13 +5,14 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from stages import evaluate
@@ -21,7 +22,6 @@ from stages.core.paths import MODELS, PREDICTIONS
 from stages.core.predictions import CLEAN, select
 from stages.measurements.context import write_results
 from stages.measurements.registry import MEASUREMENTS
-from stages.measurements.suite import describe
 from stages.report.results import Results, load_results
 from tests.helpers.prediction_tables import (
     make_calibration,
@@ -34,22 +34,15 @@ from tests.helpers.projects import set_params
 from tests.helpers.repository import ROOT
 
 ENSEMBLE = {
-    "name": "apgd",
-    "attacks": ["apgd", "square"],
-    "iterations": 20,
-    "queries": 100,
-    "target_classes": 2,
-    "images": 40,
-    "square_images": 40,
-    "square_remaining": 40,
-    "seed": 0,
-    "library": "pyautoattack 0.2.0",
+    **{"name": "apgd", "attacks": ["apgd", "square"], "target_classes": 2, "images": 40},
+    **{"iterations": 20, "queries": 100, "square_images": 40, "square_remaining": 40},
+    **{"seed": 0, "library": "pyautoattack 0.2.0"},
 }
 DESCRIPTION = {
     "arch": "resnet50",
     "image_size": 32,
     "parameters": 23_514_179,
-    "sha256": "0123456789abcdef" * 4,
+    "sha256": "0af1" * 16,
 }
 # What the report reads of metrics/data.json.
 DATA = {
@@ -65,36 +58,22 @@ DATA = {
     "synthetic": True,
 }
 MODEL_CHECKS = (
-    "looks_like_softmax",
-    "batch_dependence",
-    "changed_state",
-    "zero_gradients",
-    "gradient_error",
-    "loss_roughness",
+    *("looks_like_softmax", "batch_dependence", "changed_state", "zero_gradients"),
+    *("gradient_error", "loss_roughness"),
 )
 ATTACK_CHECKS = (
-    "norm_excess",
-    "quantization",
-    "lost_iterates",
-    "unconverged",
-    "more_steps",
-    "restarts",
-    "losses",
-    "float32",
-    "unbounded",
+    *("norm_excess", "quantization", "lost_iterates", "unconverged", "more_steps", "restarts"),
+    *("losses", "float32", "unbounded"),
 )
-FURTHER = (
-    replace(SUITE[0], name="universal", label="Universal", kind="universal"),
-    replace(SUITE[0], name="apgd", label="Ensemble (apgd)", kind="ensemble"),
+ATTACK_COLUMNS = ["attack", "label", "kind"]
+FURTHER = [("universal", "Universal", "universal"), ("apgd", "Ensemble (apgd)", "ensemble")]
+ATTACKS = pd.DataFrame(
+    [*((attack.name, attack.label, attack.kind) for attack in SUITE), *FURTHER],
+    columns=ATTACK_COLUMNS,
 )
-ATTACKS = describe([*SUITE, *FURTHER])
-TRANSFER_ATTACKS = describe(
-    [
-        replace(SUITE[0], name="transfer", label="Transfer (PGD)", kind="transfer"),
-        replace(
-            SUITE[0], name="universal_transfer", label="Universal (transfer)", kind="universal"
-        ),
-    ]
+TRANSFER_ATTACKS = pd.DataFrame(
+    [("transfer", "Transfer", "transfer"), ("universal_transfer", "Other's", "universal")],
+    columns=ATTACK_COLUMNS,
 )
 
 
@@ -111,8 +90,7 @@ def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
     clean = select(table)
     chosen = clean[clean["label"] == clean["prediction"]].head(count)
     attacked = select(table, "pgd", table["eps"].max()).set_index("path")
-    files: dict[str, Any] = {}
-    cells = []
+    files, cells = {}, []
     for i, row in enumerate(chosen.itertuples()):
         names = [f"examples/{i}_{kind}.png" for kind in ("original", "adversarial")]
         files |= {name: png(size, seed) for seed, name in enumerate(names)}
@@ -126,7 +104,8 @@ def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
 
 def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, Any]:
     """What attack_eval writes about one model, but for the transfer attacks."""
-    checks, clean = ["check", "value", "n"], select(table)
+    columns, clean = ["check", "value", "n"], select(table)[["path", "label"]]
+    checks = {"model_checks": MODEL_CHECKS, "attack_checks": ATTACK_CHECKS}
     return {
         "predictions": table,
         "attacks": ATTACKS,
@@ -135,11 +114,11 @@ def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, A
         "calibration": make_calibration(table),
         "minimum_eps": make_minimum_eps(table),
         "corruptions": make_corruptions(table),
-        "gradients": clean[["path", "label"]].assign(
-            central_share=np.linspace(0.2, 0.4, len(clean))
-        ),
-        "model_checks": pd.DataFrame([(name, 0.0, 999) for name in MODEL_CHECKS], columns=checks),
-        "attack_checks": pd.DataFrame([(name, 0.0, 999) for name in ATTACK_CHECKS], columns=checks),
+        "gradients": clean.assign(central_share=np.linspace(0.2, 0.4, len(clean))),
+        **{
+            table: pd.DataFrame([(name, 0.0, 999) for name in names], columns=columns)
+            for table, names in checks.items()
+        },
         "universal.png": png(size),
         **make_examples(table, examples, size),
     }
@@ -152,10 +131,7 @@ def transfer_results(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         for model, table in tables.items()
         for attack in TRANSFER_ATTACKS["attack"]
     ]
-    return {
-        "transfer": pd.concat(parts, ignore_index=True),
-        "transfer_attacks": TRANSFER_ATTACKS,
-    }
+    return {"transfer": pd.concat(parts), "transfer_attacks": TRANSFER_ATTACKS}
 
 
 def write_dataset(test: pd.DataFrame, classes: tuple[str, ...], size: int) -> None:
@@ -169,9 +145,7 @@ def write_dataset(test: pd.DataFrame, classes: tuple[str, ...], size: int) -> No
         [test[columns[:3]].assign(split="test"), pd.DataFrame(others, columns=columns)]
     ).sort_values("path")
     widths = np.linspace(100, 200, len(manifest)).astype(int)
-    manifest = manifest.assign(
-        sha256="0" * 64, width=widths, height=600, stain_guess="green filter"
-    )
+    manifest = manifest.assign(sha256="0", width=widths, height=600, stain_guess="green filter")
     folder = Path("data/processed")
     folder.mkdir(parents=True)
     manifest.to_csv(folder / "manifest.csv", index=False)
@@ -190,8 +164,8 @@ def make_project(
     examples: int = 2,
     size: int = 32,
     **options: Any,
-) -> dict[str, pd.DataFrame]:
-    """Write all that `evaluate` reads into the current folder; returns the predictions.
+) -> None:
+    """Write all that `evaluate` reads into the current folder.
 
     Args:
         tables: predictions by model; without them they are made.
@@ -227,7 +201,6 @@ def make_project(
     shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
     changes = {"runtime.tracking": False, "evaluate.bootstrap": 200}
     set_params(Path("params.yaml"), **{**changes, **(params or {})})
-    return dict(tables)
 
 
 def read_results() -> Results:
@@ -247,3 +220,8 @@ def evaluate_project() -> Results:
         patch.setattr(evaluate, "load_results", load)
         evaluate.main()
     return kept[0]
+
+
+def texts_of(figure: Figure) -> list[str]:
+    """Every text in a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]

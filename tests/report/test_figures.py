@@ -5,33 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from PIL import Image
 
 from stages.core.predictions import CLEAN
 from stages.report.section import Section
-from stages.report.sections import attacks, data, examples, minimum_eps, training
+from stages.report.sections import attacks, data, examples
 from stages.report.sections.registry import SECTIONS
 from stages.report.style import (
-    COLORS,
     MAX_PNG_BYTES,
-    encode_png,
     make_figure,
     render_png,
 )
-from tests.helpers.reports import make_project, read_results
+from tests.helpers.reports import make_project, read_results, texts_of
 
 PHOTOGRAPHS = {"classes", "gradients", "universal", "examples_clean", "examples_adv"}
 NO_FIGURE = Section("", "", lambda results: []).figures
 DRAWING = [s for s in SECTIONS if not s.figures is s.charts is NO_FIGURE]
-
-
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
-def with_images(figure):
-    return [axis for axis in figure.get_axes() if axis.images]
 
 
 def figure_of(pixels):
@@ -51,12 +40,6 @@ def test_figure_depends_on_the_numbers_alone_and_is_small_where_git_keeps_it(res
     for name, content in first.items():
         assert not opened(content).info, "metadata"
         assert name in PHOTOGRAPHS or len(content) < MAX_PNG_BYTES
-
-
-def test_note_shows_and_an_image_is_encoded_without_loss():
-    assert render_png(figure_of(np.eye(8)), "note") != render_png(figure_of(np.eye(8)), "another")
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    assert (np.asarray(opened(encode_png(Image.fromarray(pixels)))) == pixels).all()
 
 
 def test_colors_are_reduced_only_where_git_keeps_a_large_file():
@@ -83,17 +66,11 @@ def test_every_example_is_shown_with_its_predictions(results, drawn):
     examples.figures(results)
     for figure, model in zip(drawn, results.models.values(), strict=True):
         table = model.table("examples")
-        assert len(with_images(figure)) == 3 * len(table)
+        assert sum(bool(axis.images) for axis in figure.get_axes()) == 3 * len(table)
         for row in table.itertuples():
             mark = "✓" if row.adversarial_prediction == row.label else "✗"
             name = row.adversarial_prediction.replace("_", " ")
-            assert f"{mark} {name} ({row.adversarial_confidence:.2f})" in texts(figure)
-
-
-def test_model_without_correct_images_has_no_example(project):
-    make_project(n=12, always="wrong", examples=2)
-    for content in examples.figures(read_results()).values():
-        opened(content).verify()
+            assert f"{mark} {name} ({row.adversarial_confidence:.2f})" in texts_of(figure)
 
 
 def test_amplified_perturbation_fills_the_range_and_none_is_mid_gray():
@@ -121,67 +98,24 @@ def test_every_attack_is_shown_with_its_interval(results, drawn):
     chosen = table[np.isclose(table["eps"], results.eps) | (table["attack"] == CLEAN)]
     for row in chosen.itertuples():
         text = f"{100 * row.accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        assert text in texts(drawn[0])
-        assert results.attack_label(row.attack) in texts(drawn[0])
-
-
-def test_training_figure_marks_the_selected_epoch(results, drawn):
-    training.figures(results)
-    stars = [
-        line for axis in drawn[0].get_axes() for line in axis.lines if line.get_marker() == "*"
-    ]
-    assert {tuple(star.get_xdata()) for star in stars} == {(6,)}
-
-
-def test_minimum_eps_chart_steps_through_the_table(results, drawn):
-    minimum_eps.charts(results)
-    lines = {line.get_color(): line for axis in drawn[0].get_axes() for line in axis.lines}
-    for model in results.models:
-        curve, line = results.plot("minimum_eps", model), lines[COLORS[model]]
-        assert line.get_ydata()[: len(curve)] == pytest.approx(curve["changed"])
-        assert line.get_xdata()[: len(curve)] == pytest.approx(curve["eps"] * 255)
-        assert line.get_drawstyle() == "steps-post"
+        assert text in texts_of(drawn[0])
+        assert results.attack_label(row.attack) in texts_of(drawn[0])
 
 
 @pytest.mark.parametrize(
-    ("classes", "width", "panels"),
-    [
-        (("Type_1", "Type_2", "Type_3"), None, 3),
-        (("a", "b", "c"), None, 2),
-        (("a", "b", "c"), 100, 1),
-    ],
+    ("same_size", "prefix", "panels"),
+    [(False, "", 3), (True, "", 2), (True, "a name of more than 24 characters ", 1)],
 )
-def test_overview_shows_stains_and_sizes_only_where_they_mean_something(
-    project, drawn, classes, width, panels
+def test_overview_has_a_bar_for_each_class_and_only_the_panels_that_mean_something(
+    results, drawn, same_size, prefix, panels
 ):
-    make_project(n=12, classes=classes)
-    results = read_results()
-    if width:
-        manifest = results.dataset.manifest.assign(width=width)
-        results = replace(results, dataset=replace(results.dataset, manifest=manifest))
-    data.draw_overview(results)
-    assert len(drawn[0].get_axes()) == panels
-    bars = drawn[0].get_axes()[0].patches
-    assert sum(bar.get_width() for bar in bars) == len(results.dataset.manifest)
-
-
-def test_classes_of_the_same_shortened_name_have_a_bar_each(project, drawn):
-    long = "a name of more than 24 characters"
-    make_project(n=12, classes=(f"{long} 1", f"{long} 2", "c"))
-    data.draw_overview(read_results())
-    assert len({bar.get_y() for bar in drawn[0].get_axes()[0].patches}) == 3
-
-
-@pytest.mark.usefixtures("project")
-def test_l2_budget_is_not_written_in_fractions_of_255(drawn):
-    grid = (0.25, 0.5)
-    params = {"attack.norm": "l2", "attack.eps": 0.5, "attack.eps_grid": list(grid)}
-    make_project(n=12, grid=grid, params=params)
-    results = read_results()
-    for section in (attacks, minimum_eps):
-        results.plots |= section.SECTION.compute_tables(results)
-    attacks.figures(results)
-    minimum_eps.charts(results)
-    for figure in drawn:
-        assert not [text for text in texts(figure) if "255" in text or "∞" in text]
-        assert [text for text in texts(figure) if "L2" in text]
+    """The estimated stains come with types of the transformation zone."""
+    manifest = results.dataset.manifest.assign(label=prefix + results.dataset.manifest["label"])
+    manifest = manifest.assign(width=100) if same_size else manifest
+    classes = tuple(prefix + name for name in results.dataset.classes)
+    dataset = replace(results.dataset, manifest=manifest, classes=classes)
+    data.draw_overview(replace(results, dataset=dataset))
+    axes = drawn[0].get_axes()
+    assert len(axes) == panels
+    assert len({bar.get_y() for bar in axes[0].patches}) == len(classes), "of equal names, too"
+    assert sum(bar.get_width() for bar in axes[0].patches) == len(manifest)

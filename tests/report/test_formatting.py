@@ -50,16 +50,12 @@ def test_names_in_sentences():
 
 
 @pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"method": "nfgsm", "steps": 1}, "N-FGSM"),
-        ({"method": "pgd", "steps": 10}, "PGD-10"),
-        ({"method": "trades", "steps": 10, "awp": 0.01}, "TRADES-10 + AWP"),
-    ],
+    ("method", "awp", "name"),
+    [("nfgsm", 0, "N-FGSM"), ("pgd", 0, "PGD-10"), ("trades", 0.01, "TRADES-10 + AWP")],
 )
-def test_training_method_is_named_with_its_steps(change, name):
+def test_training_method_is_named_with_its_steps(method, awp, name):
     p = load_params(ROOT / "tests/params.yaml").train_adv
-    assert method_name(p.model_copy(update=change)) == name
+    assert method_name(p.model_copy(update={"method": method, "steps": 10, "awp": awp})) == name
 
 
 def test_every_training_method_has_a_name():
