@@ -84,6 +84,11 @@ def test_calibration_error_of_a_known_forecast():
     assert bin_ == pytest.approx(expected)
 
 
+def test_log_loss_of_an_impossible_label_is_finite():
+    losses = calibration.log_losses(rows([0, 0], [[0, 800, 0], [800, 0, 0]]))
+    assert losses == pytest.approx([-np.log(1e-15), 0])
+
+
 def test_robust_accuracy_is_the_worst_case_per_image(project):
     """Image 0 is wrong without attack, 1 under FGSM, 2 at the smaller ε only, 3 never."""
     table = predicted(

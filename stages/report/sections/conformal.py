@@ -38,7 +38,7 @@ def conformal_quantile(scores: np.ndarray, alpha: float) -> float:
 
     Infinite where n < 1 / alpha - 1: then all classes are in a set.
     """
-    rank = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))  # 20 * 0.85 may be more than 17
+    rank = math.ceil(round((len(scores) + 1) * (1 - alpha), 9))  # 150 * (1 - 0.18) > 123
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
 
 
