@@ -15,7 +15,7 @@ STRENGTH = {
     "uniform_noise": 0.05,
     "gaussian_noise": 0.06,
     "fgsm": 0.75,
-    "bim": 0.95,
+    "bim": 0.7,
     "pgd": 1.0,
     "universal": 0.2,
     "apgd": 1.05,

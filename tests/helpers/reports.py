@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -206,20 +205,6 @@ def make_project(
 def read_results() -> Results:
     """What the current folder holds, read as `evaluate` does."""
     return load_results(load_stage_params(evaluate.Params))
-
-
-def evaluate_project() -> Results:
-    """Run the stage in the current folder; returns what it has read and computed."""
-    kept: list[Results] = []
-
-    def load(p: evaluate.Params) -> Results:
-        kept.append(load_results(p))
-        return kept[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_results", load)
-        evaluate.main()
-    return kept[0]
 
 
 def texts_of(figure: Figure) -> list[str]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from stages import evaluate
 from stages.report import style
-from stages.report.results import Results
-from tests.helpers.reports import evaluate_project, make_project
+from stages.report.results import Results, load_results
+from tests.helpers.reports import make_project
 
 
 @pytest.fixture
@@ -20,11 +21,15 @@ def project(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory) -> tuple[Path, Results]:
+    """A folder in which the stage has run, and what it computed."""
     folder = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make_project(n=240)
-        return folder, evaluate_project()
+        kept = []
+        patch.setattr(evaluate, "load_results", lambda p: kept.append(load_results(p)) or kept[0])
+        evaluate.main()
+    return folder, kept[0]
 
 
 @pytest.fixture

@@ -11,11 +11,7 @@ from stages.core.predictions import CLEAN
 from stages.report.section import Section
 from stages.report.sections import attacks, data, examples
 from stages.report.sections.registry import SECTIONS
-from stages.report.style import (
-    MAX_PNG_BYTES,
-    make_figure,
-    render_png,
-)
+from stages.report.style import MAX_PNG_BYTES, make_figure, render_png
 from tests.helpers.reports import make_project, read_results, texts_of
 
 PHOTOGRAPHS = {"classes", "gradients", "universal", "examples_clean", "examples_adv"}

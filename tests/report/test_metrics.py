@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from stages import evaluate
 from stages.core.predictions import is_correct, probabilities, select, within
 from stages.report.comparison import overall_metrics
 from stages.report.intervals import wilson_interval
@@ -73,6 +74,16 @@ def test_every_metric_lies_in_its_interval(results):
         assert {"clean_accuracy", "robust_accuracy_worst"} <= set(bounded)
         for name in bounded:
             assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"], name
+
+
+@pytest.mark.usefixtures("drawn")
+def test_order_of_rows_in_the_tables_does_not_matter(project):
+    make_project(n=24, per_group=3, size=16)
+    expected = evaluate.main()
+    for file in project.glob("data/predictions/*/*.csv"):
+        if "attacks" not in file.stem:  # listed from cheap to expensive
+            pd.read_csv(file).sample(frac=1, random_state=0).to_csv(file, index=False)
+    assert evaluate.main() == expected
 
 
 def test_calibration_error_of_a_known_forecast():

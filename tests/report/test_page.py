@@ -201,20 +201,11 @@ HOSTILE = "</code><script>alert('1')</script>\"&<b>|$x$ _ü_"
 
 @pytest.mark.usefixtures("project")
 def test_names_are_shown_as_they_are_and_become_no_markup():
-    found, card = evaluated_page(
-        n=9,
-        size=16,
-        examples=1,
-        classes=(HOSTILE, "$", "label"),
-        data={"synthetic": False},
-        results={"model": DESCRIPTION | {"arch": HOSTILE}},
-        params={
-            "data.source": f"data/x{HOSTILE}/",
-            "data.group_pattern": HOSTILE,
-            "model.arch": HOSTILE,
-            "model.weights": HOSTILE,
-        },
-    )
+    params = dict.fromkeys(("data.group_pattern", "model.arch", "model.weights"), HOSTILE)
+    params["data.source"] = f"data/x{HOSTILE}/"
+    results = {"model": DESCRIPTION | {"arch": HOSTILE}}
+    classes = (HOSTILE, "$", "label")
+    found, card = evaluated_page(n=9, size=16, classes=classes, results=results, params=params)
     assert not {"script", "b"} & {tag for tag, _ in found.tags}
     assert found.text.count("<script>") > 10
     assert any("<script>" in image["alt"] for image in found.attributes("img"))

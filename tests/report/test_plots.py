@@ -55,7 +55,7 @@ def corrupted(table, cases):
 
 def test_corruptions_are_compared_with_the_same_clean_images(project):
     table = predicted([0, 0, 1, 1, 2], [0, 1, 1, 1, 2])
-    cases = {("blur", 1, "none"): (0, 1, 2, 2)}
+    cases = {("blur", 1, "none"): (0, 1, 2, 2), ("blur", 1, "pgd"): (0, 0, 1, 1)}
     found = table_of(corruptions, table, corruptions=corrupted(table, cases))
     cells = found[["corruption", "severity", "accuracy", "count"]].to_numpy().tolist()
     assert cells == [["none", 0, 0.75, 4], ["blur", 1, 0.25, 4]]

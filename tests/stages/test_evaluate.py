@@ -75,7 +75,9 @@ def test_synthetic_data_is_named_in_every_figure_and_real_data_in_none(
     html = Path("data/report.html").read_text()
     captions = re.findall(r"<figcaption>.*?</figcaption>", html, re.DOTALL)
     sheets = {"rejected", "duplicates", "crops"}  # by preprocess
-    assert len(captions) - len(sheets) == len(notes) + (not synthetic)  # of which one says nothing else
+    assert len(captions) - len(sheets) == len(notes) + (
+        not synthetic
+    )  # of which one says nothing else
     assert {"synthetic" in text.lower() for text in (*notes, *captions)} == {synthetic}
     assert ("<strong>Synthetic data.</strong>" in html) == synthetic
 
@@ -85,9 +87,7 @@ def test_strict_ends_with_an_error_after_everything_is_written(capsys):
     make_project(n=12, size=16, examples=1)
     file = Path("data/predictions/adv/model_checks.csv")
     checks = pd.read_csv(file)
-    checks.assign(value=checks["value"].mask(checks["check"] == "looks_like_softmax", 1)).to_csv(
-        file, index=False
-    )
+    checks.assign(value=1.0 * (checks["check"] == "looks_like_softmax")).to_csv(file, index=False)
     evaluate.main()  # without strict a FAIL is reported, and the stage succeeds
     assert "[FAIL] D2 " in capsys.readouterr().out
     set_params(Path("params.yaml"), **{"evaluate.strict": True})
