@@ -28,7 +28,8 @@ def paired_difference(results: Results) -> dict[str, float]:
     ``permutation_p`` is that of the groups' signs. ``mcnemar_p`` takes images for independent, and
     is too small where a patient has several.
     """
-    intervals, result = results.intervals, dict[str, float]()
+    intervals = results.intervals
+    result: dict[str, float] = {}
     for name, eps in (("clean_accuracy", 0.0), ("robust_accuracy_worst", results.eps)):
         before, after = (is_correct(results.worst(m, eps)) for m in results.models.values())
         change = after.astype(float) - before

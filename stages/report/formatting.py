@@ -16,7 +16,7 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
 
 
 def metric(values: Mapping[str, Any], name: str, *, unit: str = "%", signed: bool = False) -> str:
-    """A metric with its confidence interval, ``45.7% [36.0, 55.9]``; without unit three decimals."""
+    """A metric with its interval, ``45.7% [36.0, 55.9]``; without unit three decimals."""
     if name not in values:
         return NOT_AVAILABLE
     scale, digits, sign = 100 if unit else 1, 1 if unit else 3, "+" if signed else ""

@@ -1,10 +1,12 @@
 """Confidence intervals and tests that know which images belong together.
 
-Images of one patient (one group) are not independent. Where every group is a single image, a proportion gets its Wilson
-interval; otherwise, and for whatever is no proportion (balanced accuracy, log loss, a difference), whole groups are resampled
-with replacement and the percentiles of the resampled metric are the interval: the cluster bootstrap (Field and Welsh 2007).
-`scipy.stats.bootstrap` resamples single observations only, so it is written here. Where resampling can't vary (one group, or
-no image that differs), a proportion falls back to Wilson with one vote per group, anything else has no interval.
+Images of one patient (one group) are not independent. Where every group is a single image, a
+proportion gets its Wilson interval; otherwise, and for whatever is no proportion (balanced
+accuracy, log loss, a difference), whole groups are resampled with replacement and the percentiles
+of the resampled metric are the interval: the cluster bootstrap (Field and Welsh 2007).
+`scipy.stats.bootstrap` resamples single observations only, so it is written here. Where resampling
+can't vary (one group, or no image that differs), a proportion falls back to Wilson with one vote
+per group, anything else has no interval.
 """
 
 from collections.abc import Sequence
@@ -17,9 +19,10 @@ BLOCK = 256  # resamples at a time: of them there are copies in float64 and int6
 
 
 def wilson_interval(proportion: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson score interval of a proportion seen in n independent trials (Wilson 1927); sensible at 0, at 1 and for small n.
+    """Wilson score interval of a proportion seen in n independent trials (Wilson 1927).
 
-    Unlike `scipy.stats.binomtest(...).proportion_ci`, for any proportion: one vote per group needn't give a whole count.
+    Sensible at 0, at 1 and for small n. Unlike `scipy.stats.binomtest(...).proportion_ci`, for any
+    proportion: one vote per group needn't give a whole count.
     """
     z = stats.norm.ppf((1 + confidence) / 2)
     center = (proportion + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -31,7 +34,7 @@ class ConfidenceIntervals:
     """Confidence intervals for one set of n images, by the rule at the top of this file."""
 
     def __init__(self, groups: Sequence, confidence: float, resamples: int, seed: int) -> None:
-        """Draw the resamples, once, so that the metrics of two models on the same images are paired.
+        """Draw the resamples, once: the metrics of two models on the same images are paired.
 
         Args:
             groups: (n,) any labels.
@@ -47,7 +50,7 @@ class ConfidenceIntervals:
             block[:] = rng.multinomial(count, np.full(count, 1 / count), size=len(block))
 
     def proportion(self, hits: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
-        """Of the proportion of ``hits`` (n,) bool within ``mask`` (n,) bool, which must hold an image."""
+        """Of the proportion of ``hits`` (n,) bool within ``mask`` (n,) bool, which isn't empty."""
         mask = np.ones(len(hits), bool) if mask is None else mask
         proportion, groups = hits[mask].mean(), len(np.unique(self.groups[mask]))
         if groups == mask.sum():
@@ -67,10 +70,10 @@ class ConfidenceIntervals:
         )
 
     def sign_flip_p(self, change: np.ndarray) -> float:
-        """Two-sided p value that a paired change (n,) is zero on average: a permutation test that knows the groups.
+        """Two-sided p value that a paired change (n,) is zero on average: a permutation test.
 
-        The sums of whole groups change sign at random, for only groups are independent; exact where the resamples cover all
-        combinations of signs.
+        The sums of whole groups change sign at random, for only groups are independent; exact where
+        the resamples cover all combinations of signs.
         """
         sums = np.bincount(self.groups, weights=change)
         sums = sums[sums != 0]  # a group without change has no sign; a single one proves nothing
@@ -92,12 +95,9 @@ class ConfidenceIntervals:
         per_group = np.stack(
             [np.bincount(groups, values[mask], count), np.bincount(groups, minlength=count)], axis=1
         )  # (G, 2)
-        blocks = np.array_split(
-            self._drawn, -(-self.resamples // BLOCK)
-        )  # in each of which float32 becomes float64
-        sums, images = np.concatenate(
-            [block @ per_group for block in blocks]
-        ).T  # (resamples,) each
+        # In each block float32 becomes float64.
+        blocks = np.array_split(self._drawn, -(-self.resamples // BLOCK))
+        sums, images = np.concatenate([block @ per_group for block in blocks]).T
         # A resample without any of these images gives no value: NaN here, dropped below.
         return np.divide(sums, images, out=np.full(len(images), np.nan), where=images > 0)
 
@@ -111,9 +111,10 @@ class ConfidenceIntervals:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value that two models, (n,) correct or not on the same images, are correct equally often.
+    """Exact two-sided p value that two models are correct equally often.
 
-    Takes images for independent: where a patient has several, it is too small.
+    first, second: (n,) bool, correct or not on the same images. Takes images for independent: where
+    a patient has several, it is too small.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second

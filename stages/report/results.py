@@ -206,12 +206,6 @@ class Results:
         """Per image the worst case within ε, by default the main one; sorted by path."""
         return worst_case(within(model.rows, self.eps if eps is None else eps))
 
-    def both(self, name: str) -> pd.DataFrame:
-        """A table of both models as one, with a column ``model``."""
-        return pd.concat(
-            [m.table(name).assign(model=m.name) for m in self.models.values()], ignore_index=True
-        )
-
     def plot(self, name: str, model: str) -> pd.DataFrame:
         """The rows of one model in a table of plots/."""
         rows = self.plots[name]

@@ -1,7 +1,8 @@
 """The look of the figures, and PNG bytes that depend on the numbers alone.
 
-Colors are from Okabe and Ito (2008), distinguishable with every common color blindness; line styles and markers repeat the
-distinction. Fixed size, fixed resolution, no metadata: the same numbers give the same bytes, small enough to be kept in git.
+Colors are from Okabe and Ito (2008), distinguishable with every common color blindness; line styles
+and markers repeat the distinction. Fixed size, fixed resolution, no metadata: the same numbers give
+the same bytes, small enough to be kept in git.
 """
 
 import io

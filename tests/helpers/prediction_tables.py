@@ -138,7 +138,7 @@ def misclassified(table: pd.DataFrame, chosen: Any) -> pd.DataFrame:
 
 
 def make_minimum_eps(table: pd.DataFrame) -> pd.DataFrame:
-    """minimum_eps.csv: ε at which PGD's loss of margin, linear in ε, reaches each image's margin."""
+    """minimum_eps.csv: ε at which PGD's loss of margin, linear in ε, reaches an image's margin."""
     eps, clean = table["eps"].max(), select(table)
     loss = (clean["margin"] - select(table, "pgd", eps)["margin"]).clip(lower=1e-9)
     smallest = (eps * clean["margin"] / loss).clip(lower=0).where(is_correct(clean), 0.0)

@@ -1,4 +1,4 @@
-"""What the report reads: other stages' files, each refused by its name where it isn't what it was."""
+"""What the report reads: other stages' files, refused by name where they aren't what they were."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The stage as a whole: what it writes, that it writes the same bytes twice, and that DVC draws it."""
+"""The stage as a whole: what it writes, the same bytes twice, and that DVC draws it."""
 
 import ast
 import json

@@ -22,7 +22,8 @@ def blocks(results: Results) -> list[Block]:
                     "Threat model",
                     "The attacker knows the model and its weights (white-box) and wants any wrong "
                     "prediction (untargeted). The perturbation δ is added to the model’s input, "
-                    f"after cropping and resizing; ‖δ‖ ≤ ε in {results.budget.norm.symbol}: {size}.",
+                    "after cropping and resizing; ‖δ‖ ≤ ε in "
+                    f"{results.budget.norm.symbol}: {size}.",
                 ),
                 (
                     "Clean accuracy",

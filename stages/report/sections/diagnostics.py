@@ -54,11 +54,11 @@ def check_table(results: Results) -> Table:
         for check in checks:
             limits = Markup("<br><small>{}</small>").format(check.threshold)
             name = Markup("{} {}").format(check.id, check.title)
-            title = Cell(name + (limits if check.threshold else ""), "th", {"scope": "row"})
+            measured = Cell(name + (limits if check.threshold else ""), "th", {"scope": "row"})
             found = [results.checks[model].get(check.id) for model in results.models]
-            body.append([title, *(Cell(_cell(result)) for result in found)])
-    caption = "Diagnostics. Data: metrics/diagnostics.json."
-    return Table(caption, head("check", *labels), body, "long")
+            body.append([measured, *(Cell(_cell(result)) for result in found)])
+    title = "Diagnostics. Data: metrics/diagnostics.json."
+    return Table(title, head("check", *labels), body, "long")
 
 
 def blocks(results: Results) -> list[Block]:

@@ -13,10 +13,11 @@ from stages.report.section import Section
 
 
 def metrics(results: Results, model: ModelResults) -> dict[str, Any]:
-    """Mean PSNR, in dB, and SSIM of each attack's adversarial examples: the higher, the less visible.
+    """Mean PSNR, in dB, and SSIM of each attack's adversarial examples.
 
-    PSNR is 10 log10(D / l2^2) of an image of D pixel values in [0, 1]. What isn't misclassified or
-    not perturbed is none; an attack without adversarial examples is left out.
+    The higher, the less visible. PSNR is 10 log10(D / l2^2) of an image of D pixel values in
+    [0, 1]. What isn't misclassified or not perturbed is none; an attack without adversarial
+    examples is left out.
     """
     pixel_values, psnr, ssim = 3 * results.dataset.image_size**2, {}, {}
     for attack in attacks_at(model.rows, results.eps):
