@@ -93,7 +93,9 @@ def labels(p: ResultParams) -> dict[str, str]:
 
 def results(p: ResultParams) -> str:
     """The table of results and its caption."""
-    metrics, data = (json.loads(Path(f"metrics/{n}.json").read_text()) for n in ("evaluate", "data"))
+    metrics, data = (
+        json.loads(Path(f"metrics/{n}.json").read_text()) for n in ("evaluate", "data")
+    )
     table = pd.read_csv("plots/robustness.csv")
     at_eps = np.isclose(table["eps"], metrics["eps"], rtol=EPS_TOLERANCE)
     table = table[(table["attack"] == CLEAN) | at_eps]
@@ -115,7 +117,9 @@ def results(p: ResultParams) -> str:
     n, attacked, change = metrics["n"], metrics["clean"]["attacked_images"], metrics["difference"]
     if {*attacked.values(), *metrics["adv"]["attacked_images"].values()} != {n}:
         raise InputError("metrics/evaluate.json: expected every attack on all images, got fewer")
-    value, low, high = (100 * change[f"robust_accuracy_worst{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (
+        100 * change[f"robust_accuracy_worst{end}"] for end in ("", "_low", "_high")
+    )
     caption = (
         f"Default run on the bundled **synthetic** sample: n = {n} test images of "
         f"{metrics['groups']} patients, none of whom is in the "

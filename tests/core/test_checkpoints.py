@@ -161,4 +161,3 @@ def test_run_fingerprint_changes_with_params_and_inputs(tmp_path):
     fingerprints.append(run_fingerprint(PARAMS, [file]))
     assert len(set(fingerprints)) == 3
     assert run_fingerprint(PARAMS, [file]) == fingerprints[2]
-
