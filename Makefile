@@ -36,10 +36,12 @@ bench:   ## run a benchmark: make bench WHAT=attacks, duplicates, gpu, methods, 
 	python -m benchmarks.$(WHAT)
 faults:  ## inject faults into the pipeline, and damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && FUZZ_IMAGES=20000 FUZZ_FILES=1000 FUZZ_REQUESTS=10000 python -m pytest tests/fuzz tests/serving/test_server.py
+tables:  ## write the tables and numbers of README and docs again, from code and metrics
+	python -m tools.docs
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && python -m stages.serve
 clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep seeds archs wait spread exps bench faults serve clean
+.PHONY: help repro test ui report sweep seeds archs wait spread exps bench faults tables serve clean

@@ -1,4 +1,4 @@
-"""Time and strength of our attacks beside the libraries', on the same trained models and test images.
+"""Time and strength of our attacks next to the libraries', on the same trained models and test images.
 
     python -m benchmarks.attacks [--images 64] [--steps 100] [--queries 1000] [--project .]
 

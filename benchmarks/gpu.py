@@ -1,4 +1,4 @@
-"""Speed on a GPU beside the limits of the GPU itself.
+"""Speed on a GPU next to the limits of the GPU itself.
 
     python -m benchmarks.gpu [--batches 64 128 256] [--size 224] [--steps 10] [--device cuda]
 

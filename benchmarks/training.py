@@ -1,4 +1,4 @@
-"""Speed of training: ours beside the usual notebook loop, on the CPU (gpu.py is for a GPU).
+"""Speed of training: ours next to the usual notebook loop, on the CPU (gpu.py is for a GPU).
 
     python -m benchmarks.training [--images 256] [--size 56] [--batch 32] [--rounds 2]
 

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from stages.core.checks import CheckResult
 
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
 from stages.core.errors import InputError
-from stages.core.files import read_csv, read_json, write_csv, write_json
+from stages.core.files import read_csv, write_csv
 from stages.core.params_file import load_params
-from stages.core.predictions import read_predictions, read_table
+from stages.core.predictions import PREDICTIONS, validate
+from stages.core.tables import DESCRIPTOR, read_table, write_tables
 from stages.models import classifier
 from stages.models.classifier import Classifier
 from stages.models.weights import create_model
@@ -39,12 +39,8 @@ def valid(tmp_path_factory):
     write_csv(
         folder / "table.csv", pd.DataFrame({"path": ["1", "NA", 'a,"b\n'], "eps": [0.0, 0.1, 1e-9]})
     )
-    check = {"id": "D1", "verdict": "PASS", "value": 0.1, "threshold": "> 1 FAIL", "n": 3}
-    write_json(folder / "checks.json", [check, check])
-    write_csv(folder / "predictions.csv", make_table("clean", 4))
-    minimum = {"path": ["a", "b"], "label": ["x", "y"], "eps": [0.1, 0.2], "found": [1, 0]}
-    write_csv(folder / "minimum_eps.csv", pd.DataFrame(minimum))
-    shutil.copy(ROOT / "params.yaml", folder)
+    write_tables(folder, [(PREDICTIONS, make_table("clean", 4))])
+    shutil.copy(ROOT / "tests/params.yaml", folder)
     rows = "".join(f"{'ab'[n % 2]}/{n}.jpg,p{n}\n" for n in range(4))
     (folder / "patients.csv").write_text("path,patient\n" + rows)
     groups = [
@@ -88,11 +84,15 @@ def load_with(file, other):
     return load_dataset(file.parent)
 
 
+def predictions_with(file, other):
+    shutil.copy(other, file.parent)
+    return validate(read_table(file.parent, "predictions"), str(file.parent))
+
+
 READERS = {
     "table.csv": lambda file, valid: read_csv(file, "stage", ("path",)),
-    "checks.json": lambda file, valid: read_json(file, "stage", list[CheckResult]),
-    "predictions.csv": lambda file, valid: read_predictions(file.parent),
-    "minimum_eps.csv": lambda file, valid: read_table("minimum_eps", file.parent),
+    "predictions.csv": lambda file, valid: predictions_with(file, valid / DESCRIPTOR),
+    DESCRIPTOR: lambda file, valid: predictions_with(file, valid / "predictions.csv"),
     "params.yaml": lambda file, valid: load_params(file),
     "patients.csv": lambda file, valid: list_with_patients(file),
     MANIFEST: lambda file, valid: load_with(file, valid / IMAGES),

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import yaml
-from stages.models.initialization import create_model
 
 from stages.core.files import md5
 from stages.models import classifier
+from stages.models.weights import create_model
 from stages.serving.evaluated_model import Estimate, EvaluatedModel
 
 SIZE, CLASSES = 32, ("a", "b", "c")

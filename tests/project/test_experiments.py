@@ -17,6 +17,7 @@ import yaml
 
 from stages.tracking.connection import EXPERIMENT
 from tests.helpers.projects import executed_stages, run
+from tests.helpers.repository import charts_of
 
 pytestmark = pytest.mark.slow
 EPS_VALUES = (0.004, 0.012)  # of no other test: DVC would take their results from its cache
@@ -205,22 +206,15 @@ def test_params_and_metrics_diff_name_the_differences(project, queued):
 
 def test_plots_diff_draws_every_chart_offline(project, queued):
     names = ["HEAD", *(name for name, _ in queued.values())]
-    run(sys.executable, "-m", "stages.evaluation.offline_plots", cwd=project)
+    run(sys.executable, "-m", "tools.offline_plots", cwd=project)
     run("dvc", "plots", "diff", *names, "-o", "page", cwd=project)
     page = (project / "page/index.html").read_text(encoding="utf-8")
     shutil.rmtree(project / "page")
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
     assert "window.vegaEmbed=" in page
     charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*\});\n", page)]
-    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values()
-    declared = [
-        item
-        for stage in stages
-        for plot in stage.get("plots", ())
-        for item in (plot.items() if isinstance(plot, dict) else [])
-    ]
-    tables = [options for path, options in declared if path.endswith(".csv")]
-    assert {chart["title"]["text"] for chart in charts} == {spec["title"] for spec in tables}
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    assert {chart["title"]["text"] for chart in charts} == charts_of(stages).keys()
     for chart in charts:
         drawn = vl_convert.vegalite_to_svg(chart, vl_version="5.8")
         assert all(name in drawn for name in names)

@@ -18,7 +18,7 @@ from stages import evaluate
 from stages.core.errors import InputError
 from tests.helpers.projects import set_params
 from tests.helpers.reports import make_project
-from tests.helpers.repository import ROOT, paths_of
+from tests.helpers.repository import ROOT, charts_of, paths_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECLARED = {
@@ -155,7 +155,7 @@ def test_dvc_plots_diff_draws_every_chart(project, monkeypatch):
     assert "<DVC_METRIC" not in html
     specs = re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", html, re.DOTALL)
     drawn = {spec["title"]["text"]: spec for spec in map(json.loads, specs)}
-    titles = {o["title"]: p for plot in plots for p, o in plot.items() if p.endswith(".csv")}
+    titles = charts_of(STAGES)
     assert drawn.keys() == titles.keys()
     for title, spec in drawn.items():
         rows = pd.DataFrame(spec["data"]["values"])

@@ -1,4 +1,4 @@
-"""Are model and attacks implemented as they are meant?"""
+"""Are model and attacks implemented as intended?"""
 
 from stages.report.checks.check import Check, measured
 
