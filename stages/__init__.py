@@ -1,4 +1,4 @@
-"""The five stages of the pipeline, each run as ``python -m stages.<name>`` from the project's root."""
+"""The stages of the pipeline: ``python -m stages.<name>`` in the project's root."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The check of what an attack returns, which trusts no attack, and 8-bit rounding of its results."""
+"""Check what an attack returns, whatever the attack; rounding to 8 bits."""
 
 import torch
 from torch import Tensor

@@ -1,1 +1,1 @@
-"""What every other package may rely on: errors, parameters, devices, checkpoints, and the tables that pass between stages."""
+"""What every other package uses: errors, parameters, devices, checkpoints, tables."""

@@ -1,10 +1,10 @@
-"""The processed dataset: every accepted image as uint8 pixels, memory-mapped, and a manifest with one row for each.
+"""The processed dataset: uint8 pixels, memory-mapped, and a manifest with one row per image.
 
     images.npy     uint8 (N, H, W, 3), RGB
     manifest.csv   row i describes images[i]: path, label, group, split, sha256, ...; sorted by path
 
-`preprocess` writes it, all later stages read it through `load_dataset`. The manifest is removed first and written last, so a
-folder with a manifest holds the images that belong to it.
+`preprocess` writes it, all later stages read it through `load_dataset`. The manifest is removed
+first and written last, so a folder with a manifest holds the images that belong to it.
 """
 
 import re
@@ -63,7 +63,7 @@ class ImageDataset:
 
 
 def natural_sort_key(name: str) -> tuple:
-    """Sort key: numbers by value, so that Type_2 comes before Type_10; the name itself breaks ties (Type_1, Type_01)."""
+    """Sort key: numbers by value, Type_2 before Type_10; then the name (Type_1, Type_01)."""
     return tuple(
         (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
         for part in re.split(r"(\d+)", name)
@@ -102,8 +102,8 @@ def load_dataset(folder: Path | str) -> ImageDataset:
         or len(images) != len(manifest)
     ):
         raise FileFormatError(
-            f"{file}: expected uint8 of shape ({len(manifest)}, H, W, 3), one image per row of {MANIFEST}, "
-            f"got {images.dtype} of shape {images.shape}"
+            f"{file}: expected uint8 of shape ({len(manifest)}, H, W, 3), "
+            f"one image per row of {MANIFEST}, got {images.dtype} of shape {images.shape}"
         )
     classes = tuple(sorted(set(manifest["label"]), key=natural_sort_key))
     labels = (
@@ -115,10 +115,11 @@ def load_dataset(folder: Path | str) -> ImageDataset:
 
 
 def _validate_manifest(manifest: "pd.DataFrame", file: Path) -> None:
-    """Raise FileFormatError unless each image has a path, label, group and split, and each split images of known groups."""
+    """Raise FileFormatError unless each image has a path, label, group and a known split."""
     if missing := [name for name in COLUMNS if name not in manifest]:
         raise FileFormatError(
-            f"{file}: expected the columns {', '.join(COLUMNS)}, got none named {', '.join(missing)}"
+            f"{file}: expected the columns {', '.join(COLUMNS)}, "
+            f"got none named {', '.join(missing)}"
         )
     for column in COLUMNS:
         if (empty := manifest[column] == "").any():

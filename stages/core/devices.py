@@ -1,4 +1,4 @@
-"""Where and how precisely the networks run: one Lightning Fabric object carries device, precision and processes."""
+"""Lightning Fabric: where, how precisely and in how many processes the networks run."""
 
 import logging
 import os
@@ -16,17 +16,20 @@ from stages.core.sweeps import take_devices
 # How long a process waits for the others before it gives up. One that ended is noticed at once.
 TIMEOUT = timedelta(hours=12)
 
-# Fabric advises everyone with a recent GPU to compute float32 less precisely; scores are in full float32 on purpose.
+# Fabric advises everyone with a recent GPU to compute float32 less precisely; scores are in full
+# float32 on purpose.
 logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(
     lambda record: "Tensor Cores" not in record.getMessage()
 )
 
 
 def bf16_is_faster(device: str) -> bool:
-    """Whether the hardware computes bfloat16 faster than float32: for a CPU, whether it has matrix units (AMX) or is AMD's.
+    """Whether the hardware computes bfloat16 faster than float32.
 
-    Dot products (AVX512_BF16) pay on one and not on the other. Estimate for ResNet-50 at 56 pixels, batch 32, two cores, in
-    images a second of clean training: a Zen 4 makes 99 in bfloat16 and 60 in float32, a Xeon without AMX 62 and 74.
+    A CPU does with matrix units (AMX), or if it is AMD's: dot products (AVX512_BF16) pay on one
+    and not on the other. Estimate for ResNet-50 at 56 pixels,
+    batch 32, two cores, in images a second of clean training: a Zen 4 makes 99 in bfloat16 and 60
+    in float32, a Xeon without AMX 62 and 74.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -39,7 +42,7 @@ def bf16_is_faster(device: str) -> bool:
 
 
 def make_fabric(runtime: RuntimeParams) -> Fabric:
-    """A launched Fabric for ``runtime``; the same seed then gives the same bytes on the same machine.
+    """A launched Fabric; the same seed then gives the same bytes on the same machine.
 
     Raises InputError when the devices or nodes that were asked for are not there.
     """
@@ -55,13 +58,15 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
         else runtime.device
     )
     if not present[device]:
+        usable = ", ".join(name for name in present if present[name])
         raise InputError(
-            f"runtime.device: expected a device of this machine ({', '.join(d for d in present if present[d])}), got {device}"
+            f"runtime.device: expected a device of this machine ({usable}), got {device}"
         )
     most = {"cpu": runtime.devices, "cuda": torch.cuda.device_count(), "mps": 1}[device]
     if runtime.devices > most:
         raise InputError(
-            f"runtime.devices: expected at most {most} on this machine ({device}), got {runtime.devices}"
+            f"runtime.devices: expected at most {most} on this machine ({device}), "
+            f"got {runtime.devices}"
         )
     bf16 = bf16_is_faster(device) if runtime.precision == "auto" else runtime.precision == "bf16"
 

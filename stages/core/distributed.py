@@ -1,4 +1,4 @@
-"""Several processes for one stage: what starts them, on one node or several, and how they share results."""
+"""Several processes for one stage: what starts them, and how they share results."""
 
 import os
 import shutil
@@ -19,10 +19,11 @@ from stages.core.errors import InputError
 
 
 def cluster_environment(nodes: int, devices: int) -> ClusterEnvironment:
-    """What starts the processes of a stage, ``devices`` on each of the nodes: Fabric, SLURM or torchrun.
+    """What starts ``devices`` processes on each of the nodes: Fabric, SLURM or torchrun.
 
-    In a SLURM allocation of several nodes this process replaces itself by ``srun`` of the same command, so that dvc.yaml needs
-    no other command there. On one node the variables of a job do not matter.
+    In a SLURM allocation of several nodes this process replaces itself by ``srun`` of the same
+    command, so that dvc.yaml needs no other command there. On one node the variables of a job do
+    not matter.
 
     Raises:
         InputError: when there is neither an allocation nor torchrun, or one of other numbers.
@@ -33,26 +34,32 @@ def cluster_environment(nodes: int, devices: int) -> ClusterEnvironment:
         return TorchElasticEnvironment()
     if "SLURM_JOB_ID" not in os.environ:
         raise InputError(
-            f"runtime.nodes: expected a SLURM allocation or torchrun for {nodes} nodes, got neither (docs/scaling.md has both)"
+            f"runtime.nodes: expected a SLURM allocation or torchrun for {nodes} nodes, "
+            "got neither (docs/scaling.md has both)"
         )
     if (allocated := int(os.environ["SLURM_JOB_NUM_NODES"])) < nodes:
         raise InputError(
-            f"runtime.nodes: expected at most the {allocated} nodes of this SLURM allocation, got {nodes}"
+            f"runtime.nodes: expected at most the {allocated} nodes of this SLURM allocation, "
+            f"got {nodes}"
         )
     step = tuple(int(os.environ.get(f"SLURM_STEP_NUM_{name}", 1)) for name in ("NODES", "TASKS"))
     if step == (1, 1):  # a batch script or an interactive shell
         replace_by_srun(f"--nodes={nodes}", f"--ntasks-per-node={devices}")
     if step != (nodes, nodes * devices):
         raise InputError(
-            f"runtime.nodes, runtime.devices: expected a SLURM step of {nodes} nodes with {nodes * devices} tasks, "
-            f"got {step[0]} with {step[1]}; without srun the stage starts that step itself"
+            f"runtime.nodes, runtime.devices: expected a SLURM step of {nodes} nodes with "
+            f"{nodes * devices} tasks, got {step[0]} with {step[1]}; "
+            "without srun the stage starts that step itself"
         )
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Fabric demands it
     return SLURMEnvironment(auto_requeue=False)
 
 
 def replace_by_srun(*options: str) -> NoReturn:
-    """Replace this process by a SLURM step with the same command. Raises InputError when there is no srun."""
+    """Replace this process by a SLURM step with the same command.
+
+    Raises InputError when there is no srun.
+    """
     if not (srun := shutil.which("srun")):
         raise InputError("SLURM: expected the command srun in an allocation, got none on PATH")
     command = [srun, *options, "--export=ALL", "--kill-on-bad-exit=1"]

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """What the user gave isn't what was expected; the message reads ``<key or file>: expected <what>, got <value>``."""
+    """The user's mistake, as ``<key or file>: expected <what>, got <value>``."""

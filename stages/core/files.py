@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # what logs to MLflow and the workers of preprocess do withou
 
 
 class FileFormatError(InputError):
-    """A file isn't what the pipeline wrote: damaged, edited or of another kind; the message names it."""
+    """A file isn't what the pipeline wrote: damaged, edited, of another kind; it is named."""
 
 
 @contextmanager
 def naming_file(file: Path) -> Iterator[None]:
-    """Add the file's name to an OSError that has none: Python says "No space left on device", but not where."""
+    """Add the file's name to an OSError without one, as of a full disk."""
     try:
         yield
     except OSError as error:
@@ -32,7 +32,7 @@ def naming_file(file: Path) -> Iterator[None]:
 
 @contextmanager
 def open_atomic(file: Path, suffix: str = ".part") -> Iterator[BinaryIO]:
-    """A stream to the file's name with this suffix, which replaces the file at the end; on an error the file stays as it was.
+    """A stream to a part file, which replaces the file at the end, unless there is an error.
 
     What a killed process leaves behind, the next one overwrites.
 
@@ -66,7 +66,7 @@ def md5(path: Path) -> str:
 
 
 def round_floats(value: Any) -> Any:
-    """The same nested dict with its floats at 6 significant digits, as in the tables: enough, and stable in a diff."""
+    """The same nested dict with its floats at 6 significant digits, as in the tables."""
     if isinstance(value, dict):
         return {key: round_floats(item) for key, item in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -106,7 +106,9 @@ def write_csv(file: Path, table: "pd.DataFrame") -> None:
 
 
 def read_csv(file: Path, stage: str, text: Container[str]) -> "pd.DataFrame":
-    """The table that a stage wrote: columns in ``text`` are text (a class may be called ``1`` or ``NA``), all others numbers.
+    """The table that a stage wrote: columns in ``text`` are text, all others numbers.
+
+    A class may be called ``1`` or ``NA``.
 
     Raises:
         FileFormatError: when it is missing, isn't UTF-8 or isn't such a table.

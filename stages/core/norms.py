@@ -23,7 +23,7 @@ def _per_image(values: "Tensor") -> "Tensor":
 
 @dataclass(frozen=True)
 class Norm(ABC):
-    """How large a perturbation (B, 3, H, W) is; ``eps`` is a number or one for each image, (B, 1, 1, 1).
+    """How large a perturbation (B, 3, H, W) is; ``eps``: a number, or (B, 1, 1, 1), one per image.
 
     Attributes:
         name: in params.yaml and in tables.

@@ -140,7 +140,7 @@ class AttackParams(_Budget):
 
 
 def check_plausible(values: Sequence[float], norm: str) -> None:
-    """Raise ValueError unless all ε are of a size that this norm is used with: 8/255 is none in L2."""
+    """Raise ValueError unless all ε are plausible in this norm: 8/255 is not in L2."""
     low, high = NORMS[norm].plausible
     if not all(low <= eps <= high for eps in values):
         raise ValueError(
@@ -167,7 +167,7 @@ class AugmentParams(Section):
 
 
 class TrainingParams(Section):
-    """What ``train_clean`` and ``train_adv`` share: one optimization, validated after every epoch."""
+    """What ``train_clean`` and ``train_adv`` share: optimization and validation."""
 
     epochs: Count
     batch_size: int = Field(ge=2, le=2**31 - 1)

@@ -77,7 +77,7 @@ def correct_under(rows: pd.DataFrame, attack: str, eps: float) -> np.ndarray:
 
 
 def within(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """The rows of at most this ε: an image within 2/255 is within 4/255, and so is the clean one."""
+    """The rows of at most this ε: what is within 2/255 is within 4/255, as the clean images are."""
     return rows[rows["eps"] <= eps * (1 + EPS_TOLERANCE)]
 
 

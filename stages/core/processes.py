@@ -1,6 +1,7 @@
 """How a command runs: as the only one, and to a clear end.
 
-An error ends in one line and an exit status other than 0, so that DVC never records a failure as a result.
+An error ends in one line and an exit status other than 0, so that DVC never records a failure as a
+result.
 """
 
 import io
@@ -25,7 +26,7 @@ class AlreadyRunningError(InputError):
 
 @contextmanager
 def only_process(lock_file: Path) -> Iterator[None]:
-    """Keep every other process off the same work; the lock ends with the process, however that ends.
+    """Keep other processes off the same work; the lock ends with the process, however that ends.
 
     Raises:
         AlreadyRunningError: when another process holds the lock.

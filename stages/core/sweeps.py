@@ -1,4 +1,4 @@
-"""A device of its own for each of the experiments that run at the same time: ``make sweep GPUS=0,1`` or ``GPUS=slurm``."""
+"""One device per experiment of a sweep: ``make sweep GPUS=0,1`` or ``GPUS=slurm``."""
 
 import os
 import time
@@ -14,9 +14,10 @@ _held: list[FileLock] = []  # until this process ends, however it ends
 
 
 def take_devices(count: int) -> None:
-    """In a sweep, wait for ``count`` devices that no other stage computes on, and see only those; before CUDA is asked.
+    """In a sweep, wait for ``count`` devices that no other stage computes on, and see only those.
 
-    ``slurm``: in an allocation the stage becomes a step of its own, for which SLURM finds a node and its devices.
+    To be called before CUDA is asked. ``slurm``: in an allocation the stage becomes a step of its
+    own, for which SLURM finds a node and its devices.
 
     Raises:
         InputError: when the sweep has fewer devices.

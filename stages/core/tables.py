@@ -70,7 +70,7 @@ def check_columns(rows: pd.DataFrame, expected: Sequence[str], source: str) -> N
 
 
 def write_tables(folder: Path, tables: Iterable[tuple[Table, pd.DataFrame]]) -> None:
-    """Write each as ``<folder>/<name>.csv``, numbers to 6 significant digits, and the descriptor."""
+    """Write ``<folder>/<name>.csv``, numbers to 6 significant digits, and the descriptor."""
     resources = []
     for table, rows in tables:
         columns = table.all_columns(rows)

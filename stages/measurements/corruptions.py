@@ -57,13 +57,11 @@ Corruption = Callable[[Tensor, float, Noise], Tensor]
 
 
 def blur(x: Tensor, amount: float, noise: Noise) -> Tensor:
-    """Out of focus: Gaussian blur of standard deviation ``amount``, a fraction of the image's side."""
+    """Out of focus: Gaussian blur, its standard deviation a fraction of the image's side."""
     sigma = amount * x.shape[-1]
-    return (
-        TF.gaussian_blur(x, [2 * int(3 * sigma) + 3] * 2, [sigma] * 2)
-        if min(x.shape[-2:]) > 3 * sigma + 2
-        else x
-    )
+    if min(x.shape[-2:]) <= 3 * sigma + 2:  # the kernel would be larger than the mirrored image
+        return x
+    return TF.gaussian_blur(x, [2 * int(3 * sigma) + 3] * 2, [sigma] * 2)
 
 
 def jpeg(x: Tensor, amount: float, noise: Noise) -> Tensor:
@@ -133,10 +131,14 @@ def corrupt(name: str, severity: int, x: Tensor, noise: Noise) -> Tensor:
 
 
 def rotate_and_shift(x: Tensor, angle: float, shift: tuple[float, float]) -> Tensor:
-    """Images (B, 3, H, W) turned by ``angle`` degrees and moved by fractions of its sides; what was outside is mirrored."""
+    """Turn images (B, 3, H, W) by ``angle`` degrees and move them by fractions of their sides.
+
+    What was outside is mirrored.
+    """
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     height, width = x.shape[-2:]
-    # From places in the result to places in x, both in [-1, 1]; a turn in pixels, hence the ratio of the sides.
+    # From places in the result to places in x, both in [-1, 1]; a turn in pixels, hence the ratio
+    # of the sides.
     right, down = -2 * shift[0], -2 * shift[1]
     matrix = torch.tensor(
         [[cos, sin * height / width, right], [-sin * width / height, cos, down]]

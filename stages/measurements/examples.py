@@ -50,7 +50,7 @@ def select_examples(predictions: pd.DataFrame, count: int) -> list[str]:
 
 
 def attack_examples(target: TargetModel, batch: Batch, context: Context) -> dict[str, Any]:
-    """PGD at the main ε, as an image file of 8 bits holds it, and the model's answers on exactly that.
+    """PGD at the main ε, rounded to 8 bits as in a file, and the model's predictions on that.
 
     Without early stop: an attack that ends at the decision boundary would hide how confident the
     wrong prediction can be.
@@ -77,7 +77,7 @@ def attack_examples(target: TargetModel, batch: Batch, context: Context) -> dict
 
 
 def run(context: Context) -> dict[str, Any]:
-    """examples.csv and the PNG files in examples/: also the gradient of each model at the originals."""
+    """examples.csv and PNG files in examples/, also of each model's gradient at the originals."""
     target, classes = context.target, context.dataset.classes
     paths = select_examples(context.predictions, context.p.examples)
     order = context.images(target.everything, "path")["path"].tolist()

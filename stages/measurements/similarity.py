@@ -8,10 +8,11 @@ C1, C2 = 0.01**2, 0.03**2  # for pixel values in [0, 1]
 
 
 def structural_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861) of images (B, 3, H, W) in [0, 1]: (B,), at most 1.
+    """SSIM (Wang et al. 2004) of images (B, 3, H, W) in [0, 1]: (B,), at most 1.
 
-    Mean over pixels and channels, Gaussian window, biased covariances: ``skimage.metrics.structural_similarity`` with
-    ``gaussian_weights=True, use_sample_covariance=False``, but for the border, which is mirrored here and cut off there.
+    doi:10.1109/TIP.2003.819861. Mean over pixels and channels, Gaussian window, biased covariances:
+    ``skimage.metrics.structural_similarity`` with ``gaussian_weights=True,
+    use_sample_covariance=False``, but for the border, which is mirrored here and cut off there.
     """
     side = min(WINDOW, 2 * min(x.shape[-2:]) - 1)  # mirrored once at most
 

@@ -1,4 +1,4 @@
-"""Named steps of the stage: divided among processes, shown when finished, kept for a resumed run."""
+"""Named steps of the stage: divided among processes, shown when finished, kept to resume."""
 
 import sys
 import time

@@ -47,7 +47,7 @@ ATTACKS = Table(
 
 
 def predict_clean(target: TargetModel, batch: Batch) -> dict[str, Tensor]:
-    """The model on the clean images. Raises ModelError when it answers with anything but numbers."""
+    """The model on the clean images. Raises ModelError when it answers anything but numbers."""
     logits = predict_logits(target.model, batch.x)
     if len(images := (~logits.isfinite()).any(1).nonzero()):
         raise ModelError(

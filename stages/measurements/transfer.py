@@ -1,4 +1,4 @@
-"""Each model under attacks that were made for the other one: PGD, and the universal perturbation."""
+"""Each model under attacks made for the other one: PGD, and the universal perturbation."""
 
 import itertools
 from typing import Any

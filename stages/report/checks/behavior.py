@@ -34,8 +34,8 @@ def prediction_collapse(results: Results, model: ModelResults) -> Measured:
 @check(
     "D27",
     "Robust accuracy minus majority-class accuracy",
-    reason="Always answering with the most frequent class is correct under every attack as often. A "
-    "model that never saw an attack promises nothing: for it, this is a finding.",
+    reason="Always answering with the most frequent class is correct under every attack as often. "
+    "A model that never saw an attack promises nothing: for it, this is a finding.",
     remedy="The model is not robust in any useful sense: smaller ε, other training, more images.",
     fail=0,
     must_exceed=True,
