@@ -1,16 +1,19 @@
-"""Time and strength of our attacks next to the libraries', on the same trained models and test images.
+"""Time and strength of our attacks next to the libraries', on the same models and images.
 
     python -m benchmarks.attacks [--images 64] [--steps 100] [--queries 1000] [--project .]
 
-For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of params.yaml:
+For each of data/models/{clean,adv}.safetensors, on test images of data/processed, at attack.eps of
+params.yaml:
 
-    PGD-20        foolbox's LinfPGD, ART's (where it is installed), and ours: same step size, one random start
-    ensemble      pyautoattack's own run of the attacks that work with these classes, and ours: PGD-20 first, then the lean
-                  ensemble of params.yaml on what is left
+    PGD-20        foolbox's LinfPGD, ART's (where it is installed), and ours: same step size, one
+                  random start
+    ensemble      pyautoattack's own run of the attacks that work with these classes, and ours:
+                  PGD-20 first, then the lean ensemble of params.yaml on what is left
 
-Speed without strength means nothing, so the number of images still classified correctly is reported next to the time.
-Every program runs once on a few images before it is timed, in turn on the same cores, so the ratios hold where the times
-don't. ART isn't among the development requirements: install adversarial-robustness-toolbox in an environment of its own.
+Speed without strength means nothing, so the number of images still classified correctly is reported
+next to the time. Every program runs once on a few images before it is timed, in turn on the same
+cores, so the ratios hold where the times don't. ART isn't among the development requirements:
+install adversarial-robustness-toolbox in an environment of its own.
 """
 
 import argparse
@@ -48,7 +51,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 
 
 def timed(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
-    """Seconds, and how many images are still classified correctly: by the model itself in float32."""
+    """Seconds, and how many images the model itself still classifies correctly in float32."""
     run(x[:WARM_UP], y[:WARM_UP])
     start = time.perf_counter()
     x_adv = run(x, y)
@@ -108,7 +111,10 @@ def art_pgd(model: nn.Module, classes: int, eps: float) -> Run:
 
 
 def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, queries: int) -> Run:
-    """The library's own run; with fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place."""
+    """The library's own run.
+
+    With fewer than four classes its targeted APGD can't run, so untargeted DLR takes its place.
+    """
     oracle = AutoAttack(
         model, eps=eps, seed=0, version="custom", device=next(model.parameters()).device
     )
@@ -179,15 +185,18 @@ def main() -> None:
         *(["adversarial-robustness-toolbox"] if with_art else []),
     )
     print(
-        f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}"
+        f"{', '.join(f'{name} {version(name)}' for name in names)}, "
+        f"Python {platform.python_version()}"
     )
     print(
-        f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        f"{fabric.device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
     p = params.attack_eval
     print(
-        f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; ours {p.aa_steps} and {p.aa_queries}"
+        f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; "
+        f"ours {p.aa_steps} and {p.aa_queries}"
     )
 
     for name in ("clean", "adv"):
@@ -199,7 +208,8 @@ def main() -> None:
         fused = classifier.fuse_batchnorm(model)
         correct = int((predict_logits(model, x).argmax(1) == y).sum())
         print(
-            f"{name}: {model.arch}, {correct} of {len(x)} images classified correctly without attack"
+            f"{name}: {model.arch}, {correct} of {len(x)} images "
+            "classified correctly without attack"
         )
         art = {"ART": art_pgd(model, classes, eps)} if with_art else {}
         rivals = {
@@ -220,7 +230,8 @@ def main() -> None:
             ours, _ = results["ours"]
             for program, (seconds, left) in results.items():
                 print(
-                    f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, relative time {seconds / ours:.1f}"
+                    f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, "
+                    f"relative time {seconds / ours:.1f}"
                 )
 
 

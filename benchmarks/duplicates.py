@@ -1,17 +1,20 @@
-"""Recall of near-duplicates that were planted, by kind and strength, and unrelated images that were joined.
+"""Recall of planted near-duplicates, by kind and strength, and unrelated images that were joined.
 
     python -m benchmarks.duplicates [--source data/sample] [--pairs 150]
 
-Cuts a window of 70 % of the side from every image of the folder, and from one image of each patient a second window, which is
+Cuts a window of 70 % of the side from every image of the folder, and from one image of each patient
+a second window, which is
 
     shift   displaced by so many percent of the window's side in a random direction
     zoom    besides enlarged or reduced by up to 15 %, brighter or darker by up to 15 %
-    blur    seen through a Gaussian filter of so many percent of the side, another focus, and brighter or darker
+    blur    seen through a Gaussian filter of so many percent of the side, another focus, and
+            brighter or darker
     sharp   sharpened by an unsharp mask of such a width, and brighter or darker
 
-and compressed as JPEG once more. The second windows are searched among all first ones, each kind in a run of its own, as the
-stage `preprocess` does. Proposed: pairs that were compared; found: pairs that were joined; false: joined pairs of two patients.
-The table `patients.csv` in the folder names the patients; without it every image counts as another patient.
+and compressed as JPEG once more. The second windows are searched among all first ones, each kind in
+a run of its own, as the stage `preprocess` does. Proposed: pairs that were compared; found: pairs
+that were joined; false: joined pairs of two patients. The table `patients.csv` in the folder names
+the patients; without it every image counts as another patient.
 """
 
 import argparse
@@ -86,7 +89,10 @@ def plant(
     sharp: float = 0,
     exposure: float = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails of two windows of one image. shift, blur, sharp: in percent of the side; zoom, exposure: largest change."""
+    """Thumbnails of two windows of one image.
+
+    shift, blur, sharp: in percent of the side; zoom, exposure: largest change.
+    """
     angle = rng.uniform(0, 2 * np.pi)
     way = shift / 100 * WINDOW * np.array([np.cos(angle), np.sin(angle)])
     side = WINDOW / rng.uniform(1 - zoom, 1 + zoom)
@@ -128,7 +134,8 @@ def main() -> None:
     owners = np.array(patients + [patients[row] for row in chosen])
     planted = {(row, len(images) + number) for number, row in enumerate(chosen)}
     print(
-        f"{len(images)} images of {len(set(patients))} patients, n = {len(planted)} planted pairs of each kind\n"
+        f"{len(images)} images of {len(set(patients))} patients, "
+        f"n = {len(planted)} planted pairs of each kind\n"
     )
     print("| kind | proposed | found | false | seconds |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):

@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu [--batches 64 128 256] [--size 224] [--steps 10] [--device cuda]
 
-First what the device can do: a large bfloat16 matrix product, and a copy of memory. Then ResNet-50 in the precision that
-`auto` gives: a training step on clean images, on N-FGSM and on PGD-10 examples; PGD-20 and the lean ensemble of params.yaml on
-random images, within an eps so small that no image leaves early. Each in images a second, and which share of the matrix
-product's speed its operations make.
+First what the device can do: a large bfloat16 matrix product, and a copy of memory. Then ResNet-50
+in the precision that `auto` gives: a training step on clean images, on N-FGSM and on PGD-10
+examples; PGD-20 and the lean ensemble of params.yaml on random images, within an eps so small that
+no image leaves early. Each in images a second, and which share of the matrix product's speed its
+operations make.
 """
 
 import argparse
@@ -55,7 +56,10 @@ def seconds(function: Callable[[], object], count: int, device: torch.device) ->
 
 
 def device_limits(device: torch.device, side: int, copied_bytes: int) -> tuple[float, float]:
-    """Operations a second of a bfloat16 matrix product of ``side``, and bytes a second read and written by a copy."""
+    """Speed of a bfloat16 matrix product of ``side`` and of a copy.
+
+    In operations a second, and in bytes read and written a second.
+    """
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     block = torch.empty(copied_bytes, device=device, dtype=torch.uint8)
     target = torch.empty_like(block)
@@ -66,7 +70,10 @@ def device_limits(device: torch.device, side: int, copied_bytes: int) -> tuple[f
 
 
 class OperationCounter(TorchDispatchMode):
-    """Floating-point operations of what is called inside; FlopCounterMode fails on gradients with respect to an input."""
+    """Floating-point operations of what is called inside.
+
+    FlopCounterMode fails on gradients with respect to an input.
+    """
 
     count = 0
 
@@ -168,7 +175,8 @@ def main() -> None:
             memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if large else ""
             share = counter.count / taken / limit
             print(
-                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, {share:4.0%} of the limit{memory}"
+                f"  batch {batch:3} {title:9} {batch / taken:7.1f} images/s, "
+                f"{share:4.0%} of the limit{memory}"
             )
 
 

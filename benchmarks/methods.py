@@ -1,13 +1,15 @@
-"""The methods of adversarial training compared: clean and robust accuracy, and time relative to a clean epoch.
+"""Methods of adversarial training compared: clean and robust accuracy, time in clean epochs.
 
-    python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5] [--weights data/models/clean.safetensors]
+    python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5]
+                                 [--weights data/models/clean.safetensors]
     python -m benchmarks.methods --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
 
-Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights, trained first unless given, and
-follows train_adv in params.yaml but for its own settings below. Accuracy is on **validation** photographs, which also chose
-the epoch, by PGD-10 on all of them: it compares methods and is no estimate for new patients. Worst case: every attack of
-the pipeline at attack.eps, per image. Time is that of a method's steps alone, over a clean epoch's, in the same run with the
-same settings.
+Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights,
+trained first unless given, and follows train_adv in params.yaml but for its own settings below.
+Accuracy is on **validation** photographs, which also chose the epoch, by PGD-10 on all of them: it
+compares methods and is no estimate for new patients. Worst case: every attack of the pipeline at
+attack.eps, per image. Time is that of a method's steps alone, over a clean epoch's, in the same run
+with the same settings.
 """
 
 import argparse
@@ -91,7 +93,7 @@ def train(
 
 
 class SelectsByRobustAccuracy(Validation):
-    """Selects by robust accuracy; without the checks for overfitting, whose time isn't a method's."""
+    """Selects by robust accuracy; without checks for overfitting, whose time isn't a method's."""
 
     def score(self, row: dict[str, float]) -> tuple[float, ...]:
         """Robust accuracy; at a tie the lower loss under attack."""
@@ -186,7 +188,8 @@ def main() -> None:
                 (name, seed, *accuracies(fabric, model, dataset, params, seed), taken / unit)
             )
             print(
-                f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, {rows[-1][4]:.2f} clean epochs"
+                f"{name}, seed {seed}: clean {rows[-1][2]:.3f}, worst case {rows[-1][3]:.3f}, "
+                f"{rows[-1][4]:.2f} clean epochs"
             )
 
     table = pd.DataFrame(rows, columns=["method", "seed", "clean", "worst case", "time"])
@@ -195,13 +198,16 @@ def main() -> None:
         len(DatasetSplit.from_dataset(dataset, "val")),
     )
     print(
-        f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; {clean.arch}, {size} pixels,"
+        f"\ntorch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {loads}; "
+        f"{clean.arch}, {size} pixels,"
     )
     print(
-        f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, n = {n} validation images;"
+        f"eps {eps * 255:g}/255, {base.epochs} epochs, {arguments.seeds} seeds, "
+        f"n = {n} validation images;"
     )
     print(
-        "mean (least-most) in %; time in clean epochs\n\n| method | clean | worst case | time |\n|---|---|---|---|"
+        "mean (least-most) in %; time in clean epochs\n\n"
+        "| method | clean | worst case | time |\n|---|---|---|---|"
     )
     for name, group in table.groupby("method", sort=False):
         cells = [

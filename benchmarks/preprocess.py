@@ -1,15 +1,19 @@
-"""Time, memory and exactness of reading 12-megapixel photographs, compared with torchvision and Pillow.
+"""Time, memory and exactness of reading 12-megapixel photographs, next to torchvision and Pillow.
 
     python -m benchmarks.preprocess [--images 24]
 
-Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set), then reads it on one core
+Draws a JPEG of 4128 x 3096 pixels and about 2.9 MB (the size that dominates the challenge's set),
+then reads it on one core
 
-    torchvision   as torchvision's ImageFolder does: Pillow decodes all pixels, Resize and CenterCrop follow
-    ours          as the stage does: read, hash, decode at reduced size, cut, resize, thumbnail, save to the cache
+    torchvision   as torchvision's ImageFolder does: Pillow decodes all pixels, Resize and
+                  CenterCrop follow
+    ours          as the stage does: read, hash, decode at reduced size, cut, resize, thumbnail,
+                  save to the cache
     cached        the same when the cache knows the file
     draft         Pillow's decoding at reduced size alone: what no program that uses it can undercut
 
-and compares the pixels with those of a full decode and the same final filter. The whole stage is measured by `scaling.py`.
+and compares the pixels with those of a full decode and the same final filter. The whole stage is
+measured by `scaling.py`.
 """
 
 import argparse
@@ -39,7 +43,7 @@ WIDTH, HEIGHT = 4128, 3096
 
 
 def draw(seed: int) -> Image.Image:
-    """Smooth shapes, finer texture, and the noise of a sensor: compresses like a phone's photograph."""
+    """Smooth shapes, finer texture and sensor noise: compresses like a phone's photograph."""
     rng = np.random.default_rng(seed)
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for cells, strength in ((6, 60), (40, 18), (300, 7), (1200, 4)):
@@ -57,7 +61,10 @@ def draw(seed: int) -> Image.Image:
 def per_image(
     ways: dict[str, Callable[[Path], object]], files: list[Path], rounds: int = 3
 ) -> dict[str, float]:
-    """Milliseconds per file, the best of some rounds; the ways take turns, so that a busy machine is busy for each."""
+    """Milliseconds per file, the best of some rounds.
+
+    The ways take turns, so that a busy machine is busy for each.
+    """
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
         for name, function in ways.items():
@@ -105,7 +112,8 @@ def compare(folder: Path, count: int) -> None:
         "draft": draft_alone,
     }
     print(
-        f"{count} files of {WIDTH} x {HEIGHT} pixels, {files[0].stat().st_size / 1e6:.1f} MB -> {SIZE} x {SIZE}; "
+        f"{count} files of {WIDTH} x {HEIGHT} pixels, "
+        f"{files[0].stat().st_size / 1e6:.1f} MB -> {SIZE} x {SIZE}; "
         "ms per image, one core, best of 3 rounds, and how many times as fast as torchvision:"
     )
     times = per_image(ways, files)
@@ -127,7 +135,8 @@ def compare(folder: Path, count: int) -> None:
         full = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         difference = np.abs(reduced.pixels.astype(int) - full).max()
         print(
-            f"  {crop}: PSNR {psnr(reduced.pixels, full):.1f} dB, largest difference {difference} of 255"
+            f"  {crop}: PSNR {psnr(reduced.pixels, full):.1f} dB, "
+            f"largest difference {difference} of 255"
         )
 
 
@@ -138,7 +147,8 @@ def main() -> None:
     arguments = parser.parse_args()
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(
-        f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, load before the run {loads}"
+        f"Pillow {PIL.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"load before the run {loads}"
     )
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
         compare(Path(name), arguments.images)

@@ -2,11 +2,12 @@
 
     python -m benchmarks.scaling [--images 10000 30000 100000] [--workers 0] [--cluster tcp://...]
 
-Draws so many photographs of 128 x 96 pixels, the same round shape with a texture of its own in each, 1 % of them copies of
-others: cropped by up to 4 % on each side, brighter or darker, of another size and compressed again. Runs the stage at 32
-pixels in a process of its own, once, with an empty cache. Prints for each number of photographs the seconds of its parts, the
-exponent with which they grow from the number before, the peak memory, the fraction of planted pairs that share a group and
-the number of other images in groups.
+Draws so many photographs of 128 x 96 pixels, the same round shape with a texture of its own in
+each, 1 % of them copies of others: cropped by up to 4 % on each side, brighter or darker, of
+another size and compressed again. Runs the stage at 32 pixels in a process of its own, once, with
+an empty cache. Prints for each number of photographs the seconds of its parts, the exponent with
+which they grow from the number before, the peak memory, the fraction of planted pairs that share a
+group and the number of other images in groups.
 """
 
 import argparse
@@ -114,12 +115,14 @@ def measure(folder: Path, workers: int, cluster: str) -> dict:
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "measure.py", *PARTS]
-    done = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def recall(folder: Path) -> tuple[int, int, int]:
-    """Planted pairs that share a group, planted pairs, and images that share a group with another one than that."""
+    """Planted pairs that share a group, planted pairs, and other images that share a group."""
     with (folder / "data/processed/manifest.csv").open(newline="", encoding="utf-8") as stream:
         groups = {int(Path(row["path"]).stem): row["group"] for row in csv.DictReader(stream)}
     planted = [(number - 1, number) for number in groups if number % PLANTED == 1]
@@ -142,10 +145,12 @@ def main() -> None:
     parser.add_argument("--cluster", default="none", help="address of a Dask scheduler")
     options = parser.parse_args()
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}"
+        f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"load before the run {os.getloadavg()[0]:.1f}"
     )
     print(
-        "  images  decode  duplicates  leakage  other     all (s)   main  worker (MiB)  planted pairs found  others joined"
+        "  images  decode  duplicates  leakage  other     all (s)   main  worker (MiB)"
+        "  planted pairs found  others joined"
     )
     previous: dict[str, float] = {}
     drawn = 0
@@ -165,8 +170,9 @@ def main() -> None:
             }
             found, planted, others = recall(folder)
             print(
-                f"{count:8} {seconds['decode_all']:7.0f} {seconds['find_duplicates']:11.0f} {seconds['leakage_check']:8.0f} "
-                f"{seconds['other']:6.0f} {seconds['all']:7.0f} {result['main'] / 1024:10.0f} {result['worker'] / 1024:7.0f} "
+                f"{count:8} {seconds['decode_all']:7.0f} {seconds['find_duplicates']:11.0f} "
+                f"{seconds['leakage_check']:8.0f} {seconds['other']:6.0f} {seconds['all']:7.0f} "
+                f"{result['main'] / 1024:10.0f} {result['worker'] / 1024:7.0f} "
                 f"{found:18}/{planted} {others:14}",
                 flush=True,
             )

@@ -2,10 +2,13 @@
 
     python -m benchmarks.training [--images 256] [--size 56] [--batch 32] [--rounds 2]
 
-Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples, after a few steps to warm up; best of rounds.
+Trains ResNet-50 on the sample's JPEGs, one clean epoch and one on FGSM examples, after a few steps
+to warm up; best of rounds.
 
-    usual   ImageFolder, Resize, ToTensor, Normalize, DataLoader (no workers), float32; FGSM by .backward() on the loss
-    ours    training.epoch.train_epoch on the uint8 array of the same images, in the precision that `auto` gives
+    usual   ImageFolder, Resize, ToTensor, Normalize, DataLoader (no workers), float32; FGSM by
+            .backward() on the loss
+    ours    training.epoch.train_epoch on the uint8 array of the same images, in the precision that
+            `auto` gives
 """
 
 import argparse
@@ -131,10 +134,12 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"})
     )
     print(
-        f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, {torch.get_num_threads()} threads,"
+        f"ResNet-50, {len(chosen)} JPEGs at {size} pixels, batch {p.batch_size}, "
+        f"{torch.get_num_threads()} threads,"
     )
     print(
-        f"best of {rounds}; ours in {fabric.strategy.precision.precision}, its images decoded in {stored:.1f} s (not counted)"
+        f"best of {rounds}; ours in {fabric.strategy.precision.precision}, "
+        f"its images decoded in {stored:.1f} s (not counted)"
     )
     print("images/s       baseline   ours  speed-up")
     for name, usual_time in usual_seconds.items():
@@ -150,7 +155,8 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         training = Training(model, split, method, p, seed=0)
         ours = timed(partial(train_epoch, training, learner, 0), rounds)
         print(
-            f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} {usual_time / ours:6.2f}x"
+            f"  {name:13} {len(chosen) / usual_time:7.1f} {len(chosen) / ours:7.1f} "
+            f"{usual_time / ours:6.2f}x"
         )
 
 
@@ -166,7 +172,8 @@ def main() -> None:
     p = p.model_copy(update={"batch_size": arguments.batch, "method": "fgsm", "eps_ramp": 0.0})
     loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     print(
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {platform.machine()}, {os.cpu_count()} cores,"
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{platform.machine()}, {os.cpu_count()} cores,"
     )
     print(f"load before the run {loads}")
     compare(p, arguments.size, arguments.images, arguments.rounds)

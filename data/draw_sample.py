@@ -2,25 +2,29 @@
 
     python data/draw_sample.py            # redraws data/sample
 
-The pipeline must run on a machine that has neither the Kaggle images nor a network.  This script draws
-about 1,500 small pictures of the uterine cervix in the folder layout of the "Intel & MobileODT Cervical
-Cancer Screening" set, with some of that set's faults planted on purpose (`DEFECTS`).
+The pipeline must run on a machine that has neither the Kaggle images nor a network.  This script
+draws about 1,500 small pictures of the uterine cervix in the folder layout of the "Intel &
+MobileODT Cervical Cancer Screening" set, with some of that set's faults planted on purpose
+(`DEFECTS`).
 
-The label is the medical definition of the transformation zone, applied to the drawn geometry.  Seen from
-the os (the opening of the canal), the red columnar epithelium ends and the pale squamous epithelium begins
-at the squamocolumnar junction (SCJ).  With `s(angle) = distance to the SCJ / distance to the rim of the os`:
+The label is the medical definition of the transformation zone, applied to the drawn geometry.  Seen
+from the os (the opening of the canal), the red columnar epithelium ends and the pale squamous
+epithelium begins at the squamocolumnar junction (SCJ).  With `s(angle) = distance to the SCJ /
+distance to the rim of the os`:
 
-    Type_1   s > 1.2 at every angle                               a closed red ring outside the os
-    Type_2   s >= 0.5 everywhere, s < 0.9 on at least 35 %         the junction dips into the canal, still in view
-    Type_3   s < 0.25 on at least 40 %                             the junction is lost in the dark of the canal
+    Type_1   s > 1.2 at every angle                          a closed red ring outside the os
+    Type_2   s >= 0.5 everywhere, s < 0.9 on at least 35 %   the junction dips into the canal, still
+                                                             in view
+    Type_3   s < 0.25 on at least 40 %                       the junction is lost in the dark of the
+                                                             canal
 
-Everything else (size and shape of the os, colors, framing, light, camera) comes from one distribution for
-all three types, so the geometry alone tells them apart.
+Everything else (size and shape of the os, colors, framing, light, camera) comes from one
+distribution for all three types, so the geometry alone tells them apart.
 
-Randomness has two levels.  The patient gives what stays put during an examination: anatomy, colors, texture,
-stain, the stand of the colposcope.  Patient and shot together give what differs between two photographs of it.
-So pictures of one patient resemble each other more than the label explains, and a split that ignores
-patients makes a model look better than it is.
+Randomness has two levels.  The patient gives what stays put during an examination: anatomy, colors,
+texture, stain, the stand of the colposcope.  Patient and shot together give what differs between
+two photographs of it. So pictures of one patient resemble each other more than the label explains,
+and a split that ignores patients makes a model look better than it is.
 """
 
 import argparse
@@ -44,7 +48,8 @@ JPEG_QUALITY = (82, 93)  # from, below
 TRAIN_PATIENTS = (88, 126, 108)  # one picture each in train/, perhaps more in additional/
 OTHER_PATIENTS = (82, 118, 98)  # in additional/ only
 TEST_PATIENTS = (7, 10, 7)  # in test/ only
-FIRST_TRAIN = 100  # number of the first train file; lower, train/train/Type_2/80.jpg would meet data/label_fixes.csv
+# Number of the first train file; lower, train/train/Type_2/80.jpg would meet data/label_fixes.csv.
+FIRST_TRAIN = 100
 TEST_KNOWN = 6  # test pictures of patients who also appear in additional/, as in the real set
 MORE_SHOTS = (
     0.25,
@@ -61,7 +66,10 @@ ANGLES = 360  # samples of s(angle) around the os
 
 @dataclass(frozen=True)
 class Defect:
-    """One planted file.  `kind` says what is wrong with `path`; `source` is the (folder, rank) it is made from."""
+    """One planted file.
+
+    `kind` says what is wrong with `path`; `source` is the (folder, rank) it is made from.
+    """
 
     kind: str
     path: str
@@ -96,13 +104,13 @@ DEFECTS = (
 
 
 def stream(use: str, patient: int = 0, shot: int = 0) -> np.random.Generator:
-    """Random numbers of one use only, so that a change to one drawing leaves the others as they were."""
+    """Random numbers of one use only, so that a change to one drawing leaves the others alone."""
     return np.random.default_rng(
         (SEED, ("layout", "anatomy", "examination", "shot").index(use) + 1, patient, shot)
     )
 
 
-# ---------------------------------------------------------------------------------------------- anatomy
+# ------------------------------------------------------------------------------------------ anatomy
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> np.ndarray:
@@ -126,7 +134,8 @@ def scj_profile(label: int, rng: np.random.Generator) -> np.ndarray:
     wave = sum(
         rng.normal() / k * np.cos(k * angle + rng.uniform(0, 2 * math.pi)) for k in (1, 2, 3)
     )
-    # The rank of the wave is smooth in the angle and uniform on [0, 1], so a share of angles can be set exactly.
+    # The rank of the wave is smooth in the angle and uniform on [0, 1], so a share of angles can be
+    # set exactly.
     rank = np.argsort(np.argsort(wave)) / (ANGLES - 1)
     if label == 0:
         low, high = rng.uniform(1.28, 1.4), rng.uniform(1.5, 2.0)
@@ -151,7 +160,10 @@ class Anatomy:
 
 
 def draw_anatomy(label: int, rng: np.random.Generator) -> Anatomy:
-    """Draw a patient.  Only `scj` depends on the label, and it is drawn last: the rest is the same in law."""
+    """Draw a patient.
+
+    Only `scj` depends on the label, and it is drawn last: the rest is the same in law.
+    """
     os_radius = float(np.clip(rng.normal(0.37, 0.055), 0.26, 0.50))
     os_aspect = float(np.clip(np.exp(rng.normal(0.18, 0.16)), 0.8, 1.7))
     os_center = rng.normal(0, 0.05, 2)
@@ -161,7 +173,7 @@ def draw_anatomy(label: int, rng: np.random.Generator) -> Anatomy:
 
 
 def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
-    """(CANVAS, CANVAS, 3) float32 drawing, 0..255, of the cervix, the canal and what surrounds them."""
+    """(CANVAS, CANVAS, 3) float32 drawing, 0..255, of the cervix, its canal and surroundings."""
     axis = np.linspace(-REACH, REACH, CANVAS, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     # Warping the plane a little keeps every outline from being a perfect ellipse.
@@ -180,20 +192,23 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     scj = np.interp(angle.ravel(), grid, anatomy.scj, period=2 * math.pi).reshape(angle.shape)
     t = distance / rim  # 0 in the middle of the canal, 1 on the rim of the os
 
-    # Columnar epithelium out to the SCJ: red and grainy (villi); squamous epithelium beyond: pale and smooth.
+    # Columnar epithelium out to the SCJ: red and grainy (villi); squamous epithelium beyond: pale
+    # and smooth.
     red = step(scj * (1 + 0.03 * smooth_noise(rng, CANVAS, 28)) - t, 0.04)[..., None]
     grain = 9 * smooth_noise(rng, CANVAS, 56, 2)[..., None] * (1, 0.8, 0.8)
     sheen = 3 * smooth_noise(rng, CANVAS, 14, 3)[..., None]
     picture = red * (anatomy.columnar + grain) + (1 - red) * (anatomy.squamous + sheen)
 
-    # Erythema: red patches towards the edge of the cervix in any type, so that red alone means little.
+    # Erythema: red patches towards the edge of the cervix in any type, so that red alone means
+    # little.
     patch = step(smooth_noise(rng, CANVAS, 7, 2) - rng.uniform(-2, 2), 0.25) * step(
         portio - 0.76, 0.04
     )
     patch = (rng.uniform(0.8, 1.0) * patch)[..., None]
     picture += patch * (anatomy.columnar - anatomy.squamous) * (1 - red)
 
-    # The canal is a funnel: its wall turns away from the light at the rim and is black in the depth.
+    # The canal is a funnel: its wall turns away from the light at the rim and is black in the
+    # depth.
     lip = rng.uniform(0.58, 0.76)
     core = rng.uniform(0.26, 0.30)
     shade = 1 - (1 - lip) * step(1 - t, 0.03)
@@ -224,7 +239,7 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     return picture.astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------- photography
+# -------------------------------------------------------------------------------------- photography
 
 
 @dataclass(frozen=True)
@@ -325,7 +340,7 @@ def photograph(examination: Examination, rng: np.random.Generator) -> bytes:
     )
 
 
-# ------------------------------------------------------------------------------------------------ layout
+# ------------------------------------------------------------------------------------------- layout
 
 
 @dataclass(frozen=True)
@@ -359,7 +374,8 @@ def plan() -> list[Picture]:
         for p in range(n_train, n_train + n_other)
         for k in range(1 + rng.choice(3, p=OTHER_SHOTS))
     ]
-    # File numbers are dealt out at random: the same number means another patient in train/ and in additional/.
+    # File numbers are dealt out at random: the same number means another patient in train/ and in
+    # additional/.
     for number, i in enumerate(rng.permutation(len(further))):
         p, shot = further[i]
         pictures.append(

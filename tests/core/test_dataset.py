@@ -1,4 +1,4 @@
-"""Reading the processed dataset: what a valid one gives, and what is said of each kind of damage."""
+"""Reading the processed dataset: a valid one's content, and the message for each kind of damage."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,10 @@ import pytest
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset, natural_sort_key
 from stages.core.files import FileFormatError
 
-ROWS = "path,label,group,split,sha256\na.jpg,Type_10,g,train,0\nb.jpg,Type_2,h,val,1\nc.jpg,Type_2,i,test,2\n"
+ROWS = (
+    "path,label,group,split,sha256\n"
+    "a.jpg,Type_10,g,train,0\nb.jpg,Type_2,h,val,1\nc.jpg,Type_2,i,test,2\n"
+)
 
 
 @pytest.fixture

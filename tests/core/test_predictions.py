@@ -62,6 +62,16 @@ def test_worst_case_is_wrong_if_any_row_is_and_no_row_is_more_harmful(eps, rows)
         assert worst.loc[path, "margin"] == candidates["margin"].min()
 
 
+def test_equal_logits_that_are_wrong_are_worse_than_a_correct_prediction_of_the_same_margin(rows):
+    # Two equal logits: margin 0 either way, and argmax decides whether the prediction is correct.
+    first = select(rows, "pgd", 8 / 255).head(1)
+    correct = first.assign(attack="bim", prediction=first["label"], margin=0.0)
+    wrong = first.assign(attack="pgd", margin=0.0)
+    wrong["prediction"] = next(name for name in CLASSES if name != first["label"].item())
+    for order in ([correct, wrong], [wrong, correct]):
+        assert not is_correct(worst_case(pd.concat(order))).any()
+
+
 def test_probabilities_are_in_the_order_of_the_classes(rows):
     assert predictions.classes_of(rows) == CLASSES
     most_likely = predictions.probabilities(rows).argmax(1)

@@ -68,7 +68,10 @@ def test_bug_keeps_its_traceback():
 
 
 def test_ctrl_c_is_one_line_and_exit_status_130():
-    code = "import time; from stages.core.processes import run_cli; run_cli(lambda: print('in', flush=True) or time.sleep(60))"
+    code = (
+        "import time; from stages.core.processes import run_cli; "
+        "run_cli(lambda: print('in', flush=True) or time.sleep(60))"
+    )
     process = run_python(code)
     assert process.stdout.readline() == "in\n"
     process.send_signal(signal.SIGINT)
@@ -114,7 +117,10 @@ def test_stage_ends_with_dvc_but_not_with_a_shell_also_while_it_imports(stage, t
 
 def test_second_process_is_refused_until_the_first_ends(tmp_path):
     lock = tmp_path / "a" / "run.lock"
-    code = f"from pathlib import Path; from stages.core.processes import *\nwith only_process(Path({str(lock)!r})): pass"
+    code = (
+        "from pathlib import Path; from stages.core.processes import *\n"
+        f"with only_process(Path({str(lock)!r})): pass"
+    )
     with only_process(lock):
         assert "AlreadyRunningError" in run_python(code).communicate()[1]
         with (

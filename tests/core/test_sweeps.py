@@ -1,4 +1,4 @@
-"""Stages of experiments that run at the same time get different devices, also after one of them was killed."""
+"""Experiments that run at the same time get different devices, also after one was killed."""
 
 import os
 import subprocess

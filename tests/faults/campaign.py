@@ -1,10 +1,11 @@
-"""Fault injection: break a stage of the real pipeline at a random moment, repeat it, and compare every byte.
+"""Fault injection: break a stage of the real pipeline, repeat it, and compare every byte.
 
 Run: make faults, or python -m tests.faults.campaign --injections 200 --seed 0 --jobs 2
 
-The pipeline runs on few images with few steps. Each injection forces one stage to run anew with one of FAULTS, then repeats it
-without, and demands: the bytes of the undisturbed run in all outputs, one line instead of a traceback, no process and no
-temporary file left, and all of it in MLflow after ``python -m stages.tracking``. Linux only.
+The pipeline runs on few images with few steps. Each injection forces one stage to run anew with one
+of FAULTS at a random moment, then repeats it without, and demands: the bytes of the undisturbed run
+in all outputs, one line instead of a traceback, no process and no temporary file left, and all of
+it in MLflow after ``python -m stages.tracking``. Linux only.
 """
 
 import argparse
@@ -56,7 +57,10 @@ class Injection:
     seconds: float  # that the stage takes undisturbed
 
     def start(self, *command: str, limit: int | None = None, **env: str) -> subprocess.Popen:
-        """A command in the project, in a process group of its own; ``limit``: the size in bytes that no file may exceed."""
+        """A command in the project, in a process group of its own.
+
+        ``limit`` is the size in bytes that no file may exceed.
+        """
 
         def before() -> None:
             if limit is not None:
@@ -105,7 +109,10 @@ def wait(process: subprocess.Popen) -> int:
 
 
 def processes_in(project: Path) -> dict[int, str]:
-    """Processes whose folder is the project or lies in it, as those of queued experiments do: pid -> command line."""
+    """Pid -> command line of the processes in the project's folder or below it.
+
+    Those of queued experiments lie below it.
+    """
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -156,7 +163,7 @@ def full_folder(injection: Injection) -> None:
 
 
 def read_only(injection: Injection) -> None:
-    """A folder that may not be written to; for root, who may write everywhere, a read-only mount."""
+    """A folder without write permission; for root, who may write everywhere, a read-only mount."""
     folder = injection.project / str(
         injection.rng.choice([".ckpt", ".cache", "metrics", "plots", "data"])
     )
@@ -280,9 +287,10 @@ def killed_server(injection: Injection) -> None:
 
 
 def killed_queue(injection: Injection) -> None:
-    """Two of DVC's queue workers, on a new queue, are killed with all that they started; then the experiments are queued anew.
+    """Kill two of DVC's queue workers, on a new queue, and all that they started.
 
-    They change a parameter of evaluate, whichever stage the injection is about. DVC may call the killed ones running for ever.
+    Then the experiments are queued anew. They change a parameter of evaluate, whichever stage the
+    injection is about. DVC may call the killed ones running for ever.
     """
     shutil.rmtree(injection.project / ".dvc/tmp/exps", ignore_errors=True)
     samples = 1000 + 2 * injection.number
@@ -462,7 +470,10 @@ def may_mount() -> bool:
 
 
 def campaign(injections: int, seed: int, jobs: int, folder: Path) -> int:
-    """Run it; prints a line for each injection and a table of all. Returns the number of injections with a problem."""
+    """Run it; prints a line for each injection and a table of all.
+
+    Returns the number of injections with a problem.
+    """
     pristine = folder / "pristine"
     if not pristine.exists():
         make_pristine(pristine)

@@ -1,4 +1,7 @@
-"""Faults inside a process: on PYTHONPATH, it makes system calls fail or the clock jump, as FAULT says; see campaign.py."""
+"""Faults inside a process; see campaign.py.
+
+On PYTHONPATH, it makes system calls fail or the clock jump, as FAULT says.
+"""
 
 import errno
 import os

@@ -1,6 +1,7 @@
-"""Every file that a stage reads, damaged at random: read, or refused in one line that names it. No other exception.
+"""Every file that a stage reads, damaged at random: read, or refused in one line that names it.
 
-FUZZ_FILES is the number of damaged files of each kind; see docs/reliability.md.
+No other exception may escape. FUZZ_FILES is the number of damaged files of each kind; see
+docs/reliability.md.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Arbitrary requests to the served model, through the server in this process: a prediction or status 4xx, nothing else."""
+"""Arbitrary requests to the served model, in this process: a prediction or status 4xx, no more."""
 
 import json
 

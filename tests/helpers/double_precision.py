@@ -1,4 +1,7 @@
-"""train_adv in float64, where rounding differences can't grow.  Run: python -m tests.helpers.double_precision"""
+"""train_adv in float64, where rounding differences can't grow.
+
+Run: python -m tests.helpers.double_precision
+"""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Inside, no file of this process grows beyond ``size`` bytes: writing fails with an OSError, as on a full disk."""
+    """Writing beyond ``size`` bytes of a file fails with an OSError inside, as on a full disk."""
     handler, limit = (
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
         resource.getrlimit(resource.RLIMIT_FSIZE),

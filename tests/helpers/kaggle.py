@@ -8,7 +8,10 @@ COUNTS = {"train": (250, 781, 450), "additional": (1191, 3567, 1976)}  # images 
 
 
 def kaggle_names(folders: dict[str, str]) -> list[str]:
-    """Paths of all 8,215 images: the true names where COLPOSCOPY_KAGGLE_LISTING names their list, else invented ones."""
+    """Paths of all 8,215 images.
+
+    The true names where COLPOSCOPY_KAGGLE_LISTING names their list, else invented ones.
+    """
     listing = os.environ.get("COLPOSCOPY_KAGGLE_LISTING")
     if not listing:
         parts = [

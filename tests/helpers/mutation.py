@@ -4,7 +4,7 @@ import numpy as np
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """One or a few edits: bytes overwritten, inserted, deleted or repeated, bits flipped, the end cut off."""
+    """A few edits: bytes overwritten, inserted, deleted or repeated, bits flipped, the end cut."""
     damaged = bytearray(content)
     for _ in range(rng.choice((1, 1, 4))):
         start = int(rng.integers(len(damaged) + 1))

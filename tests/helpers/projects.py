@@ -88,7 +88,7 @@ def executed_stages(output: str) -> list[str]:
 
 
 def make_project(folder: Path) -> None:
-    """A clone of this repository with few images, in which ``dvc repro`` has run; its results are not committed."""
+    """A clone with few images, in which ``dvc repro`` has run; its results are not committed."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     # With the uncommitted changes, so that they are tested, too.
     for command in (

@@ -1,4 +1,4 @@
-"""DVC experiments: queued, in a temporary folder, compared, applied; and what is logged to MLflow."""
+"""DVC experiments: queued, in a temporary folder, compared, applied; and their runs in MLflow."""
 
 import contextlib
 import json
@@ -99,7 +99,7 @@ def queued(project):
 
 
 def logged_runs(folder: Path) -> dict[str, tuple]:
-    """Name of a parent run -> the run, and its children by stage; from the database of the main repository."""
+    """Name of a parent run -> the run, and its children by stage; from the main repository."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -183,7 +183,7 @@ def test_experiment_in_a_temporary_folder_leaves_the_workspace_unchanged(project
 
 
 def test_no_photograph_is_in_the_tree_of_an_experiment(project, queued):
-    """What `dvc exp push` sends on: charts and tables; pictures that show photographs stay in DVC's cache."""
+    """What `dvc exp push` sends: charts, tables; pictures of photographs stay in DVC's cache."""
     for _, commit in queued.values():
         files = run("git", "ls-tree", "-r", "--name-only", commit, cwd=project).splitlines()
         assert {

@@ -1,4 +1,4 @@
-"""requirements.lock: every package by version and hash, and the pins of requirements.txt among them."""
+"""requirements.lock: every package by version and hash, with the pins of requirements.txt."""
 
 import re
 

@@ -12,8 +12,8 @@ from stages.core.params import Params
 from tests.helpers.repository import ROOT, paths_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# These can't change an output: they log after the outputs stand, check values that are declared key by key, or tell where a
-# process runs and when it ends.
+# These can't change an output: they log after the outputs stand, check values that are declared key
+# by key, or tell where a process runs and when it ends.
 EXEMPT = {
     "stages/tracking/stage_logging.py",
     "stages/core/params.py",
@@ -96,7 +96,10 @@ def test_packages_re_export_nothing():
 
 
 def declared_keys(section: type[BaseModel], whole: type[BaseModel]) -> set[str]:
-    """What dvc.yaml calls the fields of ``section``: the name of each that ``whole`` has alike, else its keys one by one."""
+    """What dvc.yaml calls the fields of ``section``.
+
+    The name of each that ``whole`` has alike, else its keys one by one.
+    """
     keys = set()
     for name, field in section.model_fields.items():
         if field.annotation is whole.model_fields[name].annotation:

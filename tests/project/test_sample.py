@@ -1,6 +1,6 @@
-"""The bundled sample: it can be redrawn, its layout and labels follow its rules, and color alone doesn't predict them.
+"""The bundled sample: it can be redrawn, and its layout and labels follow its rules.
 
-Needs numpy, Pillow and scikit-learn only.
+Color alone doesn't predict the labels. Needs numpy, Pillow and scikit-learn only.
 """
 
 import csv
@@ -198,7 +198,7 @@ def mean_accuracy(model, x: np.ndarray, splits) -> float:
 
 
 def test_color_alone_does_not_predict_label(pixels):
-    """Logistic regression on moments, quantiles and a coarse histogram of the colors; held-out patients."""
+    """Logistic regression on statistics and a coarse histogram of the colors; held-out patients."""
     flat = pixels.reshape(len(pixels), -1, 3)
     quantiles = np.quantile(flat, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), axis=1)
     bins = (np.minimum(flat * 4, 3).astype(int) * (16, 4, 1)).sum(2)

@@ -26,6 +26,7 @@ from stages.models.classifier import Classifier, ModelError
 from tests.helpers.datasets import toy_dataset, write_dataset
 from tests.helpers.params import write_params
 from tests.helpers.projects import set_params
+from tests.helpers.reports import ATTACK_CHECKS, MODEL_CHECKS
 from tests.helpers.repository import ROOT
 
 CLASSES, SIZE, IMAGES = ("a", "b", "c"), 32, 6  # images in each of val and test
@@ -100,6 +101,9 @@ def test_stage_writes_every_table_within_the_budget_and_reproducibly(norm, proje
             assert set(split[table["path"]]) == {"val" if name == "calibration" else "test"}
             assert table["path"].nunique() == counts.get(name, IMAGES)
     assert set(tables["calibration"]["attack"]) == {"none", "pgd"}
+    assert set(tables["model_checks"]["check"]) == set(MODEL_CHECKS), "the report reads these"
+    # float32 confirms what bfloat16 found; the tests compute in float32.
+    assert set(tables["attack_checks"]["check"]) == set(ATTACK_CHECKS) - {"float32"}
     assert {f"examples/0_gradient_{model}.png" for model in ("clean", "adv")} < set(first)
     for picture in tables["examples"][["original", "adversarial"]].to_numpy().flatten():
         assert Image.open(folder / picture).size == (SIZE, SIZE)
