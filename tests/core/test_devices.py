@@ -7,10 +7,9 @@ from lightning_fabric.utilities.rank_zero import rank_zero_info
 
 from stages.core.devices import bf16_is_faster, make_fabric
 from stages.core.errors import InputError
-from stages.core.params_file import load_params
-from tests.helpers.repository import ROOT
+from tests.helpers.params import params
 
-RUNTIME = load_params(ROOT / "params.yaml").runtime.model_copy(update={"device": "cpu"})
+RUNTIME = params().runtime.model_copy(update={"device": "cpu"})
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from stages.models.weights import create_model
 from stages.photographs.listing import list_images
 from tests.helpers.image_files import data_params, write_files
 from tests.helpers.mutation import mutate
+from tests.helpers.params import write_params
 from tests.helpers.prediction_tables import make_table
-from tests.helpers.repository import ROOT
 from tests.helpers.training_runs import checkpoint_in
 
 COUNT = int(os.environ.get("FUZZ_FILES", "100"))
@@ -41,7 +41,7 @@ def valid(tmp_path_factory):
         folder / "table.csv", pd.DataFrame({"path": ["1", "NA", 'a,"b\n'], "eps": [0.0, 0.1, 1e-9]})
     )
     write_tables(folder, [(PREDICTIONS, make_table("clean", 4))])
-    shutil.copy(ROOT / "tests/params.yaml", folder)
+    write_params(folder / "params.yaml")
     rows = "".join(f"{'ab'[n % 2]}/{n}.jpg,p{n}\n" for n in range(4))
     (folder / "patients.csv").write_text("path,patient\n" + rows)
     groups = [

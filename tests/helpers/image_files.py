@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stages.core.params import DataParams
-from stages.core.params_file import load_params
-from tests.helpers.repository import ROOT
+from tests.helpers.params import params
 
 REASONS = (  # what an ImageDecodeError may begin with
     "animated", "empty", "not an image", "too costly", "too elongated", "too large", "too small",
@@ -66,4 +65,4 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 def data_params(source: Path, **changes) -> DataParams:
     """The project's `data` section for another source, without the sample's tables."""
     defaults = {"source": str(source), "label_fixes": "none", "groups": "none"}
-    return load_params(ROOT / "params.yaml").data.model_copy(update=defaults | changes)
+    return params().data.model_copy(update=defaults | changes)

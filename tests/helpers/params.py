@@ -1,22 +1,33 @@
-"""The tests' own parameters: tests/params.yaml, with changes."""
+"""The tests' own parameters: tests/params.yaml; a key that it lacks has params.yaml's value."""
 
 import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+import yaml
 
 from stages.core.params import Params
 from tests.helpers.repository import ROOT
 
-FILE = ROOT / "tests/params.yaml"
+FILE, USERS_FILE = ROOT / "tests/params.yaml", ROOT / "params.yaml"
 MISSING = object()  # as a value: the key is left out
 
 
 @cache
 def _content() -> dict[str, Any]:
-    return YAML(typ="safe").load(FILE.read_text(encoding="utf-8"))
+    content = yaml.safe_load(USERS_FILE.read_text(encoding="utf-8"))
+    update(content, yaml.safe_load(FILE.read_text(encoding="utf-8")))
+    return content
+
+
+def update(section: dict[str, Any], values: dict[str, Any]) -> None:
+    """Also in sections of sections."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            update(section[key], value)
+        else:
+            section[key] = value
 
 
 def raw_params(**changes: Any) -> dict[str, Any]:
@@ -41,5 +52,5 @@ def params(**changes: Any) -> Params:
 
 def write_params(file: Path, **changes: Any) -> Path:
     """Write a params file with these changes."""
-    YAML(typ="safe").dump(raw_params(**changes), file)
+    file.write_text(yaml.safe_dump(raw_params(**changes), sort_keys=False))
     return file

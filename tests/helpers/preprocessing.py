@@ -8,7 +8,7 @@ import yaml
 from stages.photographs.listing import list_images
 from stages.photographs.reading import DecodedImages, decode_all
 from tests.helpers.image_files import data_params, encode, make_image, write_files
-from tests.helpers.repository import ROOT
+from tests.helpers.params import raw_params
 
 DATASET = ("data/processed/images.npy", "data/processed/manifest.csv")
 OUTPUTS = (*DATASET, "data/processed/rejected.csv", "metrics/data.json")
@@ -17,7 +17,7 @@ SHEETS = ("plots/rejected.png", "plots/duplicates.png", "plots/crops.png")
 
 def set_params(project: Path, workers: int = 1, cluster: str = "none", **changes) -> None:
     """The project's parameters at 16 pixels, for the images in raw/ and without tables."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = raw_params()
     small = {"source": "raw", "image_size": 16, "label_fixes": "none", "groups": "none"}
     params["data"] |= small | changes
     params["runtime"] |= {"workers": workers, "cluster": cluster, "tracking": False}

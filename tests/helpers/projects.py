@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tests.helpers.params import write_params
 from tests.helpers.repository import ROOT
 
 SMALL_PARAMS = {
@@ -105,7 +106,7 @@ def make_project(folder: Path) -> None:
             else:
                 (folder / name).unlink(missing_ok=True)
     write_images(folder / "data/few")
-    set_params(folder / "params.yaml", **SMALL_PARAMS)
+    write_params(folder / "params.yaml", **SMALL_PARAMS)
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "-qm", "Shrink", cwd=folder)
     run("dvc", "repro", cwd=folder)

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from stages.core.predictions import CLEAN, select
 from stages.measurements.context import write_results
 from stages.measurements.registry import MEASUREMENTS
 from stages.report.results import Results, load_results
+from tests.helpers.params import write_params
 from tests.helpers.prediction_tables import (
     make_calibration,
     make_corruptions,
@@ -29,8 +29,6 @@ from tests.helpers.prediction_tables import (
     make_minimum_eps,
     make_table,
 )
-from tests.helpers.projects import set_params
-from tests.helpers.repository import ROOT
 
 ENSEMBLE = {
     **{"name": "apgd", "attacks": ["apgd", "square"], "target_classes": 2, "images": 40},
@@ -197,9 +195,8 @@ def make_project(
             written[kind.name] = rows[list(kind.all_columns(rows))]
         write_results(PREDICTIONS / model, written, chosen)
         make_history().to_csv(f"plots/training_{model}.csv", index=False)
-    shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
     changes = {"runtime.tracking": False, "evaluate.bootstrap": 200}
-    set_params(Path("params.yaml"), **{**changes, **(params or {})})
+    write_params(Path("params.yaml"), **{**changes, **(params or {})})
 
 
 def read_results() -> Results:

@@ -15,6 +15,7 @@ import pytest
 from stages.core.params import PerturbationBudget, Seeded, StageParams
 from stages.core.params_file import load_stage_params
 from stages.tracking import connection, stage_logging
+from tests.helpers.params import write_params
 from tests.helpers.repository import ROOT
 
 STAGES = (
@@ -89,7 +90,7 @@ def epoch_row(epoch: int) -> dict[str, float]:
 
 def write_pipeline_files(folder: Path, name: str) -> None:
     """The files that the six stages leave; another name gives other bytes."""
-    shutil.copy(ROOT / "params.yaml", folder)
+    write_params(folder / "params.yaml")
     rows = [f"{row['epoch']},{row['val_loss']:.6g},,0" for row in map(epoch_row, (1, 2, 3))]
     rows[1] = rows[1][:-1] + "1"
     for path, text in {

@@ -7,14 +7,13 @@ import torch
 from stages.core.checkpoints import Checkpoint
 from stages.core.norms import Budget
 from stages.core.params import AugmentParams, TrainAdvParams
-from stages.core.params_file import load_params
 from stages.models.batches import DatasetSplit
 from stages.training.epoch import StandardTraining, Training
 from stages.training.loop import Progress, fit
 from stages.training.validation import StandardValidation
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.models import tiny_classifier
-from tests.helpers.repository import ROOT
+from tests.helpers.params import params
 
 
 def augmentation(flips: bool, amount: float) -> AugmentParams:
@@ -25,7 +24,7 @@ def augmentation(flips: bool, amount: float) -> AugmentParams:
 
 EPS = 8 / 255
 NO_AUGMENTATION, ALL_AUGMENTATIONS = augmentation(False, 0.0), augmentation(True, 0.2)
-PARAMS = load_params(ROOT / "tests/params.yaml").train_adv.model_copy(
+PARAMS = params().train_adv.model_copy(
     update={
         "epochs": 3,
         "batch_size": 16,

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from stages.core.params_file import load_params
 from stages.photographs.decoding import decode_image
 from stages.photographs.groups import (
     COPY,
@@ -29,10 +28,11 @@ from stages.photographs.groups import (
 )
 from stages.photographs.listing import ImageRecord
 from tests.helpers.image_files import encode, make_image
+from tests.helpers.params import params
 from tests.helpers.repository import ROOT
 
 SCRATCH = Path(tempfile.gettempdir())
-SIMILARITY = load_params(ROOT / "params.yaml").data.duplicate_similarity
+SIMILARITY = params().data.duplicate_similarity
 SAMPLE = ROOT / "data/sample"
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stages.core.norms import NORMS
 from stages.core.params import TrainAdvParams
-from stages.core.params_file import load_params
 from stages.report.formatting import (
     NBSP,
     NOT_AVAILABLE,
@@ -21,7 +20,7 @@ from stages.report.formatting import (
 )
 from stages.report.sections.training import METHOD_NAMES, method_name
 from stages.report.style import eps_axis, make_figure, truncate
-from tests.helpers.repository import ROOT
+from tests.helpers.params import params
 
 
 def test_metric_has_its_interval():
@@ -49,7 +48,7 @@ def test_names_in_sentences():
     [("nfgsm", 0, "N-FGSM"), ("pgd", 0, "PGD-10"), ("trades", 0.01, "TRADES-10 + AWP")],
 )
 def test_training_method_is_named_with_its_steps(method, awp, name):
-    p = load_params(ROOT / "tests/params.yaml").train_adv
+    p = params().train_adv
     assert method_name(p.model_copy(update={"method": method, "steps": 10, "awp": awp})) == name
 
 

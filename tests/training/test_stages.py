@@ -15,6 +15,7 @@ from stages import train_adv, train_clean
 from stages.core.dataset import IMAGES, MANIFEST
 from stages.core.paths import PROCESSED, weights_path
 from tests.helpers.datasets import toy_dataset
+from tests.helpers.params import write_params
 from tests.helpers.repository import ROOT
 
 
@@ -32,7 +33,7 @@ def _project(tmp_path, monkeypatch):
     PROCESSED.mkdir(parents=True)
     np.save(PROCESSED / IMAGES, dataset.images)
     dataset.manifest.to_csv(PROCESSED / MANIFEST, index=False)
-    Path("params.yaml").write_text((ROOT / "tests/params.yaml").read_text())
+    write_params(Path("params.yaml"))
     set_params("model", arch="resnet18")
     for section in ("train_clean", "train_adv"):
         set_params(section, epochs=2, val_images=6, val_steps=2)
