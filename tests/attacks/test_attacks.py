@@ -111,14 +111,17 @@ def test_logits_that_are_all_equal_end_no_run(name, norm):
     ("name", "key"), [("pgd", "pgd_restarts"), ("uniform_noise", "noise_draws")]
 )
 def test_more_restarts_are_never_weaker(name, key, norm):
-    model, x, y = smooth_problem(3, images=40)
-    attack, before = attacks(3)[name], torch.zeros(len(x), dtype=torch.bool)
-    for scale, repeats in itertools.product((0.1, 0.25, 0.5, 2), (1, 2, 4)):
-        p, budget = P.model_copy(update={key: repeats, "pgd_steps": 2}), EPS[norm] * scale
-        x_adv = attack.run(model, x, y, Budget.of(norm, budget), noise_of(x), p)
-        success = is_adversarial(model, x_adv, y)
-        assert repeats == 1 or (before <= success).all()
-        before = success
+    (model, x, y), counts = smooth_problem(3, images=200), []
+    for scale in (0.1, 0.25, 0.5, 2):
+        budget, before = Budget.of(norm, EPS[norm] * scale), torch.zeros_like(y, dtype=torch.bool)
+        for repeats in (1, 2, 8):
+            p = P.model_copy(update={key: repeats, "pgd_steps": 1})
+            x_adv = attacks(3)[name].run(model, x, y, budget, noise_of(x), p)
+            success = is_adversarial(model, x_adv, y)
+            assert (before <= success).all()
+            before = success
+            counts.append(int(success.sum()))
+    assert counts[2::3] > counts[::3], "restarts that find nothing more are none"
 
 
 def test_noise_belongs_to_the_image():
@@ -130,4 +133,6 @@ def test_noise_belongs_to_the_image():
         assert torch.equal(chosen(distribution, 3), single(distribution, 3))
         others = [Noise(1, batch.rows, like)(distribution, 3), batch(distribution, 4)]
         assert not any(torch.equal(batch(distribution, 3), other) for other in others)
-    assert batch("uniform", 0).abs().max() <= 1
+    images = batch("uniform", 0)
+    assert images.abs().max() <= 1
+    assert not torch.equal(images[0], images[1])

@@ -12,7 +12,8 @@ from stages.attacks.apgd import apgd
 from stages.attacks.autoattack import square
 from stages.core.norms import NORMS
 from stages.core.predictions import CLEAN, correct_under, is_correct, select, within, worst_case
-from stages.measurements import suite, transfer
+from stages.measurements import suite, transfer, universal
+from stages.measurements.examples import select_examples
 from tests.helpers.datasets import relabel
 from tests.helpers.measuring import make_context, run_suite
 from tests.helpers.models import SmallNet
@@ -62,12 +63,15 @@ def test_perturbations_are_within_the_eps_of_their_row(context):
     assert rows.loc[changed, "ssim"].between(0, 1, inclusive="neither").all()
 
 
-def test_pgd_finds_more_within_a_larger_eps(context):
+def test_pgd_keeps_what_it_found_within_a_smaller_eps_and_finds_more(context):
     grid = [0.0, *context.attack.eps_grid]
     rows = context.predictions.replace({"attack": {CLEAN: "pgd"}})
     correct = [correct_under(rows, "pgd", eps) for eps in grid]
-    for smaller, larger in itertools.pairwise(correct):
-        assert (larger <= smaller).all()
+    for smaller, larger in itertools.pairwise(grid):
+        kept = select(rows, "pgd", smaller)
+        kept, now = kept[~is_correct(kept)], select(rows, "pgd", larger)
+        same = ["prediction", "margin", "l2"]
+        pd.testing.assert_frame_equal(now.loc[kept.index, same], kept[same])
     assert correct[-1].mean() < 0.2 < correct[0].mean()
 
 
@@ -88,16 +92,37 @@ def test_every_attack_is_described(context):
     assert "surrogate" in described
 
 
+def test_examples_are_of_every_class_and_typical_of_it(context):
+    rows = context.predictions
+    clean = select(rows)[is_correct(select(rows))].set_index("path")
+    chosen = select_examples(rows, 3)
+    assert sorted(clean.loc[chosen, "label"]) == ["a", "b", "c"]
+    confidence = clean.groupby("label")["confidence"]
+    distance = (clean["confidence"] - confidence.transform("median")).abs()
+    assert sorted(distance[chosen]) == sorted(distance.groupby(clean["label"]).min())
+    assert sorted(select_examples(rows, 100)) == sorted(clean.index)
+
+
 def test_square_is_run_on_so_many_of_the_remaining_images_only(fabric, trained, monkeypatch):
-    few = dataclasses.replace(square, max_images=4)
+    attacked = []
+
+    def run(model, x, *arguments):
+        attacked.append(len(x))
+        return square.run(model, x, *arguments)
+
+    few = dataclasses.replace(square, run=run, max_images=4)
     monkeypatch.setattr(suite, "ensemble", lambda p, classes: (apgd, few))
     dataset, model = trained
     context = make_context(fabric, dataset, {"clean": model}, **threat("linf", eps=0.01))
     rows, config = run_suite(context), context.results["ensemble"]
-    assert config["square_images"] == 4 < config["square_remaining"] <= config["images"]
-    found = correct_under(rows, "apgd", 0.01)
-    assert len(found) == 24
-    assert found.sum() >= config["square_remaining"] - 4
+    assert (
+        sum(attacked)
+        == config["square_images"]
+        == 4
+        < config["square_remaining"]
+        <= config["images"]
+    )
+    assert correct_under(rows, "apgd", 0.01).sum() >= config["square_remaining"] - 4
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -112,6 +137,18 @@ def test_batch_size_changes_nothing(norm, fabric, trained):
     for other in tables[1:]:
         assert (tables[0]["prediction"] == other["prediction"]).all()
         assert np.allclose(tables[0]["margin"], other["margin"], atol=1e-3)
+
+
+def test_universal_perturbation_is_made_without_test_images(fabric, trained):
+    (dataset, model), made = trained, []
+    others = dataset.images.copy()
+    others[dataset.split_rows("test")] = 0
+    for images in (dataset.images, others):
+        changed = dataclasses.replace(dataset, images=images)
+        context = make_context(fabric, changed, {"clean": model})
+        universal.run(context)
+        made.append(context.perturbations["clean"])
+    assert torch.equal(*made)
 
 
 def test_attacks_on_another_model_are_of_both_models_and_weaker(fabric, trained):
