@@ -10,6 +10,7 @@ import torch
 
 from stages.attacks.apgd import apgd
 from stages.attacks.autoattack import square
+from stages.attacks.verifier import BudgetViolationError
 from stages.core.norms import NORMS
 from stages.core.predictions import CLEAN, correct_under, is_correct, select, within, worst_case
 from stages.measurements import suite, transfer, universal
@@ -139,6 +140,17 @@ def test_batch_size_changes_nothing(norm, fabric, trained):
         assert np.allclose(tables[0]["margin"], other["margin"], atol=1e-3)
 
 
+def test_attack_that_leaves_its_budget_ends_the_run_by_name(fabric, trained, monkeypatch):
+    def run(model, x, y, budget, noise, p):
+        return (x + 2 * budget.eps).clamp(0, 1)
+
+    monkeypatch.setattr(suite, "ensemble", lambda p, k: (dataclasses.replace(square, run=run),))
+    dataset, model = trained
+    context = make_context(fabric, dataset, {"clean": model}, **threat("linf", eps=0.01))
+    with pytest.raises(BudgetViolationError, match=r"^square: expected perturbations within"):
+        run_suite(context)
+
+
 def test_universal_perturbation_is_made_without_test_images(fabric, trained):
     (dataset, model), made = trained, []
     others = dataset.images.copy()
@@ -157,7 +169,10 @@ def test_attacks_on_another_model_are_of_both_models_and_weaker(fabric, trained)
     models = {"adv": model, "clean": SmallNet().eval()}
     context = make_context(fabric, dataset, models, **threat("linf", eps=0.1))
     white_box, eps = run_suite(context), context.attack.eps
+    context.perturbations["adv"] = torch.zeros(3, 16, 16)
     rows = transfer.run(context)["transfer"]
+    changes = rows[rows["attack"] == "universal_transfer"].groupby("target")["linf"].max()
+    assert changes["adv"] > 0 == changes["clean"], "each model is given that of the other one"
     assert (rows["linf"] <= eps + 1e-6).all()
     assert rows.groupby(["target", "attack"])["path"].nunique().tolist() == [24] * 4
     transferred = correct_under(rows[rows["target"] == "adv"], "transfer", eps)

@@ -104,6 +104,8 @@ def test_stage_writes_every_table_within_the_budget_and_reproducibly(norm, proje
             assert set(split[table["path"]]) == {"val" if name == "calibration" else "test"}
             assert table["path"].nunique() == counts.get(name, IMAGES)
     assert set(tables["calibration"]["attack"]) == {"none", "pgd"}
+    steps = rows[rows["attack"] == "pgd"].groupby("eps")["steps"].unique().explode()
+    assert steps.tolist() == [1, 2, 1], "at the other ε of the grid fewer"
     assert set(tables["model_checks"]["check"]) == set(MODEL_CHECKS), "the report reads these"
     # float32 confirms what bfloat16 found; the tests compute in float32.
     assert set(tables["attack_checks"]["check"]) == set(ATTACK_CHECKS) - {"float32"}
