@@ -72,12 +72,6 @@ def test_equal_logits_that_are_wrong_are_worse_than_a_correct_prediction_of_the_
         assert not is_correct(worst_case(pd.concat(order))).any()
 
 
-def test_probabilities_are_in_the_order_of_the_classes(rows):
-    assert predictions.classes_of(rows) == CLASSES
-    most_likely = predictions.probabilities(rows).argmax(1)
-    assert list(np.array(CLASSES)[most_likely]) == list(rows["prediction"])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,7 +6,7 @@ import torch
 
 from stages.measurements import gradients
 from stages.measurements.gradients import central_energy
-from stages.measurements.pictures import gradient_picture, perturbation_picture
+from stages.measurements.pictures import gradient_picture
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.measuring import make_context
 from tests.helpers.models import LinearLogits
@@ -42,12 +42,3 @@ def test_gradient_picture_is_white_at_the_percentile_and_black_without_gradient(
     assert (np.diff(picture.flatten().astype(int)) >= 0).all()
     assert 1 <= (picture == 255).sum() <= 0.02 * picture.size
     assert not gradient_picture(torch.zeros(3, 4, 4)).any()
-
-
-def test_perturbation_picture_is_gray_where_nothing_changes_whatever_the_eps():
-    delta = torch.randn(3, 5, 5)
-    delta[:, 0] = 0
-    picture = perturbation_picture(delta)
-    assert (picture == perturbation_picture(delta * 1e-3)).all()
-    assert np.isin(picture[0], (127, 128)).all()
-    assert {picture.min(), picture.max()} & {0, 255}
