@@ -33,10 +33,10 @@ from stages.core.devices import make_fabric
 from stages.core.norms import Budget
 from stages.core.params import Params, TrainingParams
 from stages.core.params_file import load_params
-from stages.core.predictions import is_correct, worst_case
+from stages.core.predictions import is_correct, select, worst_case
+from stages.measurements import suite
 from stages.measurements.context import Context
 from stages.measurements.steps import Steps
-from stages.measurements.suite import clean_rows, run_attacks
 from stages.measurements.target import TargetModel
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
@@ -125,11 +125,10 @@ def accuracies(
     """Clean and robust accuracy on the validation images."""
     split, p = DatasetSplit.from_dataset(dataset, "val"), params.attack_eval
     target = TargetModel.of(model.eval(), fabric, split, p.batch_size, seed)
-    context = Context(params.attack, p, dataset, {"adv": target}, None, Steps(fabric))
-    clean = clean_rows(context, target, "clean")
-    rows, _ = run_attacks(context, clean, params.attack.budget)
-    worst = worst_case(rows)
-    return is_correct(clean).mean(), is_correct(worst).mean()
+    attack = params.attack.model_copy(update={"eps_grid": ()})
+    context = Context(attack, p, dataset, {"adv": target}, None, Steps(fabric))
+    rows = suite.run(context)["predictions"]
+    return is_correct(select(rows)).mean(), is_correct(worst_case(rows)).mean()
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ TABLE = predictions_like("calibration")
 def pgd_runs(context: Context) -> list[tuple[Any, Any, Any]]:
     """PGD at each ε up to the budget's."""
     budget = context.attack.budget
-    order = schedule(budget, context.attack.eps_grid, context.p)
+    order = schedule(context)
     return [run for run in order if run[0] is pgd and run[1].eps <= budget.eps]
 
 

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from stages.attacks.attack import Noise
 from stages.attacks.gradient import margin_loss
+from stages.attacks.verifier import check_within_budget
 from stages.attacks.white_box import pgd
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
@@ -201,7 +202,9 @@ def attacked_batch(
     remaining = margin_loss(logits, batch.y) <= 0
     if remaining.any():
         attacked = corrupted.where(remaining)
-        x_adv = target.perturb(pgd, attacked, budget, p)
+        with target.fabric.autocast():
+            x_adv = pgd.run(target.fused_model, attacked.x, attacked.y, budget, attacked.noise, p)
+        check_within_budget(attacked.x, x_adv, budget, pgd.name)
         found = predict_logits(target.model, x_adv)
         worse = margin_loss(found, attacked.y) > 0
         logits[remaining.nonzero().squeeze(1)[worse]] = found[worse]

@@ -17,6 +17,7 @@ from stages.attacks.gradient import margin_loss
 from stages.attacks.registry import SUITE, ensemble, ensemble_name
 from stages.attacks.transfer import pgd_on
 from stages.attacks.universal import add_perturbation
+from stages.attacks.verifier import check_within_budget
 from stages.attacks.white_box import pgd
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
@@ -60,8 +61,13 @@ def predict_clean(target: TargetModel, batch: Batch) -> dict[str, Tensor]:
 def attack_batch(
     target: TargetModel, batch: Batch, attack: Attack, budget: Budget, p: AttackEvalParams
 ) -> dict[str, Tensor]:
-    """The model under an attack, and how large the perturbations are."""
-    x_adv = target.perturb(attack, batch, budget, p)
+    """The model under an attack, and how large the perturbations are.
+
+    Raises BudgetViolationError when the attack leaves its budget.
+    """
+    with target.fabric.autocast():
+        x_adv = attack.run(target.fused_model, batch.x, batch.y, budget, batch.noise, p)
+    check_within_budget(batch.x, x_adv, budget, attack.name)
     delta = (x_adv - batch.x).flatten(1)  # (B, 3 * H * W)
     return {
         "logits": predict_logits(target.model, x_adv),
@@ -154,15 +160,14 @@ def label_rows(rows: pd.DataFrame, attack: str, budget: Budget, steps: int) -> p
     return rows.assign(attack=attack, norm=budget.norm.name, eps=budget.eps, steps=steps)
 
 
-def schedule(
-    budget: Budget, grid: tuple[float, ...], p: AttackEvalParams
-) -> list[tuple[Attack, Budget, AttackEvalParams]]:
-    """What is run in which order: ε ascending, cheap before expensive.
+def schedule(context: Context) -> list[tuple[Attack, Budget, AttackEvalParams]]:
+    """What is run in which order at first: ε ascending, cheap before expensive.
 
     At other ε than the budget's only PGD, with fewer steps.
     """
+    p, budget = context.p, context.attack.budget
     order: list[tuple[Attack, Budget, AttackEvalParams]] = []
-    apart = [eps for eps in grid if abs(eps - budget.eps) > 1e-3 * budget.eps]
+    apart = [eps for eps in context.attack.eps_grid if abs(eps - budget.eps) > 1e-3 * budget.eps]
     for eps in sorted([*apart, budget.eps]):
         if eps == budget.eps:
             order += [(attack, budget, p) for attack in SUITE]
@@ -171,33 +176,19 @@ def schedule(
     return order
 
 
-def run_attacks(
-    context: Context,
-    clean: pd.DataFrame,
-    budget: Budget,
-    grid: tuple[float, ...] = (),
-    further: tuple[Attack, ...] = (),
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows of every attack and ε on the test images, and what the ensemble consisted of.
+def run(context: Context) -> dict[str, Any]:
+    """predictions.csv, attacks.csv, ensemble.json.
 
     Along the robustness curve PGD keeps what it found at a smaller ε: an image misclassified there
     is so within the larger one. The attacks of the ensemble run one after the other, each on what
     none before it found, so that its rows hold the worst case.
-
-    Args:
-        context: of the stage.
-        clean: the rows without attack.
-        budget: of all attacks.
-        grid: further ε of the robustness curve.
-        further: attacks after those of the suite.
     """
-    target, p = context.target, context.p
-    clean = at_smaller_eps = clean.assign(norm=budget.norm.name)
+    target, p, budget = context.target, context.p, context.attack.budget
+    clean = at_smaller_eps = clean_rows(context, target, "clean")
     rows = [clean]
-    for attack, limit, settings in [
-        *schedule(budget, grid, p),
-        *((attack, budget, p) for attack in further),
-    ]:
+    further = further_attacks(context)
+    order = schedule(context) + [(attack, budget, p) for attack in further]
+    for attack, limit, settings in order:
         keeps = attack.starts_from == "smaller eps"
         previous, step = at_smaller_eps if keeps else clean, f"{attack.name} {limit.short}"
         rows.append(attack_rows(context, target, previous, attack, limit, settings, step))
@@ -213,8 +204,13 @@ def run_attacks(
         worst = attack_rows(context, target, worst, attack, budget, p, step)
     config["square_remaining"] = remaining  # Square came last
     config["square_images"] = min(remaining, attack.max_images or remaining)
-    rows.append(label_rows(worst, ensemble_name(p, classes), budget, p.aa_steps))
-    return pd.concat(rows, ignore_index=True), config
+    rows.append(label_rows(worst, config["name"], budget, p.aa_steps))
+    summary = replace(apgd, name=config["name"], label=f"Ensemble ({config['name']})")
+    return {
+        "predictions": validate(pd.concat(rows, ignore_index=True)),
+        "attacks": describe([*SUITE, *further, summary]),
+        "ensemble": config,
+    }
 
 
 def ensemble_settings(context: Context, images: int) -> dict[str, Any]:
@@ -239,30 +235,21 @@ def describe(attacks: Iterable[Attack]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(ATTACKS.columns))
 
 
-def further_attacks(context: Context) -> tuple[Attack, ...]:
+def further_attacks(context: Context) -> list[Attack]:
     """Those that were prepared without the test images."""
-    attacks = [add_perturbation(context.perturbations[context.name])]
+    attacks = []
+    if context.name in context.perturbations:
+        attacks.append(add_perturbation(context.perturbations[context.name]))
     if context.surrogate:
         attacks.append(pgd_on(context.surrogate.fused_model, surrogate=True))
-    return tuple(attacks)
-
-
-def run(context: Context) -> dict[str, Any]:
-    """predictions.csv, attacks.csv, ensemble.json."""
-    further, threat = further_attacks(context), context.attack
-    clean = clean_rows(context, context.target, "clean")
-    rows, config = run_attacks(context, clean, threat.budget, threat.eps_grid, further)
-    name = config["name"]
-    summary = replace(apgd, name=name, label=f"Ensemble ({name})")
-    attacks = describe([*SUITE, *further, summary])
-    return {"predictions": validate(rows), "attacks": attacks, "ensemble": config}
+    return attacks
 
 
 def count_steps(context: Context) -> int:
     """Of this measurement."""
     further = 1 + (context.surrogate is not None)
-    scheduled = schedule(context.attack.budget, context.attack.eps_grid, context.p)
-    return 1 + len(scheduled) + further + len(ensemble(context.p, len(context.dataset.classes)))
+    last = ensemble(context.p, len(context.dataset.classes))
+    return 1 + len(schedule(context)) + further + len(last)
 
 
 MEASUREMENT = Measurement(run, (PREDICTIONS, ATTACKS), count_steps)

@@ -9,10 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from stages.attacks.attack import Attack, Noise
-from stages.attacks.verifier import check_within_budget
-from stages.core.norms import Budget
-from stages.core.params import AttackEvalParams
+from stages.attacks.attack import Noise
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier, fuse_batchnorm
 
@@ -87,10 +84,3 @@ class TargetModel:
         """The images at these positions, a batch at a time."""
         for start in range(0, len(positions), self.batch_size):
             yield self.load(positions[start : start + self.batch_size])
-
-    def perturb(self, attack: Attack, batch: Batch, budget: Budget, p: AttackEvalParams) -> Tensor:
-        """x_adv (B, 3, H, W). Raises BudgetViolationError when the attack leaves its budget."""
-        with self.fabric.autocast():
-            x_adv = attack.run(self.fused_model, batch.x, batch.y, budget, batch.noise, p)
-        check_within_budget(batch.x, x_adv, budget, attack.name)
-        return x_adv

@@ -64,6 +64,6 @@ def test_float32_attack_agrees_with_the_cpu():
         context = context_of(fabric_of(device, "fp32"))
         target, budget = context.target, context.attack.budget
         batch = target.load(target.everything)
-        x_adv = target.perturb(apgd, batch, budget, context.p)
+        x_adv = apgd.run(target.fused_model, batch.x, batch.y, budget, batch.noise, context.p)
         fooled.append(is_adversarial(target.model, x_adv, batch.y).cpu())
     assert (fooled[0] != fooled[1]).sum() <= 1
