@@ -106,14 +106,14 @@ def test_experiment_with_another_eps_keeps_the_clean_model(pipeline_project):
         (
             "attack.eps",
             8,
-            "attack.eps: expected a number in (0, 0.5] (pixel units: write 8/255, not 8), got 8",
+            "attack.eps: expected a number from 0.0001 to 0.5 for norm linf, such as 8/255",
         ),
         (
             "attack.eps",
             "eight",
             "attack.eps: expected a number or a fraction such as 8/255, got 'eight'",
         ),
-        ("train_adv.method", "pdg", "train_adv.method: expected one of"),
+        ("train_adv.method", "pdg", "train_adv.method: expected 'fgsm', 'fgsm_rs', 'nfgsm'"),
         ("model.arch", "resnet51", "model.arch: expected one of"),
         ("data.source", "data/nowhere", "data/nowhere"),
     ],
