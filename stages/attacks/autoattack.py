@@ -7,9 +7,9 @@ AutoAttack.
 
 The library draws random numbers for a whole batch from the global generators. Here APGD starts from
 the noise that belongs to an image, Square tries the same squares on every image and FAB-T draws
-nothing, so that no result depends on the batch; the global generators are put back. All run in
-float32: FAB-T and Square end so close to the decision boundary that lower precision would lose
-their results.
+nothing, so that no result depends on the batch; the global generators are put back. Gradients are
+computed in float32: FAB-T ends so close to the decision boundary that lower precision would lose
+its results. Square's queries are answered in whatever precision is fast.
 """
 
 import logging
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stages.attacks.apgd import SAMPLE
 from stages.attacks.attack import Attack, Noise, attack
+from stages.attacks.gradient import is_adversarial, margin_loss
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode
@@ -47,14 +48,16 @@ def full_ensemble(classes: int) -> tuple[Attack, ...]:
 
 @contextmanager
 def _frozen_eval(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Frozen model in eval mode and float32, global generators put back afterwards."""
-    kind = x.device.type
-    devices = [x.device] if kind == "cuda" else []
-    with (
-        frozen_eval_mode(model),
-        torch.autocast(kind, enabled=False),
-        torch.random.fork_rng(devices),
-    ):
+    """Frozen model in eval mode, global generators put back afterwards."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with frozen_eval_mode(model), torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def _float32(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """`_frozen_eval` without autocast."""
+    with _frozen_eval(model, x), torch.autocast(x.device.type, enabled=False):
         yield
 
 
@@ -97,7 +100,7 @@ def _library_apgd(name: str, label: str, kind: type[APGDAttack], loss: str) -> A
         sample = noise(budget.norm.noise, SAMPLE).contiguous()
         start = x + budget.eps * apgd.normalize(sample)
         x_adv = x.clone()
-        with _frozen_eval(model, x):
+        with _float32(model, x):
             for rank in range(2, 2 + (_targets(model, x) if targeted else 1)):
                 with torch.no_grad():
                     logits = model(x_adv)
@@ -127,7 +130,7 @@ def fab_t(
     model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
 ) -> Tensor:
     """Targeted fast adaptive boundary attack (arXiv:1907.02044)."""
-    with _frozen_eval(model, x):
+    with _float32(model, x):
         targets = _targets(model, x)
     fab = FABAttack_PT(
         model,
@@ -139,7 +142,7 @@ def fab_t(
         device=x.device,
         n_target_classes=targets,
     )
-    with _frozen_eval(model, x):
+    with _float32(model, x):
         return fab.perturb(x.contiguous(), y).detach()
 
 
@@ -172,5 +175,13 @@ def square(
         resc_schedule=False,
         device=x.device,
     )
+    x = x.contiguous()
     with _frozen_eval(model, x), torch.no_grad():
-        return search.perturb(x.contiguous(), y).detach()
+        x_adv = search.perturb(x, y)
+        if torch.is_autocast_enabled(x.device.type):
+            # What float32 doesn't confirm is searched for again.
+            missed = (margin_loss(model(x_adv), y) >= 0) & ~is_adversarial(model, x_adv, y)
+            if missed.any():
+                with torch.autocast(x.device.type, enabled=False):
+                    x_adv[missed] = search.perturb(x[missed], y[missed])
+        return x_adv

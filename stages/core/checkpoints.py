@@ -4,7 +4,6 @@ They lie outside DVC's outs, which DVC deletes before a stage runs.
 """
 
 import hashlib
-import io
 import os
 import shutil
 import sys
@@ -76,10 +75,11 @@ class Checkpoint:
         Raises:
             OSError: disk full or no permission; the message names the file.
         """
-        content = io.BytesIO()  # torch would report a full disk as a failure of its own code
-        torch.save({"run": self.folder.name, "state": state}, content)
         with open_atomic(self.file) as stream:
-            stream.write(content.getbuffer())
+            try:
+                torch.save({"run": self.folder.name, "state": state}, stream)
+            except RuntimeError as error:  # torch's own, raised while it handles a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
             stream.flush()
             if self.file.exists():
                 os.replace(self.file, self.previous)

@@ -31,6 +31,7 @@ from stages.core.params import AttackEvalParams
 from stages.core.predictions import CLEAN
 from stages.core.tables import Table
 from stages.measurements.context import Context, Measurement
+from stages.measurements.steps import BatchFunction
 from stages.measurements.target import Batch, TargetModel
 from stages.models.inference import frozen_eval_mode, predict_logits
 
@@ -187,18 +188,19 @@ def corrupted_batch(
 def attacked_batch(
     target: TargetModel,
     batch: Batch,
-    close: float,
+    unattacked: Tensor,
     name: str,
     budget: Budget,
     p: AttackEvalParams,
 ) -> dict[str, Tensor]:
     """Logits (B, K) under PGD that starts from the corrupted images.
 
-    An image that the corruption alone changes is not attacked.
+    An image that the corruption alone changes is not attacked. unattacked: (N, K) logits of all
+    corrupted images.
     """
     x = corrupt(name, ATTACKED_SEVERITY, batch.x, batch.noise)
     corrupted = Batch(batch.positions, x, batch.y, batch.noise)
-    logits = decided_logits(target, x, close)
+    logits = unattacked[batch.positions].to(x.device)
     remaining = margin_loss(logits, batch.y) <= 0
     if remaining.any():
         attacked = corrupted.where(remaining)
@@ -222,26 +224,37 @@ def spatial_batch(target: TargetModel, batch: Batch, close: float) -> dict[str, 
     return {"logits": worst}
 
 
+def _logits(context: Context, step: str, function: BatchFunction, *arguments: Any) -> Tensor:
+    """(N, K) of all images."""
+    target = context.target
+    return context.steps.run(step, target, target.everything, function, *arguments)["logits"]
+
+
 def run(context: Context) -> dict[str, Any]:
     """corruptions.csv: all images corrupted; corrupted and attacked; rotated and shifted."""
     target, budget, p = context.target, context.attack.budget, context.p.for_curve()
-    cases: list[tuple[str, int, str, Any, tuple[Any, ...]]] = []
-    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
-        cases.append((name, severity, CLEAN, corrupted_batch, (name, severity)))
-    cases += [
-        (name, ATTACKED_SEVERITY, pgd.name, attacked_batch, (name, budget, p))
-        for name in CORRUPTIONS
-    ]
-    cases.append((SPATIAL, 1, GRID, spatial_batch, ()))
 
     error = context.steps.run("precision", target, context.subset, precision_error)["error"]
     close = SAFETY * error.max().item()
+    found: dict[tuple[str, int, str], Tensor] = {}  # logits (N, K)
+    for name, severity in itertools.product(CORRUPTIONS, SEVERITIES):
+        step = f"{name} {severity}"
+        found[name, severity, CLEAN] = _logits(
+            context, step, corrupted_batch, close, name, severity
+        )
+    for name in CORRUPTIONS:
+        step, unattacked = f"{name} {ATTACKED_SEVERITY} pgd", found[name, ATTACKED_SEVERITY, CLEAN]
+        found[name, ATTACKED_SEVERITY, pgd.name] = _logits(
+            context, step, attacked_batch, unattacked, name, budget, p
+        )
+    found[SPATIAL, 1, GRID] = _logits(
+        context, f"{SPATIAL} 1 {GRID}", spatial_batch, close
+    )
+
     images = context.images(target.everything, "path", "label")
     tables = []
-    for name, severity, attack, function, arguments in cases:
-        step = f"{name} {severity}" if attack == CLEAN else f"{name} {severity} {attack}"
-        result = context.steps.run(step, target, target.everything, function, close, *arguments)
-        probability = result["logits"].softmax(1).numpy()  # (N, K)
+    for (name, severity, attack), logits in found.items():
+        probability = logits.softmax(1).numpy()  # (N, K)
         tables.append(
             images.assign(
                 corruption=name,

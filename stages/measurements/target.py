@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.attacks.attack import Noise
 from stages.models.batches import DatasetSplit
-from stages.models.classifier import Classifier, fuse_batchnorm
+from stages.models.classifier import Classifier, TwoPrecisions, fuse_batchnorm
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class TargetModel:
     ) -> Self:
         """The classifier on the device, to be evaluated on these images."""
         network = network.to(fabric.device)
-        return cls(fabric, network, fuse_batchnorm(network), split, batch_size, seed)
+        fused = TwoPrecisions(fuse_batchnorm(network))
+        return cls(fabric, network, fused, split, batch_size, seed)
 
     @property
     def labels(self) -> Tensor:

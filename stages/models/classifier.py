@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from stages.core.errors import InputError
 from stages.core.files import write_bytes
 from stages.models.batchnorm import revert_sync_batchnorm
+from stages.models.convolutions import revert_matmul, use_matmul
 
 # Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,6 +62,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
+        use_matmul(self.backbone)
 
     mean: Tensor
     std: Tensor
@@ -69,7 +71,8 @@ class Classifier(nn.Module):
         """Logits (B, K) of x (B, 3, H, W) in [0, 1], as precise as x, also under autocast."""
         x = (x - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)  # fastest for convolutions
-        return self.backbone(x).to(x.dtype)
+        weight = next(self.backbone.parameters())
+        return self.backbone(x.to(weight.dtype)).to(x.dtype)
 
     @property
     def head(self) -> str:
@@ -150,8 +153,26 @@ def fuse_batchnorm(model: Classifier) -> Classifier:
     """
     fused = copy.deepcopy(model).eval()
     revert_sync_batchnorm(fused)
+    revert_matmul(fused)
     fused.backbone = fuse(fused.backbone)
+    use_matmul(fused.backbone)
     return fused
+
+
+class TwoPrecisions(nn.Module):
+    """A model, and its copy in bfloat16 that takes its place under autocast.
+
+    Autocast itself converts the weights at every call, unless they are being trained.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.precise, self.fast = model, copy.deepcopy(model)
+        self.fast.backbone.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return (self.fast if torch.is_autocast_enabled(x.device.type) else self.precise)(x)
 
 
 def save(path: Path, model: Classifier) -> None:
@@ -182,7 +203,10 @@ def load(
         tensors = safetensors.torch.load_file(path)
         model = Classifier(config["arch"], config["classes"], config["image_size"])
         check_weights(tensors)
-        model.load_state_dict(tensors)
+        state = model.state_dict()  # carries the versions of its layers, which mnasnet asks for
+        state.clear()
+        state.update(tensors)
+        model.load_state_dict(state)
     except (OSError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"{path}: expected a model that this pipeline saved, got: {error}"

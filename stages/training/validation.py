@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
 from stages.attacks.gradient import loss_and_gradient, pgd, pgd_step_size
@@ -123,6 +122,12 @@ class RobustValidation(Validation):
         return ""
 
 
+def balanced_accuracy(logits: Tensor, y: Tensor) -> float:
+    """Mean recall of the classes that occur: (B, K), (B,)."""
+    correct = (logits.argmax(1) == y).float()
+    return torch.stack([correct[y == label].mean() for label in y.unique()]).mean().item()
+
+
 def validate(
     fabric: Fabric, model: nn.Module, validation: Validation, seed: int, batch_size: int
 ) -> EpochMetrics:
@@ -158,7 +163,7 @@ def validate(
     return {
         "val_loss": F.cross_entropy(logits, y).item(),
         "val_clean_accuracy": (logits.argmax(1) == y).float().mean().item(),
-        "val_balanced_accuracy": float(balanced_accuracy_score(y.cpu(), logits.argmax(1).cpu())),
+        "val_balanced_accuracy": balanced_accuracy(logits, y),
         "val_robust_loss": F.cross_entropy(logits_adv, y_adv).item(),
         "val_robust_accuracy": (logits_adv.argmax(1) == y_adv).float().mean().item(),
         **{

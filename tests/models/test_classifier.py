@@ -130,3 +130,10 @@ def test_freezing_an_unknown_layer_or_the_head_is_refused(arch, layer):
     message = rf"freeze: expected a layer before the head \(.*\) or none, got '{layer}'"
     with pytest.raises(ModelError, match=message):
         new_model(arch).freeze(layer)
+
+
+def test_model_whose_layers_have_versions_is_read_back(tmp_path):
+    model = new_model("mnasnet0_5").eval()
+    save(tmp_path / "model.safetensors", model)
+    loaded, x = load(tmp_path / "model.safetensors", CLASSES, 32).eval(), torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
