@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     p = parser.parse_args()
     convolutions.PIXELS = {1: 10**6, 3: 10**6}
-    print("| layer | count | output pixels | bf16 conv F, B | product | float32 conv F, B | product |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("layer", "count", "output pixels", "bf16: conv F, B", "product F, B")
+    columns += ("float32: conv F, B", "product F, B")
+    print("| " + " | ".join(columns) + " |\n" + len(columns) * "|---" + "|")
     for (inputs, outputs, kernel, stride, side), count in sorted(
         layers_of(p.arch, p.size).items(), key=lambda item: -item[0][-1]
     ):

@@ -13,8 +13,9 @@ its results. Square's queries are answered in whatever precision is fast.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -147,12 +148,23 @@ def fab_t(
 
 
 class _BatchInvariantSquare(SquareAttack):
-    """Square that gives every image of a batch the same random signs, as it does the squares."""
+    """Square that gives every image of a batch the same random signs, as it does the squares.
+
+    They come from a generator of its own: several threads may attack at once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     def random_choice(self, shape: list[int]) -> Tensor:
-        if len(shape) < 4:
-            return super().random_choice(shape)
-        return super().random_choice([1, *shape[1:]]).expand(*shape)
+        one = shape if len(shape) < 4 else [1, *shape[1:]]
+        signs = (2 * torch.rand(one, generator=self.generator) - 1).sign()
+        return signs.to(self.device).expand(*shape)
+
+    def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
+        numbers = low + (high - low) * torch.rand(shape, generator=self.generator)
+        return numbers.long().to(self.device)
 
     def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A margin of 0 is a success, as in the search; its start forgets that, and may fail."""

@@ -79,7 +79,9 @@ class Checkpoint:
             try:
                 torch.save({"run": self.folder.name, "state": state}, stream)
             except RuntimeError as error:  # torch's own, raised while it handles a full disk
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                raise (
+                    error.__context__ if isinstance(error.__context__, OSError) else error
+                ) from None
             stream.flush()
             if self.file.exists():
                 os.replace(self.file, self.previous)

@@ -67,4 +67,6 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
             os.environ.get("LOCAL_RANK", "0") == "0"
         ):  # of several processes, which all are interrupted, one says so
             print("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # sys.exit would wait for threads that compute

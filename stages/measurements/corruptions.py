@@ -247,9 +247,7 @@ def run(context: Context) -> dict[str, Any]:
         found[name, ATTACKED_SEVERITY, pgd.name] = _logits(
             context, step, attacked_batch, unattacked, name, budget, p
         )
-    found[SPATIAL, 1, GRID] = _logits(
-        context, f"{SPATIAL} 1 {GRID}", spatial_batch, close
-    )
+    found[SPATIAL, 1, GRID] = _logits(context, f"{SPATIAL} 1 {GRID}", spatial_batch, close)
 
     images = context.images(target.everything, "path", "label")
     tables = []

@@ -65,11 +65,10 @@ class Steps:
         start = self._begin(name)
         if name not in self._finished:
             rank, processes = self._fabric.global_rank, self._fabric.world_size
-            batches, error = [], None
+            batches: list[dict[str, Tensor]] = []
+            error = None
             try:
-                for batch in target.batches(positions[rank::processes]):
-                    values = function(target, batch, *arguments)
-                    batches.append({key: value.cpu() for key, value in values.items()})
+                batches = target.run(positions[rank::processes], function, *arguments)
             except Exception as raised:  # raised again by all processes
                 error = raised
             parts = share(self._fabric, batches, error)

@@ -1,8 +1,8 @@
 """A model and the images that it is evaluated on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,8 +10,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from stages.attacks.attack import Noise
+from stages.measurements.threads import equal_parts, run_in_threads
 from stages.models.batches import DatasetSplit
-from stages.models.classifier import Classifier, TwoPrecisions, fuse_batchnorm
+from stages.models.classifier import Classifier
+from stages.models.packed import for_attacks
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class TargetModel:
     def of(
         cls, network: Classifier, fabric: Fabric, split: DatasetSplit, batch_size: int, seed: int
     ) -> Self:
-        """The classifier on the device, to be evaluated on these images."""
-        network = network.to(fabric.device)
-        fused = TwoPrecisions(fuse_batchnorm(network))
-        return cls(fabric, network, fused, split, batch_size, seed)
+        """The classifier on the device, frozen, to be evaluated on these images."""
+        network = network.to(fabric.device).eval().requires_grad_(False)
+        attacked = for_attacks(network, fabric)
+        return cls(fabric, network, attacked, split, batch_size, seed)
 
     @property
     def labels(self) -> Tensor:
@@ -81,7 +83,16 @@ class TargetModel:
         x, y = self.split.load(positions, self.fabric.device)
         return Batch(positions, x, y, Noise(self.seed, self.split.rows[positions], x))
 
-    def batches(self, positions: np.ndarray) -> Iterator[Batch]:
-        """The images at these positions, a batch at a time."""
-        for start in range(0, len(positions), self.batch_size):
-            yield self.load(positions[start : start + self.batch_size])
+    def run(
+        self, positions: np.ndarray, function: Callable[..., dict[str, Tensor]], *arguments: Any
+    ) -> list[dict[str, Tensor]]:
+        """``function(target, batch, *arguments)`` of the images at these positions, on the CPU."""
+
+        def run_batch(batch: np.ndarray) -> dict[str, Tensor]:
+            values = function(self, self.load(batch), *arguments)
+            return {name: tensor.cpu() for name, tensor in values.items()}
+
+        if self.fabric.device.type == "cpu":
+            return run_in_threads(run_batch, equal_parts(positions, self.batch_size))
+        starts = range(0, len(positions), self.batch_size)
+        return [run_batch(positions[start : start + self.batch_size]) for start in starts]

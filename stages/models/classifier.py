@@ -71,8 +71,7 @@ class Classifier(nn.Module):
         """Logits (B, K) of x (B, 3, H, W) in [0, 1], as precise as x, also under autocast."""
         x = (x - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)  # fastest for convolutions
-        weight = next(self.backbone.parameters())
-        return self.backbone(x.to(weight.dtype)).to(x.dtype)
+        return self.backbone(x).to(x.dtype)
 
     @property
     def head(self) -> str:
@@ -157,22 +156,6 @@ def fuse_batchnorm(model: Classifier) -> Classifier:
     fused.backbone = fuse(fused.backbone)
     use_matmul(fused.backbone)
     return fused
-
-
-class TwoPrecisions(nn.Module):
-    """A model, and its copy in bfloat16 that takes its place under autocast.
-
-    Autocast itself converts the weights at every call, unless they are being trained.
-    """
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        self.precise, self.fast = model, copy.deepcopy(model)
-        self.fast.backbone.to(torch.bfloat16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        return (self.fast if torch.is_autocast_enabled(x.device.type) else self.precise)(x)
 
 
 def save(path: Path, model: Classifier) -> None:

@@ -77,14 +77,23 @@ class _MatmulConvolution(torch.autograd.Function):
 class MatmulConv2d(nn.Conv2d):
     """nn.Conv2d with the same parameters; the same function up to rounding."""
 
+    def is_small(self, size: torch.Size) -> bool:
+        """Whether the product is faster on a CPU for an input (B, C, H, W) of that size."""
+        height, width = _output_size(size, self.stride[0])
+        return height * width <= PIXELS[self.kernel_size[0]]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H', W')."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
-        if x.device.type != "cpu" or height * width > PIXELS[kernel]:
+        if x.device.type != "cpu" or not self.is_small(x.shape):
             return super().forward(x)
+        stride = self.stride[0]
         rows = _MatmulConvolution.apply(x, self.weight, self.bias, stride)  # (B H' W', D)
-        return rows.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        return rows.view(len(x), *_output_size(x.shape, stride), -1).permute(0, 3, 1, 2)
+
+
+def _output_size(size: torch.Size, stride: int) -> tuple[int, int]:
+    """H', W' of an input (B, C, H, W) of that size."""
+    return (size[2] - 1) // stride + 1, (size[3] - 1) // stride + 1
 
 
 def use_matmul(model: nn.Module) -> None:
@@ -98,7 +107,7 @@ def revert_matmul(model: nn.Module) -> None:
     """Undo `use_matmul`: torch.fx's fusion knows nn.Conv2d only."""
     for layer in model.modules():
         if type(layer) is MatmulConv2d:
-            layer.__class__ = nn.Conv2d
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
 
 
 def _fits(layer: nn.Conv2d) -> bool:

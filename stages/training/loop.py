@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.core.checkpoints import Checkpoint
 from stages.core.files import write_csv
-from stages.models.classifier import fuse_batchnorm
+from stages.models.packed import for_attacks
 from stages.training.epoch import REMEDY, Training, train_epoch
 from stages.training.optimizer import Learner
 from stages.training.validation import EpochMetrics, Validation, validate
@@ -96,8 +96,8 @@ def run_epoch(
     # All processes have the same weights: one validates, and sends the metrics to the others.
     metrics: EpochMetrics = {}
     if fabric.is_global_zero:
-        model, batch_size = fuse_batchnorm(learner.eval_model), 2 * training.p.batch_size
-        metrics = validate(fabric, model, validation, training.seed, batch_size)
+        attacked, batch_size = for_attacks(learner.eval_model, fabric), 2 * training.p.batch_size
+        metrics = validate(fabric, attacked, validation, training.seed, batch_size)
     row |= fabric.broadcast(metrics)
     if not math.isfinite(loss := row["val_loss"] + row["val_robust_loss"]):
         raise FloatingPointError(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stages.models import convolutions
-from stages.models.classifier import Classifier, TwoPrecisions, fuse_batchnorm
+from stages.models.classifier import Classifier, fuse_batchnorm
 from stages.models.convolutions import MatmulConv2d, revert_matmul, use_matmul
 
 
@@ -78,12 +78,3 @@ def test_model_has_the_same_logits_and_gradients_also_with_fused_batchnorm(arch)
     for logits, gradient in outputs[1:]:
         torch.testing.assert_close(logits, outputs[0][0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradient, outputs[0][1], rtol=1e-3, atol=1e-4)
-
-
-def test_copy_in_bfloat16_answers_as_autocast_does():
-    torch.manual_seed(0)
-    model = fuse_batchnorm(Classifier("resnet18", ("a", "b", "c"), 32)).requires_grad_(False)
-    both, x = TwoPrecisions(model), torch.rand(4, 3, 32, 32)
-    assert torch.equal(both(x), model(x))
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(both(x), model(x))
