@@ -39,7 +39,7 @@ spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m tools.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
-bench:   ## make bench WHAT=attacks, duplicates, gpu, methods, preprocess, scaling, training
+bench:   ## make bench WHAT=attacks, convolutions, duplicates, gpu, methods, preprocess, scaling, training
 	python -m benchmarks.$(WHAT)
 faults:  ## break the pipeline at random, damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && $(FUZZ)

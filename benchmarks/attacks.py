@@ -20,7 +20,7 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +32,7 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from stages.attacks.attack import Noise
+from stages.attacks.attack import Attack
 from stages.attacks.registry import LEAN_ENSEMBLE
 from stages.attacks.verifier import check_within_budget
 from stages.attacks.white_box import pgd
@@ -41,6 +41,7 @@ from stages.core.devices import make_fabric
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.core.params_file import load_params
+from stages.measurements.target import Batch, TargetModel
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.inference import predict_logits
@@ -67,14 +68,28 @@ def foolbox_pgd(model: nn.Module, eps: float) -> Run:
     return lambda x, y: attack(oracle, x, y, epsilons=eps)[1]
 
 
-def our_pgd(fused: nn.Module, budget: Budget, p: AttackEvalParams, fabric: object) -> Run:
-    p = p.model_copy(update={"pgd_steps": PGD_STEPS, "pgd_restarts": 1})
+def perturb(
+    target: TargetModel, batch: Batch, attack: Attack, budget: Budget, p: AttackEvalParams
+) -> dict[str, Tensor]:
+    with target.fabric.autocast():
+        return {"x": attack.run(target.fused_model, batch.x, batch.y, budget, batch.noise, p)}
+
+
+def ours(
+    target: TargetModel, attacks: Sequence[Attack], budget: Budget, p: AttackEvalParams
+) -> Run:
+    """One attack after the other, each on what is still classified correctly, as the suite does."""
 
     def run(x: Tensor, y: Tensor) -> Tensor:
-        found, noise = x.clone(), Noise(0, np.arange(len(x)), x)
-        correct = (predict_logits(fused, x).argmax(1) == y).nonzero().squeeze(1)
-        with fabric.autocast():
-            found[correct] = pgd.run(fused, x[correct], y[correct], budget, noise.of(correct), p)
+        found = x.clone()  # the first images of the split
+        for attack in attacks:
+            left = (predict_logits(target.fused_model, found).argmax(1) == y).nonzero().squeeze(1)
+            left = left[: attack.max_images]
+            if not len(left):
+                break
+            batches = target.run(left.cpu().numpy(), perturb, attack, budget, p)
+            found[left] = torch.cat([batch["x"] for batch in batches]).to(x.device)
+        check_within_budget(x, found, budget)
         return found
 
     return run
@@ -138,24 +153,6 @@ def library_ensemble(model: nn.Module, classes: int, eps: float, steps: int, que
     return lambda x, y: oracle.run_standard_evaluation(x.contiguous(), y)[0]
 
 
-def our_ensemble(
-    model: nn.Module, fused: nn.Module, budget: Budget, p: AttackEvalParams, fabric: object
-) -> Run:
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        found, noise = our_pgd(fused, budget, p, fabric)(x, y), Noise(0, np.arange(len(x)), x)
-        for attack in LEAN_ENSEMBLE:
-            left = (predict_logits(model, found).argmax(1) == y).nonzero().squeeze(1)
-            left = left[: attack.max_images]
-            if not len(left):
-                break
-            with fabric.autocast():
-                found[left] = attack.run(fused, x[left], y[left], budget, noise.of(left), p)
-        check_within_budget(x, found, budget)
-        return found
-
-    return run
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
@@ -193,7 +190,7 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}"
     )
     print(f"n = {len(x)} images of {x.shape[-1]} pixels, linf, eps = {eps * 255:g}/255")
-    p = params.attack_eval
+    p = params.attack_eval.model_copy(update={"pgd_steps": PGD_STEPS, "pgd_restarts": 1})
     print(
         f"ensemble: pyautoattack {options.steps} iterations, {options.queries} queries; "
         f"ours {p.aa_steps} and {p.aa_queries}"
@@ -204,8 +201,8 @@ def main() -> None:
         if not file.exists():
             print(f"{name}: {file} expected the pipeline's model file, got none")
             continue
-        model = classifier.load(file, dataset.classes, x.shape[-1]).to(fabric.device)
-        fused = classifier.fuse_batchnorm(model)
+        model = classifier.load(file, dataset.classes, x.shape[-1])
+        target = TargetModel.of(model, fabric, test, p.batch_size, params.seed)
         correct = int((predict_logits(model, x).argmax(1) == y).sum())
         print(
             f"{name}: {model.arch}, {correct} of {len(x)} images "
@@ -216,22 +213,22 @@ def main() -> None:
             f"PGD-{PGD_STEPS}": {
                 "foolbox": foolbox_pgd(model, eps),
                 **art,
-                "ours": our_pgd(fused, budget, p, fabric),
+                "ours": ours(target, [pgd], budget, p),
             },
             "ensemble": {
                 "pyautoattack": library_ensemble(
                     model, classes, eps, options.steps, options.queries
                 ),
-                "ours": our_ensemble(model, fused, budget, p, fabric),
+                "ours": ours(target, [pgd, *LEAN_ENSEMBLE], budget, p),
             },
         }
         for title, programs in rivals.items():
             results = {program: timed(run, model, x, y) for program, run in programs.items()}
-            ours, _ = results["ours"]
+            our_seconds, _ = results["ours"]
             for program, (seconds, left) in results.items():
                 print(
                     f"  {title:9} {program:13} {seconds:8.2f} s, {left:3} robust, "
-                    f"relative time {seconds / ours:.1f}"
+                    f"relative time {seconds / our_seconds:.1f}"
                 )
 
 

@@ -28,8 +28,8 @@ from stages.core.devices import make_fabric
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams, TrainAdvParams
 from stages.core.params_file import load_params
-from stages.models import classifier
 from stages.models.batches import DatasetSplit
+from stages.models.packed import for_attacks
 from stages.models.weights import create_model
 from stages.training import methods
 from stages.training.epoch import StandardTraining, Training, train_epoch
@@ -124,7 +124,7 @@ def evaluation_attacks(
 ) -> Iterator[tuple[str, Callable[[DatasetSplit], object]]]:
     """(name, attack on a split, batch by batch) of PGD-20 and the lean ensemble."""
     model = create_model("resnet50", CLASSES, split.images.shape[1], "none", "none", 0).eval()
-    fused = classifier.fuse_batchnorm(model).to(fabric.device)
+    fused = for_attacks(model.to(fabric.device), fabric)
     budget = Budget.of("linf", TINY_EPS)
     p = p.model_copy(update={"pgd_steps": 20, "pgd_restarts": 1})
     for name, attack in {"PGD-20": pgd, "ensemble": apgd}.items():

@@ -13,7 +13,8 @@ from stages.measurements.context import Context
 from stages.measurements.steps import Steps
 from stages.measurements.target import TargetModel
 from stages.models.batches import DatasetSplit
-from stages.models.classifier import Classifier, fuse_batchnorm
+from stages.models.classifier import Classifier
+from stages.models.packed import for_attacks
 from tests.helpers.params import params
 
 
@@ -25,7 +26,7 @@ def make_context(
     targets = {}
     for name, model in models.items():
         model.to(fabric.device)
-        fused = fuse_batchnorm(model) if isinstance(model, Classifier) else model
+        fused = for_attacks(model, fabric) if isinstance(model, Classifier) else model
         size, seed = p.attack_eval.batch_size, p.seed
         targets[name] = TargetModel(fabric, model, fused, test, size, seed)
     return Context(p.attack, p.attack_eval, dataset, targets, None, Steps(fabric))
