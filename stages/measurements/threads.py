@@ -26,7 +26,7 @@ def equal_parts(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
         count = 2
     while len(positions) > count * size:
         count *= 2
-    return np.array_split(positions, count)
+    return np.array_split(positions, min(count, len(positions))) if len(positions) else []
 
 
 def run_in_threads(function: Callable[..., Result], batches: Sequence[np.ndarray]) -> list[Result]:

@@ -15,7 +15,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 64, 65, 245, 1478])
+def test_without_images_there_are_no_parts():
+    assert equal_parts(np.arange(0), 64) == []
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 64, 65, 245, 1478])
 def test_parts_are_a_power_of_two_and_equally_large(count):
     parts = equal_parts(np.arange(count), 64)
     sizes = [len(part) for part in parts]
@@ -34,5 +38,10 @@ def test_results_are_in_order_and_threads_as_before(threads, cores):
 
 def test_error_of_a_batch_is_raised(threads):
     threads(2)
-    with pytest.raises(ZeroDivisionError):
-        run_in_threads(lambda part: 1 / (part.min() - 10), [np.arange(5), np.arange(10, 15)])
+    with pytest.raises(ValueError, match="the second"):
+        run_in_threads(fail_at_ten, [np.arange(5), np.arange(10, 15)])
+
+
+def fail_at_ten(part):
+    if part.min() == 10:
+        raise ValueError("the second")
