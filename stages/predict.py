@@ -13,8 +13,8 @@ from stages.core.errors import InputError
 from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
 from stages.photographs.decoding import ImageDecodeError
-from stages.photographs.listing import SUFFIXES
 from stages.photographs.reading import MAX_BYTES
+from stages.photographs.source_files import SUFFIXES
 from stages.serving.evaluated_model import read_evaluated_model
 from stages.serving.predictor import BATCH, ImagePredictor
 

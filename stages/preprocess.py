@@ -9,6 +9,7 @@ deleted at any time.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from stages.photographs.groups import (
 from stages.photographs.inventory import (
     check_invalid_fraction,
     check_no_class_lost,
+    find_warnings,
     format_summary,
     summarize,
 )
@@ -70,11 +72,13 @@ def main() -> dict[str, Any]:
         rejected = index.rejected | decoded.rejected
         write_rejected(PROCESSED, rejected)  # already here, for the errors that refer to it
         check_invalid_fraction(rejected, len(records), data.max_rejected)
-        check_no_class_lost(index.images, records)
+        check_no_class_lost(index.images, records, rejected)
 
         pairs = find_duplicates(
             decoded.hashes, decoded.thumbnails, data.duplicate_similarity, map_, scratch
         )
+        # Already here: the errors of classes that near-duplicates weld together refer to it.
+        save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")
         groups = assign_groups(
             [record.path for record in records], [record.patient for record in records], pairs
         )
@@ -84,7 +88,7 @@ def main() -> dict[str, Any]:
         rejected |= {records[row].path: reason for row, reason in dropped.items()}
         write_rejected(PROCESSED, rejected)
         kept = [row for row in range(len(records)) if row not in dropped]
-        check_no_class_lost(records, [records[row] for row in kept])
+        check_no_class_lost(records, [records[row] for row in kept], rejected)
         assigned = assign_splits(
             [records[row].label for row in kept],
             [groups[row] for row in kept],
@@ -103,13 +107,14 @@ def main() -> dict[str, Any]:
         leakage = leakage_check(decoded.thumbnails, splits, params.seed, map_, scratch)
         metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)
         save_rejected_sheet(index, decoded, rejected, PLOTS / "rejected.png")
-        save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")
         save_crops_sheet(index, decoded, list(splits), PLOTS / "crops.png")
         write_json(METRICS / "data.json", metrics)
         write_rejected(PROCESSED, rejected)
         conflicts = find_label_conflicts(records, pairs)
         write_dataset(PROCESSED, spool, data.image_size, decoded, groups, splits, conflicts)
-    print(format_summary(metrics))
+    print(format_summary(index, metrics), flush=True)
+    for warning in find_warnings(index, metrics, data):
+        print(f"warning: {warning}", file=sys.stderr)
     log_stage("preprocess", params)
     return metrics
 

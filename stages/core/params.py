@@ -59,9 +59,10 @@ class DataParams(Section):
 
     source: Text
     table: Text
+    class_pattern: Text
     image_size: int = Field(ge=16, le=4096)
     crop: Literal["none", "square", "cervix"]
-    test: Literal["split", "official"]
+    test: Literal["split", "folders", "official"]
     val_fraction: Number = Field(gt=0, le=0.5)
     test_fraction: Number = Field(gt=0, le=0.5)
     duplicate_similarity: Number = Field(ge=0.5, le=1)

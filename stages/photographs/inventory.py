@@ -8,11 +8,13 @@ import numpy as np
 
 from stages.core.dataset import SPLITS, is_transformation_zone, natural_sort_key
 from stages.core.errors import InputError
+from stages.core.params import DataParams
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
 from stages.photographs.listing import ImageIndex, ImageRecord
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
 
+SHARE_TOLERANCE = 0.5  # of a requested share, by which a split may miss it without a warning
 NOT_INVALID = ("copy", "conflict", "leak", "excluded")  # reasons that are no fault of the file
 
 
@@ -50,16 +52,20 @@ def check_invalid_fraction(rejected: Mapping[str, str], decoded: int, most: floa
         )
 
 
-def check_no_class_lost(records: Sequence[ImageRecord], kept: Sequence[ImageRecord]) -> None:
+def check_no_class_lost(
+    records: Sequence[ImageRecord], kept: Sequence[ImageRecord], rejected: Mapping[str, str]
+) -> None:
     """Raise TooManyRejectedError when a class has no image left.
 
     Otherwise the model would quietly know fewer classes.
     """
     lost = {record.label for record in records} - {record.label for record in kept}
     if lost:
+        label = min(lost, key=natural_sort_key)
+        path = next(record.path for record in records if record.label == label)
         raise TooManyRejectedError(
-            f"class {min(lost, key=natural_sort_key)}: expected valid images, got none left: "
-            "data/processed/rejected.csv has the reasons"
+            f"class {label}: expected valid images, got none left, the first is {path} "
+            f"({rejected.get(path, 'rejected')}): data/processed/rejected.csv has the reasons"
         )
 
 
@@ -93,7 +99,7 @@ def summarize(
         "images": len(records),
         "classes": classes,
         "rejected": _summarize_rejected(rejected, files),
-        "other_files": index.other_files,
+        "other_files": {kind: len(paths) for kind, paths in sorted(index.bystanders.items())},
         "excluded": index.excluded,
         "label_fixes": index.label_fixes,
         "official_test": {"found": index.official_test, "used": given_test},
@@ -170,24 +176,69 @@ def _summarize_images(
     }
 
 
-def format_summary(metrics: Mapping[str, Any]) -> str:
+def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParams) -> list[str]:
+    """What is wrong with the dataset, though it can be used, each with its remedy."""
+    warnings = list(index.warnings)
+    images, known = metrics["images"], metrics["groups"]["images_with_known_patient"]
+    if known < images:
+        warnings.append(
+            f"the patients of {images - known:,} images are unknown: only near-duplicates keep "
+            "them out of two splits (data.groups or data.group_pattern names patients)"
+        )
+    if conflicts := metrics["duplicates"]["conflicting_labels"]:
+        warnings.append(
+            f"{conflicts:,} images have duplicates with another label: plots/duplicates.png shows "
+            "some (data.label_fixes corrects them, data.conflicting_labels: drop excludes them)"
+        )
+    for mode, count in metrics["modes"].items():
+        if "bits" in mode:
+            warnings.append(
+                f"{count:,} images are {mode}: brightened to the full range; save them as 8-bit "
+                "images if they were meant to be dark"
+            )
+    if data.test == "split" and data.table == "none":
+        for name, wanted in (("val", data.val_fraction), ("test", data.test_fraction)):
+            share = metrics["splits"][name]["share"]
+            if abs(share - wanted) > SHARE_TOLERANCE * wanted:
+                warnings.append(
+                    f"{name} has {share:.1%} of the images, data.{name}_fraction asks for "
+                    f"{wanted:.1%}: there are too few groups, or too large ones"
+                )
+    return warnings
+
+
+def format_summary(index: ImageIndex, metrics: Mapping[str, Any]) -> str:
     """What `summarize` found, in a few lines for the terminal."""
-    leakage, official = metrics["nearest_in_train"], metrics["official_test"]
-    images = {name: split["images"] for name, split in metrics["splits"].items()}
-    return (
-        f"{metrics['images']} images in {metrics['groups']['total']} groups: "
-        f"{_listed(metrics['classes'])}\n"
-        f"split: {_listed(images)}; near-duplicates of training images in test: "
+    leakage, groups = metrics["nearest_in_train"], metrics["groups"]
+    splits = {name: split["images"] for name, split in metrics["splits"].items()}
+    lines = [
+        f"{metrics['images']:,} images in {groups['total']:,} groups: "
+        f"{_listed(metrics['classes'])}",
+        f"split: {_listed(splits)}; near-duplicates of training images in test: "
         f"{leakage['test']['alike_share']:.1%} (image-level random split: "
-        f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})\n"
-        f"rejected of {metrics['files']} files: {_listed(metrics['rejected']['reasons'])}; "
-        "see data/processed/rejected.csv\n"
-        f"label corrections: {metrics['label_fixes']['applied']}; "
-        f"label conflicts: {metrics['duplicates']['conflicting_labels']}; "
-        f"crops: {_listed(metrics['crops'])}; official test images: {official['found']} found, "
-        f"{official['used']} used; ignored files: {metrics['other_files']}"
-    )
+        f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})",
+    ]
+    if rejected := metrics["rejected"]["reasons"]:
+        lines.append(
+            f"rejected of {metrics['files']:,} files: {_listed(rejected)}; "
+            "see data/processed/rejected.csv"
+        )
+    left_out = [
+        f"{len(paths):,} {kind} ({min(paths)}{', …' if len(paths) > 1 else ''})"
+        for kind, paths in sorted(index.bystanders.items())
+    ]
+    official = metrics["official_test"]
+    if unused := official["found"] - official["used"]:
+        left_out.append(f"{unused:,} test images without a class (data.test: official)")
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}")
+    lines.append(f"crops: {_listed(metrics['crops'])}")
+    if corrected := metrics["label_fixes"]["applied"]:
+        lines.append(f"label corrections: {corrected:,}")
+    known = groups["images_with_known_patient"]
+    lines.append(f"patients known for {known:,} of {metrics['images']:,} images")
+    return "\n".join(lines)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"

@@ -1,33 +1,45 @@
-"""Which images there are, what their labels are, and which files are none.
+"""Which images there are, what their labels, patients and splits are, and which files are none.
 
-The source is walked, or read from a table; nothing here opens an image. Every file ends up in
-exactly one of `ImageIndex.images`, `rejected`, or the counts `other_files` and `official_test`.
+The source is walked, or read from a table; no image is opened here. Every file ends up in exactly
+one of `ImageIndex.images`, `rejected`, `bystanders`, or the count `official_test`.
 """
 
-import errno
-import os
 import re
-import stat
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.core.dataset import SPLITS
 from stages.core.params import DataParams
+from stages.photographs.layout import (
+    TEST_FOLDER,
+    UNLABELED_FOLDER,
+    check_layout,
+    class_of,
+    split_of,
+    unlabeled_test_folders,
+)
+from stages.photographs.source_files import (
+    CONTROL,
+    SourceFiles,
+    escape,
+    find_files,
+    unusable,
+)
 from stages.photographs.tables import (
+    LABEL_FIXES,
+    PathLookup,
+    Row,
     SourceError,
-    checked_path,
+    check_any_matched,
     find_table,
+    match_rows,
+    normal_form,
+    patient_name,
     read_table,
-    read_values,
+    unmatched,
 )
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")
-SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # ignored, like all names that begin with a dot
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report says so
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # end lines of tables and logs, steer terminals
-# The competition's test images lie in test/test, those of its second stage, whose labels were
-# never published, in test_stg2: no class can have these names.
-TEST_FOLDER, UNLABELED_FOLDER = "test", "test_stg2"
 SOLUTION = "solution_stg1_release.csv"  # image_name, and a column of 0 or 1 for each class
 
 
@@ -57,44 +69,52 @@ class ImageIndex:
     Attributes:
         images: sorted by path.
         rejected: path -> "kind: detail".
+        bystanders: kind -> paths, of files that are left out for what they are.
         synthetic: whether the source says that its images are synthetic.
-        other_files: number of ignored files.
         official_test: number of images in the competition's test folder.
         label_fixes: number of applied label corrections, and of those without an image.
         excluded: the same of exclusions.
+        warnings: what the user should know, with the remedy.
     """
 
     images: list[ImageRecord]
     rejected: dict[str, str]
+    bystanders: dict[str, list[str]]
     synthetic: bool = False
-    other_files: int = 0
     official_test: int = 0
     label_fixes: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
     excluded: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
+    warnings: list[str] = field(default_factory=list)
 
 
 def list_images(data: DataParams) -> ImageIndex:
     """The images of `data.source` with label corrections, exclusions and patients applied.
 
     Raises:
-        SourceError: when the source is missing, holds no images or one class only, or a table is
-            malformed.
+        SourceError: when the source is missing, holds no images or one class only, its folders
+            don't tell the classes, or a table is malformed or was written for other images.
     """
     source = Path(data.source)
     if not source.is_dir():
         got = "a file" if source.exists() else "nothing there"
         raise SourceError(f"data.source: {source}: expected a folder of images, got {got}")
-    table, official = find_table(data, "table"), data.test == "official"
-    if table and official:
+    tables = {key: find_table(data, key) for key in ("table", "exclude", "label_fixes", "groups")}
+    if tables["table"] and data.test != "split":
         raise SourceError(
             "data.test: expected split with a table (its column split may name the test), "
             f"got {data.test}"
         )
-    index = _from_table(source, table) if table else _from_folders(source, official=official)
+    files = find_files(source)
+    lookup = PathLookup(files.paths())
+    if tables["table"]:
+        index = _from_table(source, tables["table"], files, lookup)
+    else:
+        index = _from_folders(source, files, data)
     index.synthetic = (source / SYNTHETIC_MARKER).exists()
-    _exclude(index, find_table(data, "exclude"))
-    _correct_labels(index, find_table(data, "label_fixes"))
-    _assign_patients(index, find_table(data, "groups"), data.group_pattern)
+    _exclude(index, tables["exclude"], lookup)
+    _correct_labels(index, tables["label_fixes"], lookup)
+    _assign_patients(index, tables["groups"], lookup, data.group_pattern)
+    _warn_of_unread_tables(index, source, [table for table in tables.values() if table])
     index.images.sort(key=lambda record: record.path)
     _check_names(index)
     _check_classes(index, source)
@@ -113,6 +133,13 @@ def _check_names(index: ImageIndex) -> None:
 def _check_classes(index: ImageIndex, source: Path) -> None:
     classes = sorted({record.label for record in index.images})
     if len(classes) >= 2:
+        alike = {name.casefold().strip(): name for name in classes}
+        for name in classes:
+            if (other := alike[name.casefold().strip()]) != name:
+                index.warnings.append(
+                    f"classes {name!r} and {other!r} are two: give their folders one name if they "
+                    "are one"
+                )
         return
     count = f"1 class ({classes[0]})" if classes else "0 classes"
     got = f"{len(index.images)} images of {count}"
@@ -122,92 +149,64 @@ def _check_classes(index: ImageIndex, source: Path) -> None:
     raise SourceError(f"data.source: {source}: expected images of at least two classes, got {got}")
 
 
-def _from_folders(source: Path, *, official: bool) -> ImageIndex:
-    """The label of an image is the name of the folder that holds it, at any depth."""
-    root, index = source.resolve(), ImageIndex([], {})
+def _from_folders(source: Path, files: SourceFiles, data: DataParams) -> ImageIndex:
+    """Labels by folder or by `data.class_pattern`."""
+    index = ImageIndex([], files.rejected, files.bystanders)
+    pattern = _compile(data.class_pattern, "class_pattern", "the class")
+    holders = {PurePosixPath(path).parent for path in files.pictures}
+    test_folders = set() if pattern else unlabeled_test_folders(holders)
+    folders: dict[PurePosixPath, str] = {}
     tests: list[ImageRecord] = []
-    solutions: list[Path] = []
-    errors: list[OSError] = []
-    for name, subfolders, names in os.walk(source, onerror=errors.append):
-        folder = Path(name)
-        subfolders.sort()
-        for subfolder in subfolders:
-            if (folder / subfolder).is_symlink():  # not followed: it may lead outside or in circles
-                index.rejected[_relative(folder / subfolder, source)] = "link: to a folder"
-        has_images = any(Path(name).suffix.lower() in SUFFIXES for name in names)
-        for file in (folder / name for name in sorted(names)):
-            path = _relative(file, source)
-            if file.name == SOLUTION:
-                solutions.append(file)
-            if not has_images or _is_ignored(file, source):
-                index.other_files += 1
-            elif reason := _misplaced(file, source) or _unusable(file, root):
-                index.rejected[path] = reason
-            elif folder.name == TEST_FOLDER:
-                tests.append(ImageRecord(path, file, label="", split="test"))
-            else:
-                index.images.append(ImageRecord(path, file, folder.name))
-    for error in errors:
-        path = _relative(Path(error.filename), source)
-        index.rejected[path] = f"unreadable: {error.strerror}"
+    for name, file in files.pictures.items():
+        path = PurePosixPath(name)
+        label = class_of(path, pattern)
+        if path.parent in test_folders:
+            tests.append(ImageRecord(name, file, label="", split="test"))
+        elif path.parent.name == UNLABELED_FOLDER and not pattern:
+            index.bystanders.setdefault("unlabeled", []).append(name)
+        elif not label:
+            where = (
+                "data.class_pattern doesn't match" if pattern else "lies outside the class folders"
+            )
+            index.rejected[name] = f"no class: {where}"
+        else:
+            split = split_of(path) if data.test == "folders" else ""
+            index.images.append(ImageRecord(name, file, label, split=split))
+            folders[path.parent] = label
+    if not pattern:
+        check_layout(folders, files, source)
     index.official_test = len(tests)
-    if official:
-        _add_official_test(index, source, tests, solutions)
+    if data.test == "official":
+        _add_official_test(index, source, tests)
+    _check_splits(index, data)
     return index
 
 
-def _is_ignored(file: Path, source: Path) -> bool:
-    """Files of the system, tables in the image root, and images without published labels."""
-    of_system = file.name.startswith(".") or file.name.lower() in SYSTEM_FILES
-    is_table = file.parent == source and file.suffix.lower() not in SUFFIXES
-    return of_system or is_table or file.parent.name == UNLABELED_FOLDER
+def _check_splits(index: ImageIndex, data: DataParams) -> None:
+    """A split that somebody made must not be lost unnoticed."""
+    found = {split_of(PurePosixPath(record.path)) for record in index.images} - {""}
+    if data.test == "folders" and "test" not in found:
+        got = ", ".join(sorted(found)) or "none"
+        raise SourceError(
+            "data.test: folders: expected folders train, test and perhaps val above those of the "
+            f"classes, got {got}"
+        )
+    if data.test == "split" and found - {"train"}:
+        index.warnings.append(
+            f"the folders {', '.join(sorted(found))} look like a split, which is not kept: a new "
+            "one is drawn (data.test: folders keeps it)"
+        )
 
 
-def _misplaced(file: Path, source: Path) -> str:
-    """Why a file is no labeled image by its name or folder, or ""."""
-    if file.suffix.lower() not in SUFFIXES:
-        return f"not an image: by its name, {file.suffix or 'no suffix'}"
-    return "no class: lies outside the class folders" if file.parent == source else ""
-
-
-def _unusable(file: Path, root: Path) -> str:
-    """Why a file must not be opened, or ""."""
-    try:
-        os.fsdecode(file).encode("utf-8")
-    except UnicodeEncodeError:
-        return "name: not UTF-8"
-    if CONTROL.search(str(file)):
-        return "name: has control characters"
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for ever
-            return "not a file: a device, pipe, socket or folder"
-        # A table may name files in linked folders, too.
-        return "" if file.resolve().is_relative_to(root) else "link: leaves the source"
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
-            return "link: broken" if os.path.islink(file) else "missing: no such file"
-        return f"unreadable: {error.strerror}"
-
-
-def _relative(file: Path, source: Path) -> str:
-    r"""Posix path below the source, in which \x.. stands for what isn't UTF-8 or is a control."""
-    path = file.relative_to(source).as_posix().encode("utf-8", "surrogateescape")
-    return _escape(path.decode("utf-8", "backslashreplace"))
-
-
-def _escape(path: str) -> str:
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", path)
-
-
-def _add_official_test(
-    index: ImageIndex, source: Path, tests: list[ImageRecord], solutions: list[Path]
-) -> None:
+def _add_official_test(index: ImageIndex, source: Path, tests: list[ImageRecord]) -> None:
+    documents = index.bystanders.get("documents", [])
+    solutions = [path for path in documents if PurePosixPath(path).name == SOLUTION]
     if not tests or len(solutions) != 1:
         raise SourceError(
             f"data.test: official: expected images in test/test and one {SOLUTION} below {source}, "
             f"got {len(tests)} images and {len(solutions)} such files"
         )
-    labels = _read_solution(solutions[0])
+    labels = _read_solution(source / solutions[0])
     for record in tests:
         label = labels.pop(record.file.name, None)
         if label is None:
@@ -223,7 +222,7 @@ def _read_solution(file: Path) -> dict[str, str]:
     labels = {}
     for line, row in read_table(file, "image_name"):
         image = row.pop("image_name")
-        chosen = [label for label, value in row.items() if value.strip() in ("1", "1.0")]
+        chosen = [label for label, value in row.items() if value in ("1", "1.0")]
         if len(chosen) != 1:
             got = f"expected 1 for exactly one class, got {len(chosen)}"
             raise SourceError(f"{file}: line {line}: {got}")
@@ -231,81 +230,107 @@ def _read_solution(file: Path) -> dict[str, str]:
     return labels
 
 
-def _from_table(source: Path, table: Path) -> ImageIndex:
-    """A CSV with the columns path, label and perhaps group and split."""
-    root, index = source.resolve(), ImageIndex([], {})
-    seen = set()
-    for line, row in read_table(table, "path", "label"):
-        path = checked_path(row["path"], table, line)
-        label, split = row["label"].strip(), row.get("split", "").strip()
-        if path in seen or not label or split not in ("", *SPLITS):
+def _from_table(source: Path, table: Path, files: SourceFiles, lookup: PathLookup) -> ImageIndex:
+    """A CSV with the columns path, label and perhaps patient and split."""
+    root, index = source.resolve(), ImageIndex([], {}, {})
+    rows = match_rows(table, lookup, "label")
+    check_any_matched("table", table, list(rows.values()), lookup)
+    for path, row in rows.items():
+        label, split = normal_form(row.values["label"]), row.values["split"]
+        if not label or split not in ("", *SPLITS):
             raise SourceError(
-                f"{table}: line {line}: expected a new path, a label and a split out of "
-                f"{', '.join(SPLITS)} or none, got {path!r}, {label!r}, {split!r}"
+                f"{table}: line {row.line}: expected a label and a split out of "
+                f"{', '.join(SPLITS)} or none, got {label!r}, {split!r}"
             )
-        seen.add(path)
-        if reason := _unusable(source / path, root):
-            index.rejected[_escape(path)] = reason
+        if reason := unusable(source / path, root):
+            index.rejected[escape(path)] = reason
         else:
-            patient = row.get("group", "").strip()
+            patient = patient_name(row.values["patient"])
             index.images.append(ImageRecord(path, source / path, label, patient, split))
+    unnamed = [path for path in files.pictures if path not in rows]
+    others = {"not in the table": unnamed} if unnamed else {}
+    index.bystanders = files.bystanders | others
+    index.rejected = {
+        path: reason for path, reason in files.rejected.items() if path not in rows
+    } | index.rejected
     return index
 
 
-def _exclude(index: ImageIndex, table: Path | None) -> None:
+def _exclude(index: ImageIndex, table: Path | None, lookup: PathLookup) -> None:
     if not table:
         return
-    rows = read_table(table, "path")
-    excluded = {checked_path(row["path"], table, line) for line, row in rows}
+    rows = _rows_for(index, "exclude", table, lookup)
     listed, index.images = index.images, []
     for record in listed:
-        if record.path in excluded:
+        if record.path in rows:
             index.rejected[record.path] = f"excluded: by {table.name}"
         else:
             index.images.append(record)
     applied = len(listed) - len(index.images)
-    index.excluded = {"applied": applied, "not_found": len(excluded) - applied}
+    index.excluded = {"applied": applied, "not_found": len(rows) - applied}
 
 
-def _correct_labels(index: ImageIndex, table: Path | None) -> None:
-    corrections = read_values(table, "label")
+def _rows_for(
+    index: ImageIndex, key: str, table: Path, lookup: PathLookup, *columns: str
+) -> dict[str, Row]:
+    """The rows of a table by path; those without a file are warned of.
+
+    The project's own corrections are none of the user's: they are for one dataset.
+    """
+    rows = match_rows(table, lookup, *columns)
+    if table != Path(LABEL_FIXES):
+        check_any_matched(key, table, list(rows.values()), lookup)
+        if lost := unmatched(table, rows.values()):
+            index.warnings.append(f"{lost}: paths are relative to data.source")
+    return rows
+
+
+def _correct_labels(index: ImageIndex, table: Path | None, lookup: PathLookup) -> None:
+    if not table:
+        return
+    rows = _rows_for(index, "label_fixes", table, lookup, "label")
     classes = {record.label for record in index.images}
     applied = 0
     for number, record in enumerate(index.images):
-        label = corrections.get(record.path)
-        if label is None:
+        if record.path not in rows:
             continue
+        row = rows[record.path]
+        label = normal_form(row.values["label"])
         if label not in classes:
             expected = f"expected a class out of {', '.join(sorted(classes))}"
-            raise SourceError(f"{table}: {record.path}: {expected}, got {label!r}")
+            raise SourceError(f"{table}: line {row.line}: {record.path}: {expected}, got {label!r}")
         index.images[number] = replace(record, label=label)
         applied += 1
-    index.label_fixes = {"applied": applied, "not_found": len(corrections) - applied}
+    index.label_fixes = {"applied": applied, "not_found": len(rows) - applied}
 
 
-def _assign_patients(index: ImageIndex, table: Path | None, pattern: str) -> None:
+def _assign_patients(
+    index: ImageIndex, table: Path | None, lookup: PathLookup, pattern: str
+) -> None:
     """From the image table, or else the table of patients, or else the pattern."""
-    patients = read_values(table, "patient")
-    expression = None if pattern == "none" else _compile(pattern)
-    in_table = in_pattern = 0
+    rows = _rows_for(index, "groups", table, lookup, "patient") if table else {}
+    named = {path: patient_name(row.values["patient"]) for path, row in rows.items()}
+    expression = _compile(pattern, "group_pattern", "the patient")
     for number, record in enumerate(index.images):
         match = expression.search(record.path) if expression else None
-        in_table += record.path in patients
-        in_pattern += match is not None
-        patient = record.patient or patients.get(record.path) or (match and match[1]) or ""
+        found = (match and match[1]) or ""
+        patient = record.patient or named.get(record.path) or patient_name(found)
         index.images[number] = replace(record, patient=patient)
     # A table or pattern made for other images would silently leave every patient unknown.
-    count = len(index.images)
-    if count and table and not in_table:
-        expected = "expected paths of the source's images"
-        raise SourceError(f"data.groups: {table}: {expected}, got none of {count}")
-    if count and expression and not in_pattern:
+    paths = [record.path for record in index.images]
+    if paths and table and not any(named.get(path) for path in paths):
+        expected = "expected patients of the source's images"
+        raise SourceError(f"data.groups: {table}: {expected}, got none for {len(paths)} images")
+    if paths and expression and not any(map(expression.search, paths)):
         expected = "expected a match in the images' paths"
-        raise SourceError(f"data.group_pattern: {expected}, got none in {count}: {pattern!r}")
+        raise SourceError(f"data.group_pattern: {expected}, got none in {len(paths)}: {pattern!r}")
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    expected = "data.group_pattern: expected a regular expression with one (group), the patient"
+def _compile(pattern: str, key: str, what: str) -> re.Pattern[str] | None:
+    """None for none."""
+    if pattern == "none":
+        return None
+    expected = f"data.{key}: expected a regular expression with one (group), {what}"
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -313,3 +338,18 @@ def _compile(pattern: str) -> re.Pattern[str]:
     if expression.groups < 1:
         raise SourceError(f"{expected}, got {pattern!r}")
     return expression
+
+
+def _warn_of_unread_tables(index: ImageIndex, source: Path, used: list[Path]) -> None:
+    """Tables of paths that lie in the source, but that no parameter names."""
+    for path in index.bystanders.get("documents", []):
+        if "/" in path or not path.lower().endswith(".csv") or source / path in used:
+            continue
+        try:
+            read_table(source / path, "path")
+        except SourceError:
+            continue
+        index.warnings.append(
+            f"{path} has a column path, but isn't read: data.table, data.groups, data.exclude or "
+            "data.label_fixes may name it"
+        )

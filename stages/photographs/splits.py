@@ -1,6 +1,7 @@
 """Train, val and test: a random split by group, stratified by class, or a given one."""
 
 import itertools
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from stages.core.errors import InputError
 
 TRAIN, VAL, TEST = SPLITS
 EXCLUDED_LEAK = "leak"  # no split: shares a group with an image of a given test or val split
-MAX_FOLDS = 10  # a fraction is met to the nearest a/b with b up to this
+MAX_FOLDS = 10  # a fraction is met to the nearest a/b with b up to this, a smaller one to 1/b
 
 
 class SplitError(InputError):
@@ -31,7 +32,7 @@ def assign_splits(
     """One of train, val, test or leak for each row; no group is in two splits.
 
     Fractions are of all rows, or where the test split is given of the others; they are met to the
-    nearest one of up to ten folds.
+    nearest number of up to ten folds, or one of more.
 
     Args:
         labels: (N,).
@@ -70,7 +71,8 @@ def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
             raise SplitError(
                 f"class {label}: expected at least {len(SPLITS)} groups of images, one for each of "
                 f"train, val and test, got {count} "
-                "(images of one patient and near-duplicates are one group)"
+                "(images of one patient and near-duplicates, which plots/duplicates.png shows, are "
+                "one group; a higher data.duplicate_similarity joins fewer)"
             )
 
 
@@ -93,7 +95,8 @@ def _draw(
     """
     rows = np.flatnonzero(split == TRAIN)
     classes, codes = np.unique(labels[rows].astype(str), return_inverse=True)
-    wanted = max(Fraction(fraction).limit_denominator(MAX_FOLDS).denominator, 2)
+    most = max(MAX_FOLDS, math.ceil(1 / fraction))
+    wanted = Fraction(fraction).limit_denominator(most).denominator
     count = min(wanted, len(set(groups[rows])), np.bincount(codes, minlength=1).max())
     if count < 2:
         raise SplitError(f"split: expected at least two groups to draw {name} from, got {count}")
