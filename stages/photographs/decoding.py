@@ -6,23 +6,36 @@ blocks. It is used down to 1.5 times the target size; a bicubic filter does the 
 
 import io
 import math
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from stages.photographs.crops import CropBox, find_crop
 from stages.photographs.file_limits import decode_cost_violation
 from stages.photographs.stains import estimate_stain
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # every further decoder could be reached by hostile bytes
+# Every further decoder could be reached by hostile bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF")
+OTHER_FORMATS = {  # how files of formats that are not read begin -> what they are, and the way out
+    rb"GIF8": "GIF: save it as PNG",
+    rb"II\*\0|MM\0\*|II\+\0|MM\0\+": "TIFF or a camera's raw file: save it as PNG or JPEG",
+    rb".{4}ftyp(hei|hev|mif1|msf1)": "HEIC: convert it to JPEG, for example with heif-convert",
+    rb".{128}DICM": "DICOM: convert it to PNG, for example with dcm2img of DCMTK",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000: save it as PNG or JPEG",
+}
 MAX_PIXELS = 80_000_000  # below the size from which Pillow itself warns of a decompression bomb
-MAX_WEBP_PIXELS = 25_000_000  # Pillow needs three times the file and 22 bytes per pixel for WebP
+# Pillow needs three times the file and 22 bytes per pixel for WebP, and about as much for AVIF.
+MAX_PIXELS_OF = {"WEBP": 25_000_000, "AVIF": 25_000_000}
 MIN_SIDE = 32  # pixels: smaller images are icons and previews
 MAX_ELONGATION = 16  # longer side / shorter side; beyond any panorama
 THUMBNAIL = 64  # pixels, side of the gray image by which duplicates are found
 OVERSAMPLE = 1.5  # smallest reduction that is left to the final filter; crops need twice that
+MIN_CONTRAST = 16  # of 255: in some channel, largest minus smallest value of a photograph
+DEPTHS = (8, 10, 12, 14, 16)  # bits of which the values in 16-bit files make use
+MAX_PROFILE = 4 * 2**20  # bytes of a color profile; larger ones are ignored
 STRIP = 256  # rows that are converted at once, so that there is no second full-size image
 ORIENTATION = 0x0112  # EXIF tag
 # Value of the tag -> what makes the image upright. PIL.ImageOps.exif_transpose would also rewrite
@@ -78,6 +91,10 @@ def decode_image(content: bytes, size: int, crop: str) -> DecodedImage:
     """
     min_side = size * (2 * OVERSAMPLE if crop == "cervix" else OVERSAMPLE)
     image, original, mode = decode_and_orient(content, min_side)
+    if all(high - low < MIN_CONTRAST for low, high in image.getextrema()):
+        raise ImageDecodeError(
+            "blank: hardly any contrast (transparent, or few of 16 bits per channel are used?)"
+        )
     crop_box = find_crop(image, crop)
     width, height = image.size
     box = (
@@ -106,7 +123,7 @@ def decode_and_orient(content: bytes, min_side: float) -> tuple[Image.Image, tup
         min_side: pixels of the shorter side from which the decoder may reduce the image.
 
     Returns:
-        The upright image in RGB, the upright original's size, format and mode of the file.
+        The upright image in sRGB, the upright original's size, format and mode of the file.
 
     Raises:
         ImageDecodeError: when the bytes give no usable image.
@@ -120,7 +137,10 @@ def decode_and_orient(content: bytes, min_side: float) -> tuple[Image.Image, tup
         # After the pixels: Pillow decodes a PNG when it looks for metadata behind the pixels, and
         # errors in them would then go unnoticed.
         orientation = _read_orientation(file)
-        image = _to_rgb(file)
+        bits = _used_bits(file)
+        if bits < DEPTHS[-1]:
+            mode += f" with values of {bits} bits"
+        image = _to_srgb(_to_rgb(file, bits), file.info.get("icc_profile"))
     if orientation in EXIF_TRANSPOSE:
         image = image.transpose(EXIF_TRANSPOSE[orientation])
         original = original[::-1] if orientation >= 5 else original
@@ -136,13 +156,13 @@ def _open_valid(content: bytes) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageDecodeError(f"not an image: expected {', '.join(FORMATS)}") from None
+        raise ImageDecodeError(_other_format(content)) from None
     except Image.DecompressionBombError:
         raise ImageDecodeError(f"too large: more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # Pillow raises nearly every kind of exception for corrupt files
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
     width, height = image.size
-    if width * height > (MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS):
+    if width * height > MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS):
         raise ImageDecodeError(f"too large: {width} x {height} pixels")
     if min(width, height) < MIN_SIDE:
         raise ImageDecodeError(f"too small: {width} x {height} pixels")
@@ -152,6 +172,13 @@ def _open_valid(content: bytes) -> ImageFile.ImageFile:
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         raise ImageDecodeError(f"animated: {frames} images")
     return image
+
+
+def _other_format(content: bytes) -> str:
+    for beginning, remedy in OTHER_FORMATS.items():
+        if re.match(beginning, content[:256], re.DOTALL):
+            return f"other format: {remedy}"
+    return f"not an image: expected {', '.join(FORMATS)}"
 
 
 def _load(image: ImageFile.ImageFile, min_side: float, file_size: int) -> None:
@@ -176,8 +203,16 @@ def _read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit gray is scaled, transparent pixels become black, all else is converted."""
+def _used_bits(image: Image.Image) -> int:
+    """Of 16-bit gray: by the largest value; cameras store 10 or 12 bits in such files."""
+    if not image.mode.startswith("I"):
+        return DEPTHS[-1]
+    largest = image.getextrema()[1]
+    return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
+
+
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    """8-bit RGB: deeper gray is scaled, transparent pixels become black, all else is converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     width, height = image.size
@@ -185,16 +220,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         for top in range(0, height, STRIP):
             strip = image.crop((0, top, width, min(top + STRIP, height)))
-            result.paste(_strip_to_rgb(strip), (0, top))
+            result.paste(_strip_to_rgb(strip, bits), (0, top))
     except Exception as error:  # a corrupt palette, for example
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
     return result
 
 
-def _strip_to_rgb(image: Image.Image) -> Image.Image:
+def _strip_to_rgb(image: Image.Image, bits: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray((values * 255 // (2**bits - 1)).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert the colors of other spaces, such as Display P3 of phones; corrupt ones are ignored.
+
+    Args:
+        image: RGB.
+        profile: ICC profile of the file.
+    """
+    if not profile or len(profile) > MAX_PROFILE:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        is_rgb = source.profile.xcolor_space.strip() == "RGB"
+        if is_rgb and "sRGB" not in ImageCms.getProfileDescription(source):
+            target = ImageCms.createProfile("sRGB")
+            ImageCms.profileToProfile(image, source, target, inPlace=True)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    return image

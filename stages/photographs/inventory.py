@@ -10,7 +10,7 @@ from stages.core.dataset import SPLITS, is_transformation_zone, natural_sort_key
 from stages.core.errors import InputError
 from stages.core.params import DataParams
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
-from stages.photographs.listing import ImageIndex, ImageRecord
+from stages.photographs.listing import IN_USE, ImageIndex, ImageRecord
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
 
@@ -182,8 +182,9 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
     images, known = metrics["images"], metrics["groups"]["images_with_known_patient"]
     if known < images:
         warnings.append(
-            f"the patients of {images - known:,} images are unknown: only near-duplicates keep "
-            "them out of two splits (data.groups or data.group_pattern names patients)"
+            f"the patients of {images - known:,} of {images:,} images are unknown: only "
+            "near-duplicates keep them out of two splits (data.groups or data.group_pattern names "
+            "patients)"
         )
     if conflicts := metrics["duplicates"]["conflicting_labels"]:
         warnings.append(
@@ -191,9 +192,9 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
             "some (data.label_fixes corrects them, data.conflicting_labels: drop excludes them)"
         )
     for mode, count in metrics["modes"].items():
-        if "bits" in mode:
+        if mode.endswith(" bits"):
             warnings.append(
-                f"{count:,} images are {mode}: brightened to the full range; save them as 8-bit "
+                f"{count:,} images are {mode}, brightened to the full range; save them as 8-bit "
                 "images if they were meant to be dark"
             )
     if data.test == "split" and data.table == "none":
@@ -224,19 +225,20 @@ def format_summary(index: ImageIndex, metrics: Mapping[str, Any]) -> str:
             "see data/processed/rejected.csv"
         )
     left_out = [
-        f"{len(paths):,} {kind} ({min(paths)}{', …' if len(paths) > 1 else ''})"
+        f"{kind} {len(paths):,} ({min(paths)}{', …' if len(paths) > 1 else ''})"
         for kind, paths in sorted(index.bystanders.items())
+        if kind != IN_USE
     ]
     official = metrics["official_test"]
     if unused := official["found"] - official["used"]:
-        left_out.append(f"{unused:,} test images without a class (data.test: official)")
+        left_out.append(f"test images without a class {unused:,} (data.test: official uses them)")
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
     lines.append(f"crops: {_listed(metrics['crops'])}")
     if corrected := metrics["label_fixes"]["applied"]:
         lines.append(f"label corrections: {corrected:,}")
-    known = groups["images_with_known_patient"]
-    lines.append(f"patients known for {known:,} of {metrics['images']:,} images")
+    if known := groups["images_with_known_patient"]:
+        lines.append(f"patients known for {known:,} of {metrics['images']:,} images")
     return "\n".join(lines)
 
 

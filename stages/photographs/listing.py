@@ -39,6 +39,7 @@ from stages.photographs.tables import (
     unmatched,
 )
 
+IN_USE = "in use"  # kind of the bystanders that are read: tables and the marker
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report says so
 SOLUTION = "solution_stg1_release.csv"  # image_name, and a column of 0 or 1 for each class
 
@@ -114,7 +115,7 @@ def list_images(data: DataParams) -> ImageIndex:
     _exclude(index, tables["exclude"], lookup)
     _correct_labels(index, tables["label_fixes"], lookup)
     _assign_patients(index, tables["groups"], lookup, data.group_pattern)
-    _warn_of_unread_tables(index, source, [table for table in tables.values() if table])
+    _sort_documents(index, source, [table for table in tables.values() if table])
     index.images.sort(key=lambda record: record.path)
     _check_names(index)
     _check_classes(index, source)
@@ -340,16 +341,23 @@ def _compile(pattern: str, key: str, what: str) -> re.Pattern[str] | None:
     return expression
 
 
-def _warn_of_unread_tables(index: ImageIndex, source: Path, used: list[Path]) -> None:
-    """Tables of paths that lie in the source, but that no parameter names."""
-    for path in index.bystanders.get("documents", []):
-        if "/" in path or not path.lower().endswith(".csv") or source / path in used:
-            continue
-        try:
-            read_table(source / path, "path")
-        except SourceError:
-            continue
-        index.warnings.append(
-            f"{path} has a column path, but isn't read: data.table, data.groups, data.exclude or "
-            "data.label_fixes may name it"
-        )
+def _sort_documents(index: ImageIndex, source: Path, used: list[Path]) -> None:
+    """Tell those in use from others; warn of tables of paths that no parameter names."""
+    documents, index.bystanders["documents"] = index.bystanders.get("documents", []), []
+    for path in documents:
+        file = source / path
+        in_use = file in used or file.name in (SYNTHETIC_MARKER, SOLUTION)
+        index.bystanders.setdefault(IN_USE if in_use else "documents", []).append(path)
+        if not in_use and file.parent == source and _is_table_of_paths(file):
+            index.warnings.append(
+                f"{path} has a column path, but isn't read: data.table, data.groups, data.exclude "
+                "or data.label_fixes may name it"
+            )
+    index.bystanders = {kind: paths for kind, paths in index.bystanders.items() if paths}
+
+
+def _is_table_of_paths(file: Path) -> bool:
+    try:
+        return file.suffix.lower() == ".csv" and bool(read_table(file, "path"))
+    except SourceError:
+        return False
