@@ -167,7 +167,7 @@ def _from_folders(source: Path, files: SourceFiles, data: DataParams) -> ImageIn
             index.bystanders.setdefault("unlabeled", []).append(name)
         elif not label:
             where = (
-                "data.class_pattern doesn't match" if pattern else "lies outside the class folders"
+                "doesn't match data.class_pattern" if pattern else "lies outside the class folders"
             )
             index.rejected[name] = f"no class: {where}"
         else:

@@ -12,8 +12,8 @@ from stages.core.params import DataParams
 from tests.helpers.params import params
 
 REASONS = (  # what an ImageDecodeError may begin with
-    "animated", "empty", "not an image", "too costly", "too elongated", "too large", "too small",
-    "truncated", "unreadable",
+    "animated", "blank", "empty", "not an image", "other format", "too costly", "too elongated",
+    "too large", "too small", "truncated", "unreadable",
 )  # fmt: skip
 
 

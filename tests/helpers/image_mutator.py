@@ -46,6 +46,7 @@ def valid_images() -> dict[str, bytes]:
         "JPEG CMYK progressive": encode(rgb.convert("CMYK"), progressive=True),
         "JPEG with EXIF": encode(rgb, exif=exif, comment=b"comment", icc_profile=bytes(200)),
         "MPO": encode(rgb, "MPO", **frames),
+        "AVIF": encode(rgb, "AVIF"),
         "PNG": encode(rgb, "PNG"),
         "PNG with EXIF and text": encode(
             rgb, "PNG", exif=exif, dpi=(72, 72), icc_profile=bytes(200)

@@ -1,11 +1,12 @@
 """Decoding: formats and color modes, orientation, accuracy at reduced size, and invalid files."""
 
 import io
+import re
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stages.photographs import decoding
 from stages.photographs.decoding import EXIF_TRANSPOSE, MAX_PIXELS, ImageDecodeError, decode_image
@@ -39,6 +40,7 @@ TWO_FRAMES = {"save_all": True, "append_images": [make_image(1, 80, 60)]}
         (PHOTOGRAPH, "PNG", {}, 90),
         (PHOTOGRAPH, "WEBP", {}, 28),
         (PHOTOGRAPH, "BMP", {}, 90),
+        (PHOTOGRAPH, "AVIF", {}, 28),
         (PHOTOGRAPH, "MPO", TWO_FRAMES, 28),
         (PHOTOGRAPH.convert("CMYK"), "JPEG", {"quality": 95}, 30),
         (GRAY, "JPEG", {}, 35),
@@ -60,11 +62,57 @@ def test_formats_and_modes_give_the_same_rgb(image, kind, options, least):
 
 def test_transparent_pixels_become_black():
     image = PHOTOGRAPH.convert("RGBA")
-    image.putalpha(0)
-    assert pixels(encode(image, "PNG")).max() == 0
-    palette = Image.new("P", (64, 64), 7)
-    palette.putpalette([200] * 768)
-    assert pixels(encode(palette, "PNG", transparency=7)).max() == 0
+    image.putalpha(Image.linear_gradient("L").point(lambda v: 255 * (v > 127)).resize(image.size))
+    assert pixels(encode(image, "PNG"))[:12].max() == 0
+    palette = Image.linear_gradient("L").point(lambda v: v // 128).convert("P")
+    palette.putpalette([200] * 3 + [90] * 3)
+    assert pixels(encode(palette, "PNG", transparency=0))[:12].max() == 0
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_values_of_fewer_bits_in_16_bit_files_are_scaled(bits):
+    values = np.asarray(GRAY).astype(np.uint32)
+    deep = Image.fromarray((values * (2**bits - 1) // values.max()).astype(np.uint16))
+    decoded = decode_image(encode(deep, "PNG"), 32, "square")
+    assert decoded.mode == f"PNG I;16 with values of {bits} bits"
+    assert decoded.pixels.max() > 240
+    assert np.corrcoef(decoded.pixels[..., 0].ravel(), square(GRAY).ravel())[0, 1] > 0.999
+
+
+def square(gray: Image.Image) -> np.ndarray:
+    return pixels(encode(gray, "PNG"), crop="square")[..., 0]
+
+
+TRANSPARENT = PHOTOGRAPH.convert("RGBA")
+TRANSPARENT.putalpha(0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (64, 64), "white"),
+        TRANSPARENT,
+        PHOTOGRAPH.point(lambda value: value // 17),  # 12 of 16 bits, of which a decoder keeps 8
+    ],
+)
+def test_blank_images_are_rejected(image):
+    assert rejection_reason(encode(image, "PNG")).startswith("blank: hardly any contrast")
+
+
+def profile(red: bytes, blue: bytes, name: bytes) -> bytes:
+    """The ICC profile of sRGB, or of a space whose red and blue are exchanged."""
+    content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    parts = {b"rXYZ": red, b"bXYZ": blue, "sRGB".encode("utf-16-be"): name}
+    return re.sub(b"|".join(parts), lambda match: parts[match[0]], content)
+
+
+def test_colors_of_other_spaces_are_converted_to_srgb():
+    plain = pixels(encode(PHOTOGRAPH, "PNG"))
+    srgb = profile(b"rXYZ", b"bXYZ", "sRGB".encode("utf-16-be"))
+    other = profile(b"bXYZ", b"rXYZ", "gRBX".encode("utf-16-be"))
+    for icc, expected in ((srgb, plain), (b"damaged", plain), (other, plain[..., ::-1])):
+        found = pixels(encode(PHOTOGRAPH, "PNG", icc_profile=icc))
+        assert abs(found - expected).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -115,7 +163,7 @@ def test_aliasing_is_below_11_percent_of_contrast(period, size):
 
 
 WEBP = encode(PHOTOGRAPH, "WEBP")
-NO_IMAGE = "not an image: expected JPEG, PNG, WEBP, BMP"
+NO_IMAGE = "not an image: expected JPEG, PNG, WEBP, BMP, AVIF"
 TRUNCATED = "truncated: the end of the pixels is missing"
 
 
@@ -124,8 +172,19 @@ TRUNCATED = "truncated: the end of the pixels is missing"
     [
         (b"", "empty: 0 bytes"),
         (b"<html>404 not found</html>", NO_IMAGE),
-        (encode(PHOTOGRAPH, "TIFF"), NO_IMAGE),
-        (encode(PHOTOGRAPH, "GIF"), NO_IMAGE),
+        (
+            encode(PHOTOGRAPH, "TIFF"),
+            "other format: TIFF or a camera's raw file: save it as PNG or JPEG",
+        ),
+        (encode(PHOTOGRAPH, "GIF"), "other format: GIF: save it as PNG"),
+        (
+            b"\0\0\0\x18ftypheic" + bytes(200),
+            "other format: HEIC: convert it to JPEG, for example with heif-convert",
+        ),
+        (
+            bytes(128) + b"DICM" + bytes(200),
+            "other format: DICOM: convert it to PNG, for example with dcm2img of DCMTK",
+        ),
         (encode(make_image(0, 64, 16)), "too small: 64 x 16 pixels"),
         (encode(PHOTOGRAPH, "PNG", **TWO_FRAMES), "animated: 2 images"),
         (encode(PHOTOGRAPH, "WEBP", **TWO_FRAMES), "animated: 2 images"),

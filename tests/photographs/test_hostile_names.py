@@ -7,6 +7,7 @@ import pytest
 
 from stages import preprocess
 from stages.core.dataset import load_dataset
+from stages.core.errors import InputError
 from tests.helpers.image_files import encode, make_image, write_files
 from tests.helpers.preprocessing import SHEETS, set_params
 
@@ -18,7 +19,7 @@ NAMES = (
 CLASSES = (
     ("nan", "None"), ("1", "true"), ("NULL", "null"), ("A", "a"), ("a", "a "), ("train", "CON"),
     ("Type_1", "Type_01"), ('quo"te', "com,ma"), ("<script>", "-dash"), ("=1+1", "@sum"),
-    ("\U0001f600", "\u202egpj"), ("x" * 255, "e\u0301"),
+    ("\U0001f600", "\u202egpj"), ("x" * 255, "\u00e9"),
 )  # fmt: skip
 CONTROLS = {
     "new\nline": "new\\x0aline",
@@ -67,12 +68,21 @@ def test_odd_class_names_are_kept(classes):
 def test_names_with_control_characters_are_refused_in_one_line(capsys):
     """A manifest has other rows for a carriage return, and a terminal obeys an escape."""
     kept = write_images("ab", range(10))
-    write_images(["a", *CONTROLS], CONTROLS)
+    write_images(["a"], CONTROLS)
     preprocess.main()
     assert processed_labels() == kept
     with Path("data/processed/rejected.csv").open(newline="", encoding="utf-8") as stream:
         rejected = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
     shown = CONTROLS.values()
-    expected = [f"{folder}/{name}.jpg" for folder in ("a", *shown) for name in shown]
+    expected = [f"a/{name}.jpg" for name in shown]
     assert rejected == dict.fromkeys(expected, "name: has control characters")
     assert not set("".join(capsys.readouterr())) & set("\r\x1b\x7f")
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_class_with_control_characters_stops_the_stage_in_one_line(name):
+    write_images(["a", "b", name], range(4))
+    with pytest.raises(InputError) as caught:
+        preprocess.main()
+    assert f"got none in {CONTROLS[name]}" in str(caught.value)
+    assert str(caught.value).isprintable()

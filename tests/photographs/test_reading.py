@@ -12,6 +12,7 @@ from stages.photographs import reading
 from stages.photographs.decode_cache import DecodeConfig
 from stages.photographs.listing import list_images
 from stages.photographs.reading import decode_all, decode_file
+from stages.photographs.source_files import find_files
 from tests.helpers.image_files import data_params, write_files
 from tests.helpers.preprocessing import decode_folder, write_image_folder
 
@@ -61,22 +62,23 @@ def test_files_and_folders_without_permission_are_rejected():
     with tempfile.TemporaryDirectory() as name:
         names = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "closed/1.jpg", "names_only/1.jpg")
         source, user = write_files(Path(name) / "source", dict.fromkeys(names, b"x")), os.geteuid()
-        data, config = data_params(source), DecodeConfig(16, "none")
+        config = DecodeConfig(16, "none")
         modes = {"a/2.jpg": 0, "closed": 0, "names_only": 0o444, "..": 0o755}
         try:
             for path, mode in modes.items():
                 (source / path).chmod(mode)
             os.seteuid(user or UNPRIVILEGED_UID)
-            index = list_images(data)
+            found = find_files(source)
             result = decode_file(source / "a/2.jpg", config, Path(name) / "cache")
         finally:
             os.seteuid(user)
             for path in modes:
                 (source / path).chmod(0o700)
     assert result == ("", "unreadable: Permission denied", "")
-    assert [record.path for record in index.images] == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
-    unreadable = ("closed", "names_only/1.jpg")
-    assert index.rejected == dict.fromkeys(unreadable, "unreadable: Permission denied")
+    assert list(found.pictures) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    reason = "unreadable: Permission denied"
+    assert found.rejected == {"names_only/1.jpg": reason}
+    assert found.closed == {"closed": reason}
 
 
 class Terminal(io.StringIO):

@@ -41,6 +41,14 @@ def test_split_and_class_fractions_are_met():
         assert count / sizes[name] == pytest.approx(classes[label] / len(labels), abs=0.02)
 
 
+@pytest.mark.parametrize("fraction", [0.02, 0.04, 0.05, 0.07, 0.09])
+def test_small_fractions_are_met(fraction):
+    labels, groups = random_images(800)
+    splits = Counter(assign(labels, groups, val=fraction, test=fraction))
+    for name in ("val", "test"):
+        assert splits[name] / len(labels) == pytest.approx(fraction, rel=0.15)
+
+
 def test_split_depends_on_seed_only():
     labels, groups = random_images(200)
     assert assign(labels, groups) == assign(labels, groups)

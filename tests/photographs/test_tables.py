@@ -1,4 +1,4 @@
-"""Tables are read as Excel saves them; rows find their files, agree with each other, or are named."""
+"""Tables are read as Excel saves them; rows find their files, and contradict each other nowhere."""
 
 import pytest
 

@@ -4,8 +4,8 @@ import pytest
 
 from stages import predict
 from stages.core.errors import InputError
-from stages.photographs.source_files import SUFFIXES
 from stages.photographs.reading import MAX_BYTES
+from stages.photographs.source_files import SUFFIXES
 from stages.serving.predictor import BATCH, ImagePredictor
 from tests.helpers.serving_requests import image_file
 

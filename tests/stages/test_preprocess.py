@@ -46,17 +46,21 @@ def load_manifest():
 
 def test_outputs_metrics_and_summary_are_consistent(project, capsys):
     metrics = preprocess.main()
-    summary = capsys.readouterr().out
+    summary, warnings = capsys.readouterr()
     assert summary.startswith("55 images in 48 groups: 27 a, 28 b\n")
     assert "rejected of 58 files: 1 empty, 1 truncated, 1 copy; see" in summary
-    assert "crops: 55 square; official test images: 0 found, 0 used; ignored files: 1" in summary
+    assert "left out: documents 1 (notes.txt)\n" in summary
+    starts = ["warning: the patients of 55 of 55 images are", "warning: 3 images have duplicates"]
+    for line, start in zip(warnings.splitlines(), starts, strict=True):
+        assert line.startswith(start)
     assert read_rejected() == {
         "a/copy.jpg": "copy: of a/02.jpg",
         "a/empty.jpg": "empty: 0 bytes",
         "b/truncated.jpg": "truncated: the end of the pixels is missing",
     }
     files = sum(path.is_file() for path in Path("raw").rglob("*"))
-    assert metrics["images"] + metrics["rejected"]["total"] + metrics["other_files"] == files == 59
+    others = sum(metrics["other_files"].values())
+    assert metrics["images"] + metrics["rejected"]["total"] + others == files == 59
     duplicates = {"copies": 2, "near": 12, "near_links": 6, "conflicting_labels": 3}
     assert metrics["duplicates"] == duplicates
     text = Path("metrics/data.json").read_text()
@@ -151,7 +155,8 @@ def test_class_without_images_stops_the_stage(project, lost):
     paths = [f"c/{n}.jpg" for n in range(len(contents))]
     write_files(Path("raw"), dict(zip(paths, contents, strict=True)))
     set_params(project, max_rejected=1, conflicting_labels="drop")
-    with pytest.raises(InputError, match=r"class c: expected valid images, .*rejected\.csv has"):
+    message = r"class c: expected .* the first is c/0\.jpg \(.*rejected\.csv has"
+    with pytest.raises(InputError, match=message):
         preprocess.main()
     assert set(paths) <= set(read_rejected())
 
