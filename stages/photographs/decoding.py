@@ -18,10 +18,10 @@ from stages.photographs.file_limits import decode_cost_violation
 from stages.photographs.stains import estimate_stain
 
 # Every further decoder could be reached by hostile bytes.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 OTHER_FORMATS = {  # how files of formats that are not read begin -> what they are, and the way out
     rb"GIF8": "GIF: save it as PNG",
-    rb"II\*\0|MM\0\*|II\+\0|MM\0\+": "TIFF or a camera's raw file: save it as PNG or JPEG",
+    rb"II.\0|MM\0.|FUJIFILM": "a kind of TIFF or a camera's raw file: save it as PNG or JPEG",
     rb".{4}ftyp(hei|hev|mif1|msf1)": "HEIC: convert it to JPEG, for example with heif-convert",
     rb".{128}DICM": "DICOM: convert it to PNG, for example with dcm2img of DCMTK",
     rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000: save it as PNG or JPEG",
@@ -207,7 +207,11 @@ def _used_bits(image: Image.Image) -> int:
     """Of 16-bit gray: by the largest value; cameras store 10 or 12 bits in such files."""
     if not image.mode.startswith("I"):
         return DEPTHS[-1]
-    largest = image.getextrema()[1]
+    width, height = image.size
+    strips = (
+        image.crop((0, top, width, min(top + STRIP, height))) for top in range(0, height, STRIP)
+    )
+    largest = max(int(np.asarray(strip).max()) for strip in strips)
     return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
 
 

@@ -28,6 +28,12 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 MAX_CHUNKS = 2**16  # libpng writes one per 8 KiB
 MAX_METADATA = 16 * 2**20  # bytes besides the pixels; Pillow holds several copies of them
 PIXEL_CHUNKS = (b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
+# TIFF
+TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">"}  # -> order of bytes
+MAX_TILE = 2**24  # pixels; libtiff decodes tile by tile
+TIFF_COMPRESSIONS = (1, 5, 8, 32773, 32946)  # none, LZW, Deflate, PackBits; others nest formats
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by type
+SUBFILE, COMPRESSION, TILE_WIDTH, TILE_LENGTH, SUB_IFDS = 254, 259, 322, 323, 330  # tags
 # BMP
 RUN_LENGTH = (1, 2)  # kinds of compression that Pillow undoes step by step
 
@@ -43,6 +49,8 @@ def decode_cost_violation(content: bytes) -> str:
         return _deep_png_violation(content) or _chunks_violation(content, 8, "big")
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return _chunks_violation(content, 12, "little")
+    if content[:4] in TIFF_MAGIC:
+        return _tiff_violation(content, TIFF_MAGIC[content[:4]])
     if content.startswith(b"BM") and int.from_bytes(content[30:34], "little") in RUN_LENGTH:
         return "run-length encoded BMP"
     return ""
@@ -111,3 +119,38 @@ def _chunks_violation(content: bytes, position: int, byteorder: Literal["big", "
                 return f"more than {MAX_METADATA // 2**20} MiB of metadata"
         position += 12 + length if is_png else 8 + length + length % 2
     return f"more than {MAX_CHUNKS} parts"
+
+
+def _tiff_violation(content: bytes, order: str) -> str:
+    directory = _tiff_directory(content, order)
+    if directory is None:
+        return ""
+    numbers, size, following = directory
+    if size > MAX_METADATA:
+        return f"more than {MAX_METADATA // 2**20} MiB of metadata"
+    if following or SUB_IFDS in numbers or numbers.get(SUBFILE, 0) & 1:
+        return "TIFF of several images, as raw files of cameras are"
+    if (compression := numbers.get(COMPRESSION, 1)) not in TIFF_COMPRESSIONS:
+        return f"TIFF with compression {compression}"
+    large = numbers.get(TILE_WIDTH, 0) * numbers.get(TILE_LENGTH, 0) > MAX_TILE
+    return "TIFF of too large tiles" if large else ""
+
+
+def _tiff_directory(content: bytes, order: str) -> tuple[dict[int, int], int, int] | None:
+    """First number of each tag, bytes of all tags, and where a second directory is; None if cut."""
+    if len(content) < 8:
+        return None
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    if start + 2 > len(content):
+        return None
+    (count,) = struct.unpack_from(f"{order}H", content, start)
+    end = start + 2 + 12 * count
+    if end + 4 > len(content):
+        return None
+    numbers, size = {}, 0
+    for position in range(start + 2, end, 12):
+        tag, kind, length = struct.unpack_from(f"{order}HHI", content, position)
+        size += length * TIFF_SIZES.get(kind, 0)
+        number = "H" if kind == 3 else "I"
+        (numbers[tag],) = struct.unpack_from(order + number, content, position + 8)
+    return numbers, size, struct.unpack_from(f"{order}I", content, end)[0]

@@ -41,6 +41,9 @@ TWO_FRAMES = {"save_all": True, "append_images": [make_image(1, 80, 60)]}
         (PHOTOGRAPH, "WEBP", {}, 28),
         (PHOTOGRAPH, "BMP", {}, 90),
         (PHOTOGRAPH, "AVIF", {}, 28),
+        (PHOTOGRAPH, "TIFF", {}, 90),
+        (PHOTOGRAPH, "TIFF", {"compression": "tiff_lzw"}, 90),
+        (Image.fromarray(np.asarray(GRAY).astype(">u2") * 257), "TIFF", {}, 90),
         (PHOTOGRAPH, "MPO", TWO_FRAMES, 28),
         (PHOTOGRAPH.convert("CMYK"), "JPEG", {"quality": 95}, 30),
         (GRAY, "JPEG", {}, 35),
@@ -115,15 +118,16 @@ def test_colors_of_other_spaces_are_converted_to_srgb():
         assert abs(found - expected).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
+def test_exif_orientation_is_applied(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(
         orientation, EXIF_TRANSPOSE.get(orientation)
     )
     image = PHOTOGRAPH if stored is None else PHOTOGRAPH.transpose(stored)
-    decoded = decode_image(encode(image, "PNG", exif=exif), 32, "none")
+    decoded = decode_image(encode(image, kind, exif=exif), 32, "none")
     assert (decoded.width, decoded.height) == PHOTOGRAPH.size
     np.testing.assert_array_equal(decoded.pixels, pixels(encode(PHOTOGRAPH, "PNG")))
 
@@ -163,7 +167,7 @@ def test_aliasing_is_below_11_percent_of_contrast(period, size):
 
 
 WEBP = encode(PHOTOGRAPH, "WEBP")
-NO_IMAGE = "not an image: expected JPEG, PNG, WEBP, BMP, AVIF"
+NO_IMAGE = "not an image: expected JPEG, PNG, WEBP, BMP, TIFF, AVIF"
 TRUNCATED = "truncated: the end of the pixels is missing"
 
 
@@ -173,9 +177,10 @@ TRUNCATED = "truncated: the end of the pixels is missing"
         (b"", "empty: 0 bytes"),
         (b"<html>404 not found</html>", NO_IMAGE),
         (
-            encode(PHOTOGRAPH, "TIFF"),
-            "other format: TIFF or a camera's raw file: save it as PNG or JPEG",
+            encode(PHOTOGRAPH, "TIFF", **TWO_FRAMES),
+            "too costly: TIFF of several images, as raw files of cameras are",
         ),
+        (encode(PHOTOGRAPH, "TIFF", compression="jpeg"), "too costly: TIFF with compression 7"),
         (encode(PHOTOGRAPH, "GIF"), "other format: GIF: save it as PNG"),
         (
             b"\0\0\0\x18ftypheic" + bytes(200),
