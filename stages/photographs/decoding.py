@@ -17,7 +17,7 @@ from stages.photographs.crops import CropBox, find_crop
 from stages.photographs.file_limits import decode_cost_violation
 from stages.photographs.stains import estimate_stain
 
-# Every further decoder could be reached by hostile bytes.
+# Every further decoder could be reached by hostile bytes. TIFF is read without libtiff.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 OTHER_FORMATS = {  # how files of formats that are not read begin -> what they are, and the way out
     rb"GIF8": "GIF: save it as PNG",
@@ -91,7 +91,7 @@ def decode_image(content: bytes, size: int, crop: str) -> DecodedImage:
     """
     min_side = size * (2 * OVERSAMPLE if crop == "cervix" else OVERSAMPLE)
     image, original, mode = decode_and_orient(content, min_side)
-    if all(high - low < MIN_CONTRAST for low, high in image.getextrema()):
+    if np.ptp(image.getextrema(), axis=1).max() < MIN_CONTRAST:  # of channels: (smallest, largest)
         raise ImageDecodeError(
             "blank: hardly any contrast (transparent, or few of 16 bits per channel are used?)"
         )

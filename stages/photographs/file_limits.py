@@ -30,10 +30,9 @@ MAX_METADATA = 16 * 2**20  # bytes besides the pixels; Pillow holds several copi
 PIXEL_CHUNKS = (b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
 # TIFF
 TIFF_MAGIC = {b"II*\0": "<", b"MM\0*": ">"}  # -> order of bytes
-MAX_TILE = 2**24  # pixels; libtiff decodes tile by tile
-TIFF_COMPRESSIONS = (1, 5, 8, 32773, 32946)  # none, LZW, Deflate, PackBits; others nest formats
+UNCOMPRESSED = 1  # all else is decoded by libtiff, which prints what it finds to the terminal
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by type
-SUBFILE, COMPRESSION, TILE_WIDTH, TILE_LENGTH, SUB_IFDS = 254, 259, 322, 323, 330  # tags
+SUBFILE, COMPRESSION, SUB_IFDS = 254, 259, 330  # tags
 # BMP
 RUN_LENGTH = (1, 2)  # kinds of compression that Pillow undoes step by step
 
@@ -129,11 +128,10 @@ def _tiff_violation(content: bytes, order: str) -> str:
     if size > MAX_METADATA:
         return f"more than {MAX_METADATA // 2**20} MiB of metadata"
     if following or SUB_IFDS in numbers or numbers.get(SUBFILE, 0) & 1:
-        return "TIFF of several images, as raw files of cameras are"
-    if (compression := numbers.get(COMPRESSION, 1)) not in TIFF_COMPRESSIONS:
-        return f"TIFF with compression {compression}"
-    large = numbers.get(TILE_WIDTH, 0) * numbers.get(TILE_LENGTH, 0) > MAX_TILE
-    return "TIFF of too large tiles" if large else ""
+        return "TIFF of several images, as raw files of cameras are: save one as PNG or JPEG"
+    if numbers.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED:
+        return "compressed TIFF, save it as PNG or uncompressed"
+    return ""
 
 
 def _tiff_directory(content: bytes, order: str) -> tuple[dict[int, int], int, int] | None:

@@ -183,8 +183,8 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
     if known < images:
         warnings.append(
             f"the patients of {images - known:,} of {images:,} images are unknown: only "
-            "near-duplicates keep them out of two splits (data.groups or data.group_pattern names "
-            "patients)"
+            "near-duplicates keep them out of two splits (data.groups, data.group_pattern or the "
+            "column patient of data.table names patients)"
         )
     if conflicts := metrics["duplicates"]["conflicting_labels"]:
         warnings.append(

@@ -220,14 +220,15 @@ def _add_official_test(index: ImageIndex, source: Path, tests: list[ImageRecord]
 
 def _read_solution(file: Path) -> dict[str, str]:
     """File name -> class."""
-    labels = {}
+    labels: dict[str, str] = {}
     for line, row in read_table(file, "image_name"):
         image = row.pop("image_name")
         chosen = [label for label, value in row.items() if value in ("1", "1.0")]
         if len(chosen) != 1:
             got = f"expected 1 for exactly one class, got {len(chosen)}"
             raise SourceError(f"{file}: line {line}: {got}")
-        labels[image] = chosen[0]
+        if labels.setdefault(image, chosen[0]) != chosen[0]:
+            raise SourceError(f"{file}: line {line}: expected one class of {image}, got another")
     return labels
 
 

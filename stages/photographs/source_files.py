@@ -59,7 +59,8 @@ class SourceFiles:
 
 def find_files(source: Path) -> SourceFiles:
     """Walk the source; links to folders are not followed: they may lead outside or in circles."""
-    found, errors = SourceFiles(), []
+    found = SourceFiles()
+    errors: list[OSError] = []
     for name, subfolders, names in os.walk(source, onerror=errors.append):
         folder = Path(name)
         subfolders.sort()
@@ -72,8 +73,8 @@ def find_files(source: Path) -> SourceFiles:
                     found.closed[relative_path(path, source)] = "a link to a folder"
         _sort_files(folder, sorted(names), kind, source, found)
     for error in errors:
-        path = relative_path(Path(error.filename), source)
-        found.closed[path] = f"unreadable: {error.strerror}"
+        closed = relative_path(Path(error.filename), source)
+        found.closed[closed] = f"unreadable: {error.strerror}"
     return found
 
 

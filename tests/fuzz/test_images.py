@@ -22,6 +22,7 @@ NO_IMAGES = {
     "PNG animated": "animated",
     "WEBP animated": "animated",
     "GIF": "other format",
+    "TIFF compressed": "too costly",
 }
 SECONDS = 5  # of the processor, for one file
 WALL_SECONDS = 60  # a machine may be busy

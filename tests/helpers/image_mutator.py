@@ -73,7 +73,8 @@ def valid_images() -> dict[str, bytes]:
         "BMP palette": encode(palette, "BMP"),
         "BMP 32 bits": encode(rgba, "BMP"),
         "GIF": encode(rgb, "GIF"),
-        "TIFF": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "TIFF": encode(rgb, "TIFF"),
+        "TIFF compressed": encode(rgb, "TIFF", compression="tiff_lzw"),
     }
 
 

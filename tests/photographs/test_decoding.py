@@ -42,7 +42,6 @@ TWO_FRAMES = {"save_all": True, "append_images": [make_image(1, 80, 60)]}
         (PHOTOGRAPH, "BMP", {}, 90),
         (PHOTOGRAPH, "AVIF", {}, 28),
         (PHOTOGRAPH, "TIFF", {}, 90),
-        (PHOTOGRAPH, "TIFF", {"compression": "tiff_lzw"}, 90),
         (Image.fromarray(np.asarray(GRAY).astype(">u2") * 257), "TIFF", {}, 90),
         (PHOTOGRAPH, "MPO", TWO_FRAMES, 28),
         (PHOTOGRAPH.convert("CMYK"), "JPEG", {"quality": 95}, 30),
@@ -178,9 +177,12 @@ TRUNCATED = "truncated: the end of the pixels is missing"
         (b"<html>404 not found</html>", NO_IMAGE),
         (
             encode(PHOTOGRAPH, "TIFF", **TWO_FRAMES),
-            "too costly: TIFF of several images, as raw files of cameras are",
+            "too costly: TIFF of several images, as raw files of cameras are: save one as PNG or JPEG",
         ),
-        (encode(PHOTOGRAPH, "TIFF", compression="jpeg"), "too costly: TIFF with compression 7"),
+        (
+            encode(PHOTOGRAPH, "TIFF", compression="tiff_lzw"),
+            "too costly: compressed TIFF, save it as PNG or uncompressed",
+        ),
         (encode(PHOTOGRAPH, "GIF"), "other format: GIF: save it as PNG"),
         (
             b"\0\0\0\x18ftypheic" + bytes(200),

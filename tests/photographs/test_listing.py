@@ -56,6 +56,9 @@ def test_official_test_images_are_used_on_demand_only(tmp_path):
     write_files(tmp_path, {"solution_stg1_release.csv": SOLUTION.replace(b"0,1", b"1,1")})
     with pytest.raises(SourceError, match="line 2: expected 1 for exactly one class, got 2"):
         list_images(official)
+    write_files(tmp_path, {"solution_stg1_release.csv": SOLUTION + b"2.jpg,0,1\n"})
+    with pytest.raises(SourceError, match=r"line 4: expected one class of 2\.jpg, got another"):
+        list_images(official)
 
 
 def test_table_gives_label_patient_and_split(tmp_path):
