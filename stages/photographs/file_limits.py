@@ -128,7 +128,7 @@ def _tiff_violation(content: bytes, order: str) -> str:
     if size > MAX_METADATA:
         return f"more than {MAX_METADATA // 2**20} MiB of metadata"
     if following or SUB_IFDS in numbers or numbers.get(SUBFILE, 0) & 1:
-        return "TIFF of several images, as raw files of cameras are: save one as PNG or JPEG"
+        return "TIFF of several images, as raw files of cameras are: save one as PNG"
     if numbers.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED:
         return "compressed TIFF, save it as PNG or uncompressed"
     return ""

@@ -177,7 +177,7 @@ TRUNCATED = "truncated: the end of the pixels is missing"
         (b"<html>404 not found</html>", NO_IMAGE),
         (
             encode(PHOTOGRAPH, "TIFF", **TWO_FRAMES),
-            "too costly: TIFF of several images, as raw files of cameras are: save one as PNG or JPEG",
+            "too costly: TIFF of several images, as raw files of cameras are: save one as PNG",
         ),
         (
             encode(PHOTOGRAPH, "TIFF", compression="tiff_lzw"),
