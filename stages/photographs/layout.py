@@ -43,7 +43,7 @@ def split_of(path: PurePosixPath) -> str:
 
 
 def unlabeled_test_folders(folders: Iterable[PurePosixPath]) -> set[PurePosixPath]:
-    """The folders `test` of test images without classes: test/test, or test beside train.
+    """The folders `test` of test images without classes: test/test, or test next to train.
 
     Args:
         folders: those that hold pictures.
@@ -84,11 +84,11 @@ def _check_no_folder_is_lost(
             "images would be lost: move or copy the folder there, or remove it"
         )
     above = {parent for path in files.pictures for parent in PurePosixPath(path).parents}
-    beside = {folder.parent for folder in folders}
+    neighbors_in = {folder.parent for folder in folders}
     for folder in files.folders:
-        if folder not in above and folder.parent in beside:
+        if folder not in above and folder.parent in neighbors_in:
             raise SourceError(
-                f"data.source: {source}: expected images in each folder beside those of the "
+                f"data.source: {source}: expected images in each folder next to those of the "
                 f"classes, got none in {folder}{_content(folder, files)}: move it, or give it a "
                 "name that begins with a dot"
             )

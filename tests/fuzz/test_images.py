@@ -27,7 +27,7 @@ NO_IMAGES = {
 SECONDS = 5  # of the processor, for one file
 WALL_SECONDS = 60  # a machine may be busy
 MAX_GROWTH = 400  # MiB
-COUNT = int(os.environ.get("FUZZ_IMAGES", "500"))  # damaged files
+COUNT = int(os.environ.get("FUZZ_IMAGES", "900"))  # damaged files
 
 
 class HangError(BaseException):

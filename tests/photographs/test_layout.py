@@ -44,7 +44,7 @@ def test_folders_that_are_no_classes_are_refused(tmp_path, folders, message):
         ({"c/a\nb.jpg": b""}, r"none in c .*a\\x0ab.jpg, name: has control characters\)"),
     ],
 )
-def test_folder_without_images_beside_classes_stops_the_stage(tmp_path, files, message):
+def test_folder_without_images_next_to_classes_stops_the_stage(tmp_path, files, message):
     write_files(write_images(tmp_path, "a", "b"), files)
     with pytest.raises(SourceError, match=message):
         list_images(data_params(tmp_path))

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from stages import preprocess
 from stages.core.dataset import SPLITS, load_dataset
@@ -159,6 +161,33 @@ def test_class_without_images_stops_the_stage(project, lost):
     with pytest.raises(InputError, match=message):
         preprocess.main()
     assert set(paths) <= set(read_rejected())
+
+
+def test_sheet_of_near_duplicates_is_written_before_the_error_that_refers_to_it(project):
+    image = make_image(99, 80, 64)
+    copies = [image.resize((60 + 5 * n, 48 + 4 * n)) for n in range(5)]
+    write_files(Path("raw"), {f"c/{n}.jpg": encode(copy) for n, copy in enumerate(copies)})
+    with pytest.raises(InputError, match=r"class c: expected at least 3 groups .*duplicates\.png"):
+        preprocess.main()
+    assert Path("plots/duplicates.png").exists()
+
+
+def test_warnings_name_what_is_wrong_and_the_remedy(project, capsys):
+    gray = np.asarray(make_image(99, 80, 64).convert("L")).astype(np.uint16)
+    patients = "path,patient\na/00.jpg,p\na/02.jpg,p\na/gone.jpg,p\n"
+    deep = encode(Image.fromarray(gray * 16), "PNG")
+    write_files(Path("raw"), {"a/deep.png": deep, "patients.csv": patients.encode()})
+    set_params(project, groups="patients.csv", test_fraction=0.01)
+    preprocess.main()
+    summary, warnings = capsys.readouterr()
+    assert summary.endswith("patients known for 2 of 56 images\n")
+    for text in (
+        "1 row of patients.csv matches no image (line 4: a/gone.jpg): paths are relative",
+        "the patients of 54 of 56 images are unknown: ",
+        "1 images are PNG I;16 with values of 12 bits, ",
+        "of the images, data.test_fraction asks for 1.0%: there are too few groups",
+    ):
+        assert text in warnings
 
 
 COMMAND = [sys.executable, "-m", "stages.preprocess"]
