@@ -18,7 +18,8 @@ from stages.photographs.file_limits import decode_cost_violation
 from stages.photographs.stains import estimate_stain
 
 # Every further decoder could be reached by hostile bytes. TIFF is read without libtiff.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+USUAL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # that a message suggests
+FORMATS = (*USUAL_FORMATS, "TIFF", "AVIF")
 OTHER_FORMATS = {  # how files of formats that are not read begin -> what they are, and the way out
     rb"GIF8": "GIF: save it as PNG",
     rb"II.\0|MM\0.|FUJIFILM": "a kind of TIFF or a camera's raw file: save it as PNG or JPEG",
@@ -178,7 +179,7 @@ def _other_format(content: bytes) -> str:
     for beginning, remedy in OTHER_FORMATS.items():
         if re.match(beginning, content[:256], re.DOTALL):
             return f"other format: {remedy}"
-    return f"not an image: expected {', '.join(FORMATS)}"
+    return f"not an image: expected {', '.join(USUAL_FORMATS)}"
 
 
 def _load(image: ImageFile.ImageFile, min_side: float, file_size: int) -> None:
