@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 
-if (
-    sys.argv[0] == "-m"
-):  # Python is about to run a module of this package. Here, because its imports take seconds:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while it imports leaves no traceback
-    if (
-        sys.platform == "linux" and "DVC_STAGE" in os.environ
-    ):  # a stage that DVC started ends with DVC, however that ends;
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGTERM
-        )  # PR_SET_PDEATHSIG. What a shell started may outlive it, as nohup promises
+# Python is about to run a module of this package. What must hold before its imports is done here.
+if sys.argv[0] == "-m":
+    # Imports take seconds; Ctrl-C meanwhile leaves no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Jupyter and Colab name their own backend here, which matplotlib refuses elsewhere. The figures
+    # are drawn by Agg directly and need none.
+    os.environ.pop("MPLBACKEND", None)
+    # A stage that DVC started ends with DVC, however that ends (PR_SET_PDEATHSIG). What a shell
+    # started may outlive it, as nohup promises.
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -27,7 +27,10 @@ def wilson_interval(proportion: float, n: int, confidence: float) -> tuple[float
     z = stats.norm.ppf((1 + confidence) / 2)
     center = (proportion + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return float(max(0.0, center - half)), float(min(1.0, center + half))
+    # At 0 and 1 center and half cancel exactly, but for rounding: 2.8e-17 is no lower end.
+    low = 0.0 if proportion == 0 else float(center - half)
+    high = 1.0 if proportion == 1 else float(center + half)
+    return low, high
 
 
 class ConfidenceIntervals:

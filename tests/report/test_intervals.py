@@ -21,6 +21,8 @@ def test_wilson_interval_equals_scipy(n, fraction, confidence):
     expected = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
     found = wilson_interval(hits / n, n, confidence)
     assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert hits or found[0] == 0
+    assert hits < n or found[1] == 1
 
 
 def test_single_images_get_wilson_intervals_and_groups_wider_ones():
