@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 from datetime import timedelta
 
 import torch
@@ -16,10 +17,11 @@ from stages.core.sweeps import take_devices
 # How long a process waits for the others before it gives up. One that ended is noticed at once.
 TIMEOUT = timedelta(hours=12)
 
-# Fabric advises everyone with a recent GPU to compute float32 less precisely; scores are in full
-# float32 on purpose.
+# Fabric advises everyone with a recent GPU to compute float32 less precisely, though scores are in
+# full float32 on purpose, and announces bfloat16, which make_fabric says with the device.
+UNWANTED = ("Tensor Cores", "Automatic Mixed Precision")
 logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(
-    lambda record: "Tensor Cores" not in record.getMessage()
+    lambda record: not any(words in record.getMessage() for words in UNWANTED)
 )
 
 
@@ -41,54 +43,81 @@ def bf16_is_faster(device: str) -> bool:
     return False
 
 
+def choose_device(runtime: RuntimeParams) -> str:
+    """``runtime.device``, or the best of this machine: cuda, mps or cpu.
+
+    Raises:
+        InputError: when the one that was asked for is not there.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    usable = [name for name in present if present[name]]
+    if runtime.device == "auto":
+        return usable[0]
+    if runtime.device not in usable:
+        raise InputError(
+            f"runtime.device: expected a device of this machine ({', '.join(usable)}), "
+            f"got {runtime.device}"
+        )
+    return runtime.device
+
+
+def uses_bf16(runtime: RuntimeParams) -> bool:
+    """Whether networks compute in bfloat16: ``runtime.precision``, or what is faster."""
+    if runtime.precision == "auto":
+        return bf16_is_faster(choose_device(runtime))
+    return runtime.precision == "bf16"
+
+
+def describe(runtime: RuntimeParams) -> str:
+    """Device and precision: ``AMD EPYC, 2 cores, x86_64, bfloat16``."""
+    device, count = choose_device(runtime), runtime.devices * runtime.nodes
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        cpu = torch.cpu.get_capabilities().get("cpu_name", device)
+        name = f"{cpu}, {os.cpu_count()} cores, {platform.machine()}"
+    precision = "bfloat16" if uses_bf16(runtime) else "float32"
+    return f"{f'{count} × ' if count > 1 else ''}{name}, {precision}"
+
+
 def make_fabric(runtime: RuntimeParams) -> Fabric:
     """A launched Fabric; the same seed then gives the same bytes on the same machine.
 
-    Raises InputError when the devices or nodes that were asked for are not there.
+    Prints device and precision. Raises InputError when the devices or nodes that were asked for are
+    not there.
     """
     take_devices(runtime.devices)
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    device = (
-        next(d for d in ("cuda", "mps", "cpu") if present[d])
-        if runtime.device == "auto"
-        else runtime.device
-    )
-    if not present[device]:
-        usable = ", ".join(name for name in present if present[name])
-        raise InputError(
-            f"runtime.device: expected a device of this machine ({usable}), got {device}"
-        )
+    device = choose_device(runtime)
     most = {"cpu": runtime.devices, "cuda": torch.cuda.device_count(), "mps": 1}[device]
     if runtime.devices > most:
         raise InputError(
             f"runtime.devices: expected at most {most} on this machine ({device}), "
             f"got {runtime.devices}"
         )
-    bf16 = bf16_is_faster(device) if runtime.precision == "auto" else runtime.precision == "bf16"
 
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic matrix products on CUDA need it set early
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # a warning for an architecture without one
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # that guards against unset memory, and costs 3 to 8 %
+    # Deterministic matrix products on CUDA need this set early.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Where an architecture has an operation without a deterministic form, torch warns.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # That would guard against memory that is read before it is written, and costs 3 to 8 %.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-        False  # fp32 scores are fp32 scores
-    )
+    # Scores in float32 are computed in float32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     fabric = Fabric(
         accelerator=device,
         devices=runtime.devices,
         num_nodes=runtime.nodes,
         strategy=DDPStrategy(timeout=TIMEOUT) if runtime.devices * runtime.nodes > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if uses_bf16(runtime) else "32-true",
         plugins=[cluster_environment(runtime.nodes, runtime.devices)],
     )
     fabric.launch()
+    if fabric.is_global_zero:
+        print(f"device: {describe(runtime)}")
     return fabric

@@ -17,16 +17,16 @@ CODE = ("stages", "dvc.yaml", "requirements.txt")  # what may be uncommitted; pa
 
 def code_tags(source: str) -> dict[str, str]:
     """The file that a run is of, the commit, and which files of the code differ from it."""
-    changes = _git("status", "--porcelain", "--", *CODE).splitlines()
+    changes = git("status", "--porcelain", "--", *CODE).splitlines()
     return {
         "mlflow.source.name": source,
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD") or "unknown",
+        "mlflow.source.git.commit": git("rev-parse", "HEAD") or "unknown",
         "git.uncommitted": ", ".join(change[3:] for change in changes) or "none",
     }
 
 
-def _git(*args: str) -> str:
+def git(*args: str) -> str:
     """What git prints; nothing where there is no git or no repository."""
     command = ["git", *args]
     try:
@@ -43,9 +43,8 @@ def environment_tags() -> dict[str, str]:
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):  # DVC may be installed elsewhere
             tags[f"version.{package}"] = metadata.version(package)
-    torch = sys.modules.get("torch")  # a stage that has not imported it ran on the CPU
-    cpu = torch.cpu.get_capabilities().get("cpu_name", "cpu") if torch else "cpu"
-    device = f"{cpu}, {os.cpu_count()} cores, {platform.machine()}"
-    if torch and load_params().runtime.device != "cpu" and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    device = f"cpu, {os.cpu_count()} cores, {platform.machine()}"
+    # Only a stage with networks has imported this.
+    if devices := sys.modules.get("stages.core.devices"):
+        device = devices.describe(load_params().runtime)
     return {**tags, "device": device}

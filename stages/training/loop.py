@@ -71,9 +71,9 @@ def fit(
         say(
             fabric,
             f"epoch {row['epoch']:3d}/{p.epochs}  loss {row['train_loss']:.3f}"
-            f"  val: accuracy {row['val_clean_accuracy']:.3f}"
+            f"  validation: loss {row['val_loss']:.3f}  accuracy {row['val_clean_accuracy']:.3f}"
             f"  robust accuracy {row['val_robust_accuracy']:.3f}"
-            f"{'  (best)' if progress.epoch == row['epoch'] else ''}",
+            f"{f'  (best {validation.criterion})' if progress.epoch == row['epoch'] else ''}",
         )
     if reason := stop_reason(progress, validation, p.patience):
         epochs = f"epoch {len(progress.history)}/{p.epochs}, keeping epoch {progress.epoch}"

@@ -11,6 +11,7 @@ because the best epoch is kept.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ class Validation(ABC):
     budget: Budget  # of the attack, PGD
     steps: int
     images: int  # how many are attacked at most, each class in its proportion
+    criterion: ClassVar[str]  # what the score is, in words
 
     @abstractmethod
     def score(self, row: EpochMetrics) -> tuple[float, ...]:
@@ -59,6 +61,8 @@ class Validation(ABC):
 class StandardValidation(Validation):
     """Of standard training."""
 
+    criterion = "validation loss"
+
     def score(self, row: EpochMetrics) -> tuple[float, ...]:
         """Minus the clean loss: accuracy on few images is too coarse to tell epochs apart."""
         return (-row["val_loss"],)
@@ -66,6 +70,8 @@ class StandardValidation(Validation):
 
 class RobustValidation(Validation):
     """Of adversarial training: stops at catastrophic overfitting."""
+
+    criterion = "robust accuracy"
 
     def score(self, row: EpochMetrics) -> tuple[float, ...]:
         """Robust accuracy; at a tie the lower loss under attack."""

@@ -1,5 +1,8 @@
 """Device and precision that the networks run with."""
 
+import os
+import platform
+
 import pytest
 import torch
 from lightning_fabric.accelerators import cuda
@@ -25,23 +28,28 @@ RUNTIME = params().runtime.model_copy(update={"device": "cpu"})
 def test_auto_precision_is_bfloat16_only_where_it_is_faster(cpu, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert bf16_is_faster("cpu") is expected
-    assert make_fabric(RUNTIME).strategy.precision.precision == (
-        "bf16-mixed" if expected else "32-true"
-    )
+    precision = make_fabric(RUNTIME).strategy.precision.precision
+    assert precision == ("bf16-mixed" if expected else "32-true")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_explicit_precision_is_used_on_any_hardware(precision, monkeypatch):
+def test_explicit_precision_is_used_on_any_hardware(precision, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": precision == "fp32"})
     fabric = make_fabric(RUNTIME.model_copy(update={"precision": precision}))
     with fabric.autocast():
         assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+    (line,) = capsys.readouterr().out.splitlines()
+    name = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    assert line.startswith("device: cpu")
+    assert line.endswith(f"{os.cpu_count()} cores, {platform.machine()}, {name}")
+    assert not caplog.records, "the library says so in its own words, too"
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without MPS")
 def test_missing_device_is_named():
     with pytest.raises(
-        InputError, match=r"runtime.device: expected a device of this machine \(cpu.*\), got mps"
+        InputError, match=r"runtime.device: expected a device of this machine \(.*cpu\), got mps"
     ):
         make_fabric(RUNTIME.model_copy(update={"device": "mps"}))
 
