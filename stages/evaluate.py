@@ -3,8 +3,8 @@
 Run: python -m stages.evaluate
 
 Reads data/processed, data/predictions, plots/training_*.csv, metrics/data.json and the figures of
-preprocess. Writes metrics/evaluate.json, metrics/diagnostics.json, plots/, data/report.html and
-data/model_card.md.
+preprocess. Writes metrics/ (evaluate.json, of which headlines.json repeats four numbers, and
+diagnostics.json), plots/, data/report.html and data/model_card.md.
 """
 
 from typing import Any
@@ -18,9 +18,12 @@ from stages.core.processes import run_cli
 from stages.report import model_card, page
 from stages.report.checks import registry as diagnostics
 from stages.report.comparison import overall_metrics
+from stages.report.fonts import families_for
+from stages.report.headlines import headlines
 from stages.report.results import load_results
 from stages.report.sections import summary
 from stages.report.sections.registry import SECTIONS
+from stages.report.style import STYLE
 from stages.tracking.stage_logging import log_stage
 
 Params = ResultParams  # what this stage reads of params.yaml: all that changes a result
@@ -30,6 +33,7 @@ def main() -> dict[str, Any]:
     """Run the stage in the current folder; returns what it writes to metrics/evaluate.json."""
     p = load_stage_params(Params)
     results = load_results(p)
+    STYLE["font.family"] = families_for("".join(results.dataset.classes))
     for section in SECTIONS:
         results.plots |= section.compute_tables(results)
     metrics: dict[str, Any] = overall_metrics(results)
@@ -46,6 +50,7 @@ def main() -> dict[str, Any]:
     results.figures |= figures
 
     write_json(METRICS / "evaluate.json", results.metrics)
+    write_json(METRICS / "headlines.json", headlines(results.metrics))
     write_json(METRICS / "diagnostics.json", results.checks)
     for name, table in results.plots.items():
         write_csv(PLOTS / f"{name}.csv", table)
@@ -55,6 +60,7 @@ def main() -> dict[str, Any]:
     write_bytes(MODEL_CARD, model_card.render(results).encode())
     print(summary.terminal_summary(results))
     print(diagnostics.terminal_summary(results))
+    print(summary.terminal_conclusion(results))
     log_stage("evaluate", p)
     # Last, so that everything is written and the expensive stages stay in the cache; DVC then
     # records no result.

@@ -21,7 +21,7 @@ from PIL import Image
 from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
 from stages.serving.evaluated_model import EvaluatedModel, read_evaluated_model
-from stages.tracking.connection import mlflow, open_mlflow
+from stages.tracking.connection import mlflow, mlflow_errors_in_one_line, open_mlflow
 from stages.tracking.environment import code_tags
 from stages.tracking.mlflow_runs import find
 from stages.tracking.stage_outputs import LAST_STAGE, content_digest
@@ -30,6 +30,7 @@ NAME, ALIAS = "colposcopy-classifier", "champion"
 PYFUNC_MODEL_FILE = "stages/serving/pyfunc_model.py"
 
 
+@mlflow_errors_in_one_line()
 def main(model: str) -> str:
     """Publish; returns the version."""
     evaluated = read_evaluated_model(model)

@@ -2,13 +2,15 @@
 
 Run: dvc exp show --json | python -m tools.seeds [--csv FILE]
 
-`make seeds` runs the experiments. Runs belong together that start from the same commit and differ
+The metrics are those of metrics/evaluate.json in the commit of each run. `make seeds` runs the
+experiments. Runs belong together that start from the same commit and differ
 in nothing but the seed: it changes the split, the initial weights, the order of the images and
 every noise.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +20,23 @@ import pandas as pd
 
 from stages.core.errors import InputError
 from stages.core.files import write_csv
+from stages.core.paths import METRICS
 from stages.core.processes import run_cli
 from stages.report.formatting import MODEL_LABELS, metric
 from stages.report.sections.summary import MAIN_METRICS
 
 LABELS = {**MODEL_LABELS, "difference": "Difference"}
+EVALUATION = METRICS / "evaluate.json"
 RUNS = ["commit", "params"]  # what runs that belong together have in common
 RESULT = [*RUNS, "model", "metric"]
 COLUMNS = ["runs", "commit", "model", "metric", "seeds"]
 COLUMNS += ["mean", "least", "most", "first_seed", "low", "high"]
+
+
+def read_evaluation(revision: str) -> dict[str, Any]:
+    """metrics/evaluate.json of a commit."""
+    command = ["git", "show", f"{revision}:{EVALUATION.as_posix()}"]
+    return json.loads(subprocess.check_output(command))  # noqa: S603
 
 
 def read_runs(commits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -37,8 +47,9 @@ def read_runs(commits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for run in (commit, *experiments):
             data = run.get("data") or {}
             params = data.get("params", {}).get("params.yaml", {}).get("data")
-            metrics = data.get("metrics", {}).get("metrics/evaluate.json", {}).get("data")
-            if params and metrics:
+            is_finished = data.get("metrics", {}).get("metrics/headlines.json", {}).get("data")
+            if params and is_finished and run["rev"] != "workspace":
+                metrics = read_evaluation(run["rev"])
                 others = {k: v for k, v in params.items() if k not in ("seed", "runtime")}
                 case = (commit["rev"], json.dumps(others, sort_keys=True))
                 for model in LABELS:

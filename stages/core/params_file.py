@@ -23,6 +23,11 @@ class ParamsError(InputError):
     """Keys of params.yaml are unknown, missing, of the wrong type or out of range."""
 
 
+def parse_yaml(text: str) -> Any:
+    """The content of a params file, unchecked, as DVC reads it."""
+    return YAML(typ="safe").load(text)
+
+
 def load_params(file: Path | str = "params.yaml") -> Params:
     """The checked contents of a params file.
 
@@ -31,7 +36,7 @@ def load_params(file: Path | str = "params.yaml") -> Params:
             contradictory: a line for each key.
     """
     try:
-        raw = YAML(typ="safe").load(Path(file).read_text(encoding="utf-8"))  # as DVC reads it
+        raw = parse_yaml(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
             f"{file}: expected a parameter file, got none: run the stages from the project's root"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from stages.core.files import FileFormatError
 from stages.core.norms import Norm
+from stages.report import fonts
 
 COLORS = {"clean": "#0072B2", "adv": "#D55E00"}
 LINES = {"clean": "-", "adv": "--"}
@@ -27,8 +28,8 @@ TEXT_COLORS = {"clean": COLORS["clean"], "adv": WRONG}
 GRAY, GREEN, SKY, PURPLE = "#555555", "#009E73", "#56B4E9", "#7A3E9D"
 NEUTRAL = ("#4A4A4A", "#8C8C8C", "#C8C8C8")  # train, val, test: not the models' colors
 MAX_PNG_BYTES = 100_000
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+STYLE: dict[str, Any] = {
+    "font.family": [fonts.DEFAULT],  # evaluate adds what the names of the classes need
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Container
 
-from stages.core.params_file import flatten, load_params
 from stages.core.processes import run_cli
 from stages.tracking import mlflow_runs, stage_outputs
+from stages.tracking.configuration import written_params
+from stages.tracking.connection import mlflow_errors_in_one_line
 
 
+@mlflow_errors_in_one_line()
 def main() -> int:
     """Log it; returns 1 if some stages are not up to date."""
-    outdated, params = _outdated_stages(), flatten(load_params())
+    outdated, params = _outdated_stages(), written_params()
     for stage in stage_outputs.stage_names():
         if stage in outdated:
             print(f"{stage}: skipped: outputs are out of date (run `dvc repro`)")
@@ -23,7 +25,7 @@ def main() -> int:
             print(f"{stage}: logged already")
         else:
             sections = tuple(f"{key}." for key in stage_outputs.entries(stage, "params"))
-            read = {key: params[key] for key in params if f"{key}.".startswith(sections)}
+            read = [key for key in params if f"{key}.".startswith(sections)]
             mlflow_runs.log_stage(stage, read, {})  # where it ran is not in the files
             print(f"{stage}: logged")
     if not outdated and mlflow_runs.log_pipeline():

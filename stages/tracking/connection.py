@@ -9,10 +9,11 @@ import functools
 import json
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 # MLflow reads this when it is imported; therefore our code imports it from here only.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -21,6 +22,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 import mlflow
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from stages.core.errors import InputError
 
 EXPERIMENT = "colposcopy-robustness"
 # The columns that the README's link shows: MLflow's own table has no numbers until some are chosen.
@@ -40,6 +45,23 @@ def tracking_uri(root: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{(root / path).as_posix()}"
+
+
+@contextmanager
+def mlflow_errors_in_one_line() -> Iterator[None]:
+    """What MLflow can't do is the user's to mend: no server, an older database, no driver for it.
+
+    Raises:
+        InputError: names the database or server, MLflow's reason and what to do.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, Timeout, ImportError) as error:
+        reason = " ".join(str(error).split("\n[SQL")[0].split())
+        raise InputError(
+            f"MLflow: expected to read and write {mlflow.get_tracking_uri()}, got: {reason:.400} "
+            "(docs/experiments.md, MLflow, says what to do)"
+        ) from error
 
 
 @functools.cache

@@ -7,20 +7,20 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.core.files import md5
-from stages.core.params_file import flatten, load_params
+from stages.core.params_file import load_params
 from stages.tracking import stage_outputs
+from stages.tracking.configuration import run_name, written_params
 from stages.tracking.connection import EXPERIMENT, mark_runs_killed, mlflow, open_mlflow
 from stages.tracking.environment import START, code_tags
-from stages.tracking.stage_outputs import LAST_STAGE
+from stages.tracking.stage_outputs import EVALUATION, HEADLINES, LAST_STAGE
 
-DATA_METRICS = ("data/images", "data/groups.total", "data/rejected.total")
 NOTE_METRICS = ("clean_accuracy", "balanced_accuracy", "robust_accuracy_worst")
 _epochs: set[int] = set()  # that are in the active run
 
@@ -35,15 +35,16 @@ def find(tags: Mapping[str, str]) -> list[Any]:
 def start_configuration() -> None:
     """Activate the run of params, baseline revision and name of the experiment."""
     code, params = code_tags("dvc.yaml"), load_params()
-    name = os.environ.get("DVC_EXP_NAME") or "workspace"
+    experiment = os.environ.get("DVC_EXP_NAME") or "workspace"
     baseline = os.environ.get("DVC_EXP_BASELINE_REV") or code["mlflow.source.git.commit"]
-    identity = f"{name} {baseline} {params.model_dump_json(exclude={'runtime'})}"
+    identity = f"{experiment} {baseline} {params.model_dump_json(exclude={'runtime'})}"
     key = {"configuration": hashlib.sha256(identity.encode()).hexdigest()[:16]}
     if found := find(key):
         mlflow.start_run(found[0].info.run_id)
     else:
-        mlflow.start_run(run_name=name, tags={**code, **key, "dvc.baseline": baseline})
-    _log_params(flatten(params))
+        tags = {**code, **key, "dvc.baseline": baseline, "dvc.experiment": experiment}
+        mlflow.start_run(run_name=run_name(baseline), tags=tags)
+    _log_params(written_params())
 
 
 def start_stage(stage: str) -> None:
@@ -71,16 +72,22 @@ def log_epoch(stage: str, row: Mapping[str, Any]) -> None:
         _epochs.add(int(row["epoch"]))
 
 
-def log_stage(stage: str, params: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Log all that a stage has read and written, and finish its run."""
+def log_stage(stage: str, params: Container[str], environment: Mapping[str, str]) -> None:
+    """Log all that a stage has read and written, and finish its run.
+
+    Args:
+        stage: its name in DVC.
+        params: the keys that it has read.
+        environment: tags.
+    """
     with open_mlflow():
         start_stage(stage)
-        _log_params(params)
+        _log_params({key: value for key, value in written_params().items() if key in params})
         _log_dataset(stage)
         model = _log_models(stage)
         for file in stage_outputs.output_files(stage):
             for epoch, metrics in stage_outputs.read_metrics(file).items():
-                if epoch not in _epochs:
+                if epoch not in _epochs and file != HEADLINES:
                     mlflow.log_metrics(metrics, epoch, model_id=None if epoch else model)
             if file.suffix == ".html":
                 mlflow.log_artifact(str(file))
@@ -103,7 +110,7 @@ def log_pipeline() -> bool:
 
 
 def summarize() -> bool:
-    """Give the active run, that of the configuration, main metrics, dataset, report and note.
+    """Give the active run, that of the configuration, headlines, dataset, report and note.
 
     Returns:
         False if it has them already.
@@ -111,25 +118,14 @@ def summarize() -> bool:
     results = stage_outputs.content_digest(LAST_STAGE)
     if mlflow.get_run(mlflow.active_run().info.run_id).data.tags.get("results") == results:
         return False
-    metrics: dict[str, float] = {}
-    for stage in stage_outputs.stage_names():
-        for path in stage_outputs.entries(stage, "metrics"):
-            metrics |= stage_outputs.read_metrics(Path(path))[0]
-    mlflow.log_metrics({name: metrics[name] for name in metrics if _is_main(name)})
+    mlflow.log_metrics(stage_outputs.read_metrics(HEADLINES)[0])
     _log_dataset(LAST_STAGE)
     for file in stage_outputs.output_files(LAST_STAGE):
         if file.suffix == ".html":
             mlflow.log_artifact(str(file))
-    code = code_tags("dvc.yaml")
+    code, metrics = code_tags("dvc.yaml"), stage_outputs.read_metrics(EVALUATION)[0]
     mlflow.set_tags({**code, "mlflow.note.content": _note(metrics, code), "results": results})
     return True
-
-
-def _is_main(metric: str) -> bool:
-    """Whether a configuration shows it; the note has the intervals, the stages have the rest."""
-    if metric.startswith(("data/", "diagnostics/")):
-        return metric in DATA_METRICS
-    return not metric.endswith(("_low", "_high"))
 
 
 def _note(metrics: Mapping[str, float], code: Mapping[str, str]) -> str:
@@ -148,9 +144,9 @@ def _note(metrics: Mapping[str, float], code: Mapping[str, str]) -> str:
     return "\n".join([*lines, "Full report: Artifacts > report.html."])
 
 
-def _log_params(params: Mapping[str, Any]) -> None:
-    """Log params in batches of MLflow's maximum, except those of the machine."""
-    names = [name for name in params if not name.startswith("runtime.")]
+def _log_params(params: Mapping[str, str]) -> None:
+    """Log params in batches of MLflow's maximum."""
+    names = list(params)
     for start in range(0, len(names), 100):
         mlflow.log_params({name: params[name] for name in names[start : start + 100]})
 

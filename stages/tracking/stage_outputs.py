@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import yaml
 from stages.core.files import md5
 
 CALIBRATION = "calibration.csv"  # predictions on validation images are no result of a model
-LAST_STAGE = "evaluate"  # its numbers are those of the pipeline and need no prefix
+LAST_STAGE = "evaluate"
+EVALUATION = Path("metrics/evaluate.json")
+HEADLINES = Path("metrics/headlines.json")  # some numbers of metrics/evaluate.json again
+UNPREFIXED = (EVALUATION, HEADLINES)  # their numbers are those of the pipeline
 
 
 def _stages() -> dict[str, Any]:
@@ -90,12 +94,17 @@ def _training_metrics(table: pd.DataFrame) -> dict[int, dict[str, float]]:
 def _json_metrics(file: Path) -> dict[str, float]:
     """DVC's names ``a.b.c``, but with the slash that makes a section in MLflow: ``a/b.c``."""
     table = pd.json_normalize(json.loads(file.read_text(encoding="utf-8")))
-    prefix = "" if file.stem == LAST_STAGE else f"{file.stem}."
+    prefix = "" if file in UNPREFIXED else f"{file.stem}."
     metrics = {}
     for key, value in table.select_dtypes("number").iloc[0].items():
-        name = re.sub(r"[^\w./ -]", "_", f"{prefix}{key}")  # MLflow refuses a class CIN2+
+        name = re.sub(r"[^\w./ -]", _in_words, f"{prefix}{key}")
         metrics[name.replace(".", "/", 1)] = float(value)
     return metrics
+
+
+def _in_words(sign: re.Match[str]) -> str:
+    """A sign that MLflow refuses in names, as words, which keep the class <CIN2 from >CIN2."""
+    return f" {unicodedata.name(sign[0], f'U {ord(sign[0]):04X}').lower()} "
 
 
 def _accuracies(table: pd.DataFrame) -> dict[str, float]:

@@ -31,8 +31,7 @@ stages:
   preprocess:
     deps: ["${data.source}"]
     params: [seed, data]
-    outs: [data/processed]
-    metrics: [metrics/data.json: {cache: false}]
+    outs: [data/processed, metrics/data.json: {cache: false}]
     plots: [plots/crops.png: {cache: false}]
   train_clean:
     deps: [data/processed]
@@ -52,8 +51,8 @@ stages:
   evaluate:
     deps: [data/processed, data/predictions/clean, data/predictions/adv]
     params: [evaluate.bootstrap]
-    outs: [data/report.html]
-    metrics: [metrics/evaluate.json: {cache: false}]
+    outs: [data/report.html, metrics/evaluate.json: {cache: false}]
+    metrics: [metrics/headlines.json: {cache: false}]
     plots: [plots/robustness.csv: {cache: false}]
 """
 PREDICTIONS = """attack,norm,eps,label,prediction
@@ -63,12 +62,8 @@ pgd,linf,0.0313725,x,y
 pgd,linf,0.000980392,x,x
 pgd,l2,0.5,x,x
 """
-ACCURACIES = {
-    "clean_accuracy": 0.75,
-    "clean_accuracy_low": 0.7,
-    "clean_accuracy_high": 0.8,
-    "robust_accuracy_worst": 0.5,
-}
+HEADLINES = {"clean_accuracy": 0.75, "robust_accuracy_worst": 0.5}
+ACCURACIES = {**HEADLINES, "clean_accuracy_low": 0.7, "clean_accuracy_high": 0.8}
 RACE = "race"  # the experiment that the fixture new_database logs
 ENVIRONMENT = ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI")
 
@@ -98,6 +93,7 @@ def write_pipeline_files(folder: Path, name: str) -> None:
         "data/processed/manifest.csv": f"path,label\n{name}.jpg,x\n2.jpg,y\n",
         "metrics/data.json": json.dumps({"images": 2, "train": {"CIN2+": 1}, "source": name}),
         "metrics/evaluate.json": json.dumps({"clean": ACCURACIES, "adv": ACCURACIES, "n": 2}),
+        "metrics/headlines.json": json.dumps({"clean": HEADLINES, "adv": HEADLINES}),
         "plots/crops.png": name,
         "plots/robustness.csv": "model,eps,accuracy\nclean,0,1\n",
         "data/report.html": f"<p>{name}</p>",
@@ -167,7 +163,7 @@ class LoggedRuns:
         self.client = MlflowClient(uri)
         experiment = self.client.get_experiment_by_name(connection.EXPERIMENT)
         runs = self.client.search_runs([experiment.experiment_id])
-        race = {run.info.run_id for run in runs if run.info.run_name == RACE}
+        race = {run.info.run_id for run in runs if run.data.tags.get("dvc.experiment") == RACE}
         self.runs = [
             self.client.get_run(run.info.run_id)  # with its models, which a search leaves out
             for run in runs

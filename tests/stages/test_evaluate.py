@@ -55,9 +55,13 @@ def test_stage_writes_the_declared_files_and_the_same_bytes_twice(project, capsy
     first = files_in(project)
     assert first.keys() - before.keys() == DECLARED
     assert parse_strictly(first["metrics/evaluate.json"].decode()) == result
+    for model, values in parse_strictly(first["metrics/headlines.json"].decode()).items():
+        assert values.items() <= result[model].items()
     checks = parse_strictly(first["metrics/diagnostics.json"].decode())
     assert checks.keys() == {"clean", "adv"} <= result.keys()
-    assert "Standard training" in capsys.readouterr().out
+    *_, last_but_one, last = capsys.readouterr().out.splitlines()
+    assert last_but_one.startswith("verdict: ")
+    assert "data/report.html" in last
     text = re.sub(r"base64,[^\"]*", "", first["data/report.html"].decode())
     assert not re.search(rf"{re.escape(str(project))}|20\d\d-\d\d-\d\d|\d\d:\d\d", text)
     evaluate.main()
@@ -106,14 +110,15 @@ def test_evaluate_needs_neither_torch_nor_mlflow():
     assert done.stdout.strip() == "set()"
 
 
-def test_only_style_and_sections_import_matplotlib():
+def test_only_style_fonts_and_sections_import_matplotlib():
     for file in [ROOT / "stages/evaluate.py", *(ROOT / "stages/report").rglob("*.py")]:
         names = []
         for node in ast.walk(ast.parse(file.read_text())):
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         if any(name.split(".")[0] == "matplotlib" for name in names):
-            assert file.name == "style.py" or file.parent.name == "sections", file
+            drawing = file.name in ("style.py", "fonts.py") or file.parent.name == "sections"
+            assert drawing, file
 
 
 @pytest.mark.skipif(

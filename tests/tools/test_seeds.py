@@ -8,6 +8,13 @@ import pytest
 from stages.core.errors import InputError
 from tools import seeds
 
+EVALUATIONS = {}  # by revision
+
+
+@pytest.fixture(autouse=True)
+def _commits(monkeypatch):
+    monkeypatch.setattr(seeds, "read_evaluation", EVALUATIONS.__getitem__)
+
 
 def run(seed, clean, *, eps=0.03, device="cpu", **further):
     """An entry of ``dvc exp show --json``; clean: accuracy, None: not finished."""
@@ -19,12 +26,15 @@ def run(seed, clean, *, eps=0.03, device="cpu", **further):
     }
     params = {"seed": seed, "attack": {"eps": eps}, "runtime": {"device": device}}
     data = {"params": {"params.yaml": {"data": params}}}
+    rev = str(len(EVALUATIONS))
+    EVALUATIONS[rev] = metrics
     if clean is not None:
-        data["metrics"] = {"metrics/evaluate.json": {"data": metrics}}
-    return {"data": data}
+        data["metrics"] = {"metrics/headlines.json": {"data": {"clean": {}}}}
+    return {"rev": rev, "data": data}
 
 
 def commit(rev, first, *experiments):
+    EVALUATIONS[rev] = EVALUATIONS[first["rev"]]
     return first | {"rev": rev, "experiments": [{"revs": [entry]} for entry in experiments]}
 
 
@@ -43,7 +53,7 @@ def test_runs_that_differ_in_the_seed_alone_are_summarized():
 
 
 def test_runs_of_different_commits_are_neither_pooled_nor_overwritten():
-    workspace = {"rev": "workspace", **run(0, 0.2)}
+    workspace = run(0, 0.2) | {"rev": "workspace"}
     new = commit("new", run(0, 0.8), run(0, 0.8), run(1, 0.6))
     old = commit("old", run(0, 0.1), run(1, 0.1), run(2, 0.1))
     table = table_of(workspace, new, old)

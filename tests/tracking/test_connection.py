@@ -16,7 +16,7 @@ def test_simultaneous_stages_create_single_database_and_configuration(new_databa
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     names = sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
-    assert names == ["preprocess", RACE, "train_adv"]
+    assert names == [f"eps=8/255 seed=0 ({RACE})", "preprocess", "train_adv"]
     assert VIEW_KEY in experiment.tags
     assert experiment.artifact_location == (folder / "mlartifacts").as_uri()
 
@@ -45,5 +45,5 @@ def test_experiment_in_temporary_copy_is_logged_in_main_repository(
     log_stage("evaluate")
     shutil.rmtree(copy)
     runs = read_runs(project)
-    assert runs.one(None).info.run_name == "tiny-mole"
+    assert runs.one(None).info.run_name == "eps=8/255 seed=0 (tiny-mole)"
     assert runs.artifacts(runs.one("evaluate")) == ["metrics", "plots", "report.html"]

@@ -50,8 +50,13 @@ def test_digest_is_that_of_contents_and_names():
     [
         (
             "metrics/data.json",
-            '{"images": 2, "train": {"CIN2+": 1, "x": {"y": 3}}, "synthetic": true, "source": "a"}',
-            {"data/images": 2, "data/train.CIN2_": 1, "data/train.x.y": 3},
+            '{"images": 2, "train": {"<2": 1, ">2": 4, "x": {"y": 3}}, "source": "a"}',
+            {
+                "data/images": 2,
+                "data/train. less-than sign 2": 1,
+                "data/train. greater-than sign 2": 4,
+                "data/train.x.y": 3,
+            },
         ),
         (
             "data/predictions/adv/transfer.csv",

@@ -5,9 +5,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from stages.core.paths import REPORT
 from stages.core.predictions import WORST
 from stages.report.blocks import Block, Box, Cards, Heading, Items, Table, Text, head, row
 from stages.report.formatting import class_label, listed, metric, p_value, percent
+from stages.report.headlines import verdict
 from stages.report.results import ModelResults, Results
 from stages.report.section import Section
 from stages.report.sections.attacks import curve_figure
@@ -57,6 +59,12 @@ def terminal_summary(results: Results) -> str:
         f"{results.metrics['prior_log_loss']:.3f}"
     )
     return "\n".join(lines)
+
+
+def terminal_conclusion(results: Results) -> str:
+    """The last lines of a run: what limits it, what it has shown, and where to read on."""
+    lines = [f"caveat: {text}" for text in caveats(results)]
+    return "\n".join([*lines, f"verdict: {verdict(results)}", f"report: {REPORT} (make report)"])
 
 
 def sentences(results: Results) -> list[str]:
