@@ -5,15 +5,19 @@ ARCHS = resnet18,resnet50,convnext_tiny,efficientnet_b0
 JOBS = $(if $(GPUS),$(words $(subst $(comma), ,$(GPUS))),1)
 comma = ,
 MODEL = adv
+PORT = 5000
 WHAT = preprocess
 COMMITS = 1
 # Columns that `make exps` shows: the experiment, the parameters, two main metrics of each model.
 SECTIONS = data|model|attack|train_clean|attack_eval|train_adv|evaluate
 METRICS = clean_accuracy|robust_accuracy_worst
 COLUMNS = Experiment|seed|($(SECTIONS))\.|(clean|adv)\.($(METRICS))$$
-# Long commands of `make wait` and `make faults`.
+# Long commands. An experiment that failed stays in the list until `dvc queue remove --failed`.
+QUEUE = python -m tools.queue && dvc exp run --queue
+START = SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS) && echo "then: make wait, make exps"
 WAIT = while dvc queue status | tee .dvc/tmp/queue | grep -Eq "Queued|Running" \
-  && ! grep -q "0 active, 0 idle" .dvc/tmp/queue; do sleep 10; done; cat .dvc/tmp/queue
+  && ! grep -q "0 active, 0 idle" .dvc/tmp/queue; do sleep 10; done; cat .dvc/tmp/queue; \
+  if grep -q Failed .dvc/tmp/queue; then echo "failed: dvc queue logs <Task> says why"; exit 1; fi
 FUZZ = FUZZ_IMAGES=20000 FUZZ_FILES=1000 FUZZ_REQUESTS=10000 \
   python -m pytest tests/fuzz tests/serving/test_server.py
 
@@ -23,16 +27,20 @@ repro:   ## bring everything up to date
 	dvc repro
 test:    ## run the fast tests (slow: python -m pytest -m slow)
 	python -m pytest -m "not slow"
-ui:      ## MLflow at http://127.0.0.1:5000; README.md links to its table of all runs
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1
+ui:      ## open the table of all runs in MLflow: make ui PORT=5000
+	python -m tools.ui --port $(PORT)
 report:  ## open the report in the browser
-	python -m webbrowser -t "file://$(CURDIR)/data/report.html"
+	test -f data/report.html && python -m webbrowser -t "file://$(CURDIR)/data/report.html"
+check:   ## does this run reproduce the committed one? yes or no for each headline
+	python -m tools.check
+reset:   ## bring the committed parameters and their results back, after an experiment
+	touch params.yaml && git checkout HEAD -- params.yaml && dvc repro
 sweep:   ## one experiment per eps: make sweep EPS=0.01,0.02 JOBS=2 (or GPUS=0,1: one on each)
-	dvc exp run --queue -S attack.eps=$(EPS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+	$(QUEUE) -S attack.eps=$(EPS) && $(START)
 seeds:   ## one experiment per seed, likewise: make seeds SEEDS=0,1,2 JOBS=2; then make spread
-	dvc exp run --queue -S seed=$(SEEDS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+	$(QUEUE) -S seed=$(SEEDS) && $(START)
 archs:   ## one experiment per architecture, likewise: make archs ARCHS=resnet18,resnet50; make exps
-	dvc exp run --queue -S model.arch=$(ARCHS) && SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS)
+	$(QUEUE) -S model.arch=$(ARCHS) && $(START)
 wait:    ## wait until all experiments of sweep, seeds and archs have run, or no worker is left
 	$(WAIT)
 spread:  ## mean and range of the main metrics over the seeds that were run
@@ -51,4 +59,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report sweep seeds archs wait spread exps bench faults tables serve clean
+.PHONY: help repro test ui report check reset sweep seeds archs wait spread exps bench faults tables serve clean

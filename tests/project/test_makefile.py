@@ -1,5 +1,6 @@
 """`make` lists the targets; each is a single command and names only files that exist."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,37 @@ def test_target_is_a_single_command_that_names_existing_files(target):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
     for script in re.findall(r"python (\S+\.py)", command):
         assert (ROOT / script).is_file()
+
+
+def test_reset_restores_params_that_git_takes_for_unchanged(tmp_path):
+    """After `dvc exp run -S` size and time of the file may be those that git has noted."""
+
+    def git(*arguments):
+        author = ["-c", "user.name=u", "-c", "user.email=u@localhost"]
+        command = ["git", *author, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    params, dvc = tmp_path / "params.yaml", tmp_path / "dvc"
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    params.write_text("eps: 4\n")
+    os.utime(params, (0, 0))
+    git("init", "-q")
+    git("config", "core.trustctime", "false")
+    git("add", ".")
+    git("commit", "-qm", "Start")
+    params.write_text("eps: 8\n")
+    os.utime(params, (0, 0))
+    git("checkout", "HEAD", "--", "params.yaml")
+    assert params.read_text() == "eps: 8\n", "git took it for unchanged"
+    dvc.write_text("#!/bin/sh\necho dvc $@\n")
+    dvc.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["make", "reset"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert params.read_text() == "eps: 4\n"
+    assert "dvc repro" in done.stdout.splitlines()
 
 
 def test_help_names_every_benchmark():
