@@ -3,10 +3,12 @@
 Run: python -m stages.predict <clean|adv> <file or folder>...
 
 Reads data/models/<model>.safetensors, metrics/ and dvc.lock; writes nothing. Not a stage of the
-pipeline. Exits with status 1 when a file is no usable image, after the predictions of all others.
+pipeline. Exits with status 1 when a file is no usable image, after the predictions of all others;
+says which files of a folder are none by their names.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from stages.core.errors import InputError
@@ -18,6 +20,8 @@ from stages.photographs.source_files import SUFFIXES
 from stages.serving.evaluated_model import read_evaluated_model
 from stages.serving.predictor import BATCH, ImagePredictor
 
+NAMED = 5  # files of each kind that are named
+
 
 def main(model: str, paths: list[Path]) -> None:
     """Print a prediction for each image, BATCH of them in memory at a time.
@@ -26,8 +30,12 @@ def main(model: str, paths: list[Path]) -> None:
         InputError: at the end, for files that are no usable images.
     """
     predictor = ImagePredictor(weights_path(model), read_evaluated_model(model))
-    files = [file for path in paths for file in image_files(path)]
-    refused = []
+    files, others, refused = [], [], []
+    for path in paths:
+        images, left_out = image_files(path) if path.is_dir() else ([path], {})
+        files += images
+        if left_out:
+            others.append(f"{path}: not predicted: {describe(left_out)}")
     for start in range(0, len(files), BATCH):
         pixels = {}
         for file in files[start : start + BATCH]:
@@ -41,26 +49,41 @@ def main(model: str, paths: list[Path]) -> None:
             probabilities = ", ".join(f"{name} {value:.3f}" for name, value in named)
             print(f"{file}\t{predictor.classes[int(row.argmax())]}\t{probabilities}")
     print(predictor.evaluated.disclaimer())
+    print("\n".join(others), end="\n" if others else "", file=sys.stderr)
     if refused:
         raise InputError("\n".join(refused))
 
 
-def image_files(path: Path) -> list[Path]:
-    """The file itself, or all files below a folder that are images by name and not hidden.
+def image_files(folder: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    """All files below a folder: those that are images by name, and kind -> names of the others.
 
     Raises:
-        InputError: when a folder has none.
+        InputError: when no file is an image by name.
     """
-    if not path.is_dir():
-        return [path]
-    found = []
-    for file in path.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
-            found.append(file)
-    if not found:
-        raise InputError(f"{path}: expected files ending in {', '.join(SUFFIXES)}, got none")
-    return sorted(found)
+    images: list[Path] = []
+    others: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if file.is_dir():
+            continue
+        if any(part.startswith(".") for part in path.parts):
+            others.setdefault("hidden", []).append(str(path))
+        elif file.suffix.lower() in SUFFIXES and (file.is_file() or file.is_symlink()):
+            images.append(file)
+        else:
+            others.setdefault("no image by name", []).append(str(path))
+    if not images:
+        raise InputError(f"{folder}: expected files ending in {', '.join(SUFFIXES)}, got none")
+    return images, others
+
+
+def describe(others: dict[str, list[str]]) -> str:
+    """``3 hidden (.a/1.jpg, ...); 1 no image by name (notes.txt)``."""
+    parts = []
+    for kind, names in others.items():
+        more = ", ..." if len(names) > NAMED else ""
+        parts.append(f"{len(names)} {kind} ({', '.join(names[:NAMED])}{more})")
+    return "; ".join(parts)
 
 
 def read_file(file: Path) -> bytes:

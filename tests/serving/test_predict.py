@@ -1,5 +1,7 @@
 """The command ``python -m stages.predict``."""
 
+import os
+
 import pytest
 
 from stages import predict
@@ -35,15 +37,31 @@ def test_every_image_of_folder_is_predicted(folder, capsys):
     assert "Not a medical device" in notice
 
 
-def test_images_are_found_by_the_suffixes_of_preprocess_unless_hidden(tmp_path):
+def test_every_file_of_a_folder_is_an_image_or_named_as_another(tmp_path):
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / "folder.png").mkdir()
-    for name in (".thumbnails/a.jpg", "._a.jpg", "notes.txt"):
+    hidden, other = {".thumbnails/a.jpg", "._a.jpg"}, {"notes.txt", "no_suffix", "pipe.jpg"}
+    for name in hidden | other - {"pipe.jpg"}:
         (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
     images = [tmp_path / f"a{suffix}" for suffix in SUFFIXES]
     for image in images:
         image.touch()
-    assert predict.image_files(tmp_path) == sorted(images)
+    found, others = predict.image_files(tmp_path)
+    assert found == sorted(images)
+    assert {kind: {*names} for kind, names in others.items()} == {
+        "hidden": hidden,
+        "no image by name": other,
+    }
+
+
+def test_files_that_are_not_predicted_are_counted(folder, capsys):
+    for number in range(predict.NAMED + 1):
+        (folder / f"{number}.dcm").touch()
+    predict.main("adv", [folder])
+    message = capsys.readouterr().err
+    assert f"{predict.NAMED + 2} no image by name (0.dcm, 1.dcm" in message
+    assert message.endswith("...)\n")
 
 
 def test_images_are_predicted_in_batches(folder, capsys, monkeypatch):
