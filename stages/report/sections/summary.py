@@ -9,11 +9,11 @@ from stages.core.paths import REPORT
 from stages.core.predictions import WORST
 from stages.report.blocks import Block, Box, Cards, Heading, Items, Table, Text, head, row
 from stages.report.formatting import class_label, listed, metric, p_value, percent
-from stages.report.headlines import verdict
 from stages.report.results import ModelResults, Results
 from stages.report.section import Section
 from stages.report.sections.attacks import curve_figure
 from stages.report.sections.training import method_name
+from stages.report.verdict import verdict
 
 MIN_IMAGES_PER_CLASS = 10  # in the test split, below which a class's metrics are unreliable
 MIN_IMAGES = 100  # in the test split, and
@@ -63,8 +63,9 @@ def terminal_summary(results: Results) -> str:
 
 def terminal_conclusion(results: Results) -> str:
     """The last lines of a run: what limits it, what it has shown, and where to read on."""
-    lines = [f"caveat: {text}" for text in caveats(results)]
-    return "\n".join([*lines, f"verdict: {verdict(results)}", f"report: {REPORT} (make report)"])
+    found, lines = verdict(results), [f"caveat: {text}" for text in caveats(results)]
+    lines.append(f"verdict: {' '.join([found.headline, *found.details])}")
+    return "\n".join([*lines, f"report: {REPORT} (make report)"])
 
 
 def sentences(results: Results) -> list[str]:
