@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stages.core.errors import InputError
 
 EXPERIMENT = "colposcopy-robustness"
-# The columns that the README's link shows: MLflow's own table has no numbers until some are chosen.
+# The columns that `make ui` shows: MLflow's own table has no numbers until some are chosen.
 ACCURACIES = ("clean_accuracy", "robust_accuracy_worst")
 COLUMNS = [
     "params.`attack.eps`",
@@ -37,7 +37,7 @@ COLUMNS = [
 ]
 WIDTHS = dict.fromkeys(COLUMNS, 190)  # pixels
 VIEW = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS, "columnWidths": WIDTHS}
-VIEW_KEY = "mlflow.sharedViewState.headlines"  # a tag; the link ends in "headlines"
+VIEW_KEY = "mlflow.sharedViewState.headlines"  # a tag; the address ends in "headlines"
 
 
 def tracking_uri(root: Path) -> str:
