@@ -14,7 +14,7 @@ import pandas as pd
 
 from stages.core.checkpoints import Checkpoint, run_fingerprint
 from stages.core.dataset import IMAGES, MANIFEST, load_dataset
-from stages.core.devices import make_fabric
+from stages.core.devices import describe, make_fabric
 from stages.core.params import AttackEvalParams, AttackParams, StageParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import MODELS, PREDICTIONS, PROCESSED, weights_path
@@ -66,7 +66,7 @@ def main(model: str) -> pd.DataFrame:
         for measurement in chosen:
             context.results |= measurement.run(context)
         steps.close()
-        context.results["model"] = classifier.describe(weights_path(model))
+        context.results["model"] = classifier.describe(weights_path(model)) | describe(fabric)
         if fabric.is_global_zero:
             write_results(PREDICTIONS / model, context.results, chosen)
             log_stage(f"attack_eval@{model}", p)

@@ -121,3 +121,15 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
     if fabric.is_global_zero:
         print(f"device: {describe(runtime)}")
     return fabric
+
+
+def describe(fabric: Fabric) -> dict[str, str]:
+    """``device``, ``precision`` and ``torch``: what decides how the networks' numbers round."""
+    if fabric.device.type == "cuda":
+        device = torch.cuda.get_device_name(fabric.device)
+    elif fabric.device.type == "cpu":
+        device = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+    else:
+        device = fabric.device.type
+    precision = "bfloat16" if fabric.strategy.precision.precision == "bf16-mixed" else "float32"
+    return {"device": device, "precision": precision, "torch": torch.__version__}

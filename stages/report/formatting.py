@@ -5,14 +5,22 @@ from typing import Any
 
 NOT_AVAILABLE = "n/a"
 NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
 MODEL_LABELS = {"clean": "Standard training", "adv": "Adversarial fine-tuning"}
+
+
+def number(value: float, form: str) -> str:
+    """A number in this format with a typographic minus: (-4.13, ``+.1f``) -> ``−4.1``."""
+    return format(value, form).replace("-", MINUS)
 
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:
     """0.4567 -> ``45.7%``; a signed difference in percentage points, ``+45.7 pp``."""
     if fraction is None:
         return NOT_AVAILABLE
-    return f"{100 * fraction:+.1f}{NBSP}pp" if signed else f"{100 * fraction:.1f}%"
+    if signed:
+        return f"{number(100 * fraction, '+.1f')}{NBSP}pp"
+    return f"{number(100 * fraction, '.1f')}%"
 
 
 def metric(values: Mapping[str, Any], name: str, *, unit: str = "%", signed: bool = False) -> str:
@@ -20,14 +28,13 @@ def metric(values: Mapping[str, Any], name: str, *, unit: str = "%", signed: boo
     if name not in values:
         return NOT_AVAILABLE
     scale, digits, sign = 100 if unit else 1, 1 if unit else 3, "+" if signed else ""
-
-    def number(key: str) -> str:
-        return f"{scale * values[key]:{sign}.{digits}f}"
-
+    form = f"{sign}.{digits}f"
     suffix = (f"{NBSP}pp" if signed else "%") if unit else ""
-    low, high = f"{name}_low", f"{name}_high"
-    interval = f" [{number(low)},{NBSP}{number(high)}]" if low in values else ""
-    return number(name) + suffix + interval
+    interval = ""
+    if f"{name}_low" in values:
+        low, high = (number(scale * values[f"{name}_{end}"], form) for end in ("low", "high"))
+        interval = f" [{low},{NBSP}{high}]"
+    return number(scale * values[name], form) + suffix + interval
 
 
 def proportion(row: Mapping[str, Any], name: str = "accuracy") -> str:

@@ -1,10 +1,12 @@
 """The report: one self-contained HTML page without scripts, which loads nothing."""
 
 import base64
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.report.formatting import NBSP
 from stages.report.results import Results
 from stages.report.sections.registry import SECTIONS
 from stages.report.sections.summary import lead
@@ -24,7 +26,7 @@ def render(results: Results) -> str:
         for name, png in results.figures.items()
     }
     sections = [(section, section.blocks(results)) for section in SECTIONS]
-    return environment.get_template("page.html.jinja").render(
+    html = environment.get_template("page.html.jinja").render(
         arch=results.p.model.arch,
         dataset=dataset_name(results),
         lead=lead(results),
@@ -33,6 +35,8 @@ def render(results: Results) -> str:
         synthetic=results.synthetic,
         style=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
     )
+    # A symbol and its number stay on one line.
+    return re.sub(r"\b([nε]) = (?=\d)", rf"\1{NBSP}={NBSP}", html)
 
 
 def dataset_name(results: Results) -> str:

@@ -40,6 +40,9 @@ DESCRIPTION = {
     "image_size": 32,
     "parameters": 23_514_179,
     "sha256": "0af1" * 16,
+    "device": "AMD EPYC",
+    "precision": "bfloat16",
+    "torch": "2.14.1",
 }
 # What the report reads of metrics/data.json.
 DATA = {

@@ -89,7 +89,7 @@ def test_robustness_curve_is_the_worst_case_of_the_table(results, drawn):
 
 
 def test_every_attack_is_shown_with_its_interval(results, drawn):
-    attacks.figures(results)
+    attacks.charts(results)
     table = results.plots["robustness"]
     chosen = table[np.isclose(table["eps"], results.eps) | (table["attack"] == CLEAN)]
     for row in chosen.itertuples():

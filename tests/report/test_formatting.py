@@ -34,7 +34,7 @@ def test_metric_has_its_interval():
 
 def test_differences_are_signed_percentage_points():
     change = {"accuracy": -0.049, "accuracy_low": -0.124, "accuracy_high": 0.028}
-    assert metric(change, "accuracy", signed=True) == f"-4.9{NBSP}pp [-12.4,{NBSP}+2.8]"
+    assert metric(change, "accuracy", signed=True) == f"−4.9{NBSP}pp [−12.4,{NBSP}+2.8]"
     assert percent(0.396, signed=True) == f"+39.6{NBSP}pp"
 
 

@@ -14,19 +14,20 @@ from PIL import ImageColor
 from stages import evaluate
 from stages.report import model_card, page
 from stages.report.blocks import Figure, Text
-from stages.report.formatting import metric
+from stages.report.formatting import metric, percent
 from stages.report.section import Section
 from stages.report.sections import data
 from stages.report.sections.registry import SECTIONS
 from stages.report.sections.summary import caveats, lead
 from stages.report.style import COLORS, GRAY, TEXT_COLORS, WRONG
+from stages.report.verdict import SOUND, verdict
 from tests.helpers.prediction_tables import make_table
 from tests.helpers.reports import DESCRIPTION, make_project, read_results, texts_of
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 ATTRIBUTES = re.compile(
     "alt|aria-label|aria-labelledby|charset|class|colspan|content|href|id|lang|name|role|rowspan|"
-    "scope|src|style|tabindex"
+    "scope|src|style|tabindex|type"
 )
 DOMAIN_WORDS = re.compile(
     r"transformation|colposcop|cervi[xc]|stain|acetic|lugol|squamo|lesion|cancer|disease", re.I
@@ -80,7 +81,8 @@ def assert_valid(html, card):
     assert {attrs["aria-labelledby"] for attrs in found.attributes("section")} <= set(ids)
     for word, tag in (("Figure", "figure"), ("Table", "table")):
         numbers = re.findall(rf"<strong>{word} (\d+)\.</strong>", html)
-        assert list(map(int, numbers)) == list(range(1, 1 + len(found.attributes(tag))))
+        assert list(map(int, numbers)) == list(range(1, 1 + len(numbers))), "gaps"
+        assert set(numbers) == set(re.findall(rf'id="{tag}-(\d+)"', html))
     assert all(i["src"].startswith("data:image/png;base64,") for i in found.attributes("img"))
     for text in (found.text, card):
         assert not re.search(r"\b(nan|inf|None|undefined|NaN)\b", text)
@@ -179,6 +181,7 @@ def test_page_and_card_give_accuracies_with_intervals_digests_and_all_parameters
             assert number in found.text
     assert card.count(DESCRIPTION["sha256"]) == 2
     assert DESCRIPTION["sha256"][:16] in found.text
+    assert DESCRIPTION["device"] in found.text
     sections = results.p.model_dump()
     keys = {f"{s}.{key}" for s, v in sections.items() if isinstance(v, dict) for key in v}
     assert all(key in found.text for key in keys)
@@ -232,6 +235,7 @@ def test_other_data_gets_no_words_of_colposcopy_and_real_data_is_not_called_synt
 
 
 L2 = {"attack.norm": "l2", "attack.eps": 0.5, "attack.eps_grid": [0.25, 0.5]}
+SOFTMAX = pd.DataFrame({"check": ["looks_like_softmax"], "value": [1.0], "n": [99]})
 SECOND = make_table(n=8, grid=(0.25, 0.5)).replace({"norm": {"linf": "l2"}})
 
 
@@ -262,6 +266,31 @@ def test_degenerate_data_give_a_valid_page_and_complete_numbers(options, request
         allowed = r"64/255 in L∞|train_clean\.val_eps 8/255|PGD-5, L∞, ε = 8/255"
         assert not re.search("255|∞|no pixel value", re.sub(allowed, "", " ".join(texts)))
     assert ("A second norm" in found.text) == ("results" in options)
+
+
+@pytest.mark.usefixtures("project", "drawn")
+@pytest.mark.parametrize(
+    ("options", "style", "words"),
+    [
+        ({"n": 40, "always": "first"}, "fail", "Neither model beats always answering"),
+        ({"n": 40, "always": "correct"}, "warn", "does not change the accuracy under attack"),
+        ({"n": 240, "results": {"model_checks": SOFTMAX}}, "fail", "clean D2 and adv D2 failed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_verdict_comes_first_and_is_red_where_the_numbers_mean_nothing(options, style, words):
+    found, _ = evaluated_page(size=16, **options)
+    boxes = [attrs["class"] for attrs in found.attributes("div") if "box" in attrs.get("class", "")]
+    assert boxes[0] == f"box {style}"
+    assert words in found.text
+    assert found.text.index(words) < found.text.index("Clean accuracy")
+
+
+def test_verdict_of_a_sound_run_gives_both_robust_accuracies(results):
+    found = verdict(results)
+    assert found.style == SOUND
+    for values in (results.metrics[name] for name in results.models):
+        assert percent(values["robust_accuracy_worst"]) in found.headline
 
 
 def test_implausible_accuracy_is_a_caveat_for_real_images_only(results):
@@ -321,7 +350,7 @@ def test_text_has_contrast_on_every_background(scheme):
     )
     named = re.findall(r"--(\w+): (#\w+)", css[scheme])
     colors = {name: ImageColor.getrgb(value) for name, value in named}
-    for text in ("ink", "soft", "link", "warn", "fail"):
+    for text in ("ink", "soft", "link", "good", "warn", "fail"):
         for background in ("paper", "tint"):
             assert contrast(colors[text], colors[background]) >= 4.5, (text, background)
     # The darkest cell of a confusion matrix: 60% of its color.

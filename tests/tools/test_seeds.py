@@ -76,7 +76,7 @@ def test_text_and_csv(monkeypatch, capsys, tmp_path):
     text = capsys.readouterr().out.replace("\xa0", " ")
     assert "Seeds 0, 1 of 0123456: mean (least–most); in brackets the" in text
     assert "85.0% (80.0%–90.0%) [70.0, 95.0]" in text
-    assert "-8.5 pp (-9.0 pp–-8.0 pp)\n" in text
+    assert "−8.5 pp (−9.0 pp–−8.0 pp)\n" in text
     lines = (tmp_path / "seeds.csv").read_text().splitlines()
     assert (lines[0], len(lines)) == (",".join(seeds.COLUMNS), 1 + len(table))
 

@@ -59,7 +59,7 @@ class Check:
     @property
     def threshold(self) -> str:
         """``> 0.01 WARN, > 0.1 FAIL; n ≥ 300``."""
-        sign = "<=" if self.must_exceed else ">"
+        sign = "≤" if self.must_exceed else ">"
         limits = {WARN: self.warn, FAIL: self.fail}
         texts = [f"{sign} {limit:g} {name}" for name, limit in limits.items() if limit is not None]
         return ", ".join(texts) + (f"; n ≥ {self.needed}" if self.rate else "")

@@ -5,6 +5,7 @@ from typing import Any
 
 from stages.report.checks import behavior, implementation, masking, strength, training
 from stages.report.checks.check import FAIL, PASS, Check
+from stages.report.formatting import number
 from stages.report.results import Results
 
 GROUPS: Mapping[str, tuple[Check, ...]] = {
@@ -51,7 +52,7 @@ def terminal_summary(results: Results) -> str:
         count = len(checks) - len(others)
         lines.append(f"diagnostics of {model}: {count} of {len(checks)} PASS")
         for id_, result in others.items():
-            value = f" {result['value']:.3g}" if "value" in result else ""
+            value = f" {number(result['value'], '.3g')}" if "value" in result else ""
             n = result["n"]
             lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {n})")
     return "\n".join(lines)

@@ -5,8 +5,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 
 from stages.core.predictions import (
     CLEAN,
@@ -18,7 +16,7 @@ from stages.core.predictions import (
     is_correct,
     select,
 )
-from stages.report.blocks import Block, Figure, Table, Text, grouped_head, row
+from stages.report.blocks import Block, Details, Figure, Table, Text, grouped_head, row
 from stages.report.formatting import (
     MODEL_LABELS,
     NOT_AVAILABLE,
@@ -38,6 +36,7 @@ from stages.report.style import (
     STYLE,
     TEXT_COLORS,
     eps_axis,
+    make_figure,
     render_png,
 )
 
@@ -106,36 +105,11 @@ def _at_main_eps(results: Results) -> pd.DataFrame:
 
 @mpl.rc_context(STYLE)
 def figures(results: Results) -> dict[str, bytes]:
-    """Above: robust accuracy against ε. Below: accuracy under each attack at the main ε."""
-    table, chosen = results.plots["robustness"], _at_main_eps(results)
-    rows = worst_last(chosen["attack"], WORST)
-    canvas = Canvas((6.4, 4.0 + 0.33 * len(rows)), layout="constrained")
-    parts: Any = canvas.subfigures(2, 1, height_ratios=[3.4, 0.6 + 0.33 * len(rows)])
-    curve, attacks = (part.subplots() for part in parts)
-    _draw_curve(curve, table[table["attack"] == WORST], results)
-    for shift, (model, values) in zip(
-        (-0.17, 0.17), chosen.groupby("model", sort=False), strict=False
-    ):
-        for _, values_ in values.iterrows():
-            y = rows.index(values_["attack"]) + shift
-            low, high, accuracy = values_["low"], values_["high"], values_["accuracy"]
-            attacks.hlines(y, low, high, color=COLORS[model], alpha=0.45, linewidth=3)
-            attacks.plot(accuracy, y, MARKERS[model], color=COLORS[model], markersize=5)
-            text = f"{percent(accuracy)} [{100 * low:.1f}, {100 * high:.1f}]"
-            attacks.text(1.02, y, text, va="center", fontsize=7, color=TEXT_COLORS[model])
-    attacks.axvline(results.majority_rate, color=GRAY, linewidth=1, linestyle=":")
-    attacks.set_yticks(range(len(rows)), [results.attack_label(name) for name in rows])
-    attacks.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Accuracy")
-    attacks.set_title(f"Accuracy per attack ({results.budget})")
-    attacks.grid(axis="y", visible=False)
-    parts[0].legend(
-        *curve.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=3.2
-    )
-    return {"robustness": render_png(canvas, f"{results.images_note}; {results.chart_note}")}
-
-
-def _draw_curve(axis: Axes, worst: pd.DataFrame, results: Results) -> None:
-    scale = results.budget.norm.axis_scale
+    """Robust accuracy against ε."""
+    table = results.plots["robustness"]
+    worst = table[table["attack"] == WORST]
+    figure, axes = make_figure(6.4, 3.4, 1, 1)
+    axis, scale = axes[0, 0], results.budget.norm.axis_scale
     for model, rows in worst.groupby("model", sort=False):
         eps = rows["eps"] * scale
         axis.fill_between(
@@ -148,6 +122,36 @@ def _draw_curve(axis: Axes, worst: pd.DataFrame, results: Results) -> None:
     eps_axis(axis, worst["eps"] * scale, results.budget.norm)
     axis.set(ylim=(0, 1), ylabel="Robust accuracy")
     axis.set_title("Robust accuracy vs. ε (worst case over all attacks)")
+    figure.legend(loc="outside upper center", ncols=3, handlelength=3.2)
+    return {"robustness": render_png(figure, f"{results.images_note}; {results.chart_note}")}
+
+
+@mpl.rc_context(STYLE)
+def charts(results: Results) -> dict[str, bytes]:
+    """Accuracy under each attack at the main ε."""
+    chosen = _at_main_eps(results)
+    rows = worst_last(chosen["attack"], WORST)
+    figure, axes = make_figure(6.4, 1.1 + 0.33 * len(rows), 1, 1)
+    axis = axes[0, 0]
+    for shift, (model, values) in zip(
+        (-0.17, 0.17), chosen.groupby("model", sort=False), strict=False
+    ):
+        for _, value in values.iterrows():
+            y = rows.index(value["attack"]) + shift
+            low, high, accuracy = value["low"], value["high"], value["accuracy"]
+            label = MODEL_LABELS[model] if value["attack"] == WORST else None
+            axis.hlines(y, low, high, color=COLORS[model], alpha=0.45, linewidth=3)
+            axis.plot(accuracy, y, MARKERS[model], color=COLORS[model], markersize=5, label=label)
+            text = f"{percent(accuracy)} [{100 * low:.1f}, {100 * high:.1f}]"
+            axis.text(1.02, y, text, va="center", fontsize=7, color=TEXT_COLORS[model])
+    label = f"Majority class ({percent(results.majority_rate)})"
+    axis.axvline(results.majority_rate, color=GRAY, linewidth=1, linestyle=":", label=label)
+    axis.set_yticks(range(len(rows)), [results.attack_label(name) for name in rows])
+    axis.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="Accuracy")
+    axis.set_title(f"Accuracy per attack ({results.budget})")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper center", ncols=3)
+    return {"attacks": render_png(figure, f"{results.images_note}; {results.chart_note}")}
 
 
 def curve_figure(results: Results) -> Block:
@@ -163,10 +167,9 @@ def curve_figure(results: Results) -> Block:
     return Figure(
         "robustness",
         "Robust accuracy against the perturbation budget. " + "; ".join(sentences),
-        "Above: robust accuracy vs. ε, per image the worst case over all attacks with at most this "
-        f"ε; the bands are {results.level} confidence intervals. Fewer attacks were run at the "
-        "smaller ε, so those points are looser upper bounds. Below: accuracy under each attack at "
-        f"{results.budget}.",
+        "Robust accuracy vs. ε, per image the worst case over all attacks with at most this ε; the "
+        f"bands are {results.level} confidence intervals. Fewer attacks were run at the smaller ε, "
+        "so those points are looser upper bounds.",
         "robustness.csv",
     )
 
@@ -220,7 +223,7 @@ def ensemble_sentences(results: Results) -> list[str]:
 
 
 def blocks(results: Results) -> list[Block]:
-    """The table, and what the ensemble was."""
+    """A chart, the same numbers on demand, and what the ensemble was."""
     labels = [model.label for model in results.models.values()]
     body = [
         row(attack, *(text for cell in cells for text in cell))
@@ -233,10 +236,18 @@ def blocks(results: Results) -> list[Block]:
     )
     columns = grouped_head(["attack"], labels, ["accuracy", "success rate"])
     return [
-        Table(title, columns, body),
+        Figure(
+            "attacks",
+            "Accuracy under each attack and in the worst case, both models; the numbers are in the "
+            "table below",
+            f"Accuracy under each attack at {results.budget} on all {results.n} test images; bars "
+            f"are {results.level} confidence intervals.",
+            "robustness.csv",
+        ),
+        Details("Accuracy and success rate per attack", [Table(title, columns, body)]),
         *(Text(sentence) for sentence in ensemble_sentences(results)),
         Text(NOISE_IS_NO_ATTACK),
     ]
 
 
-SECTION = Section("attacks", "Accuracy per attack", blocks, tables, metrics, figures)
+SECTION = Section("attacks", "Accuracy per attack", blocks, tables, metrics, figures, charts)

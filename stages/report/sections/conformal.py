@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.predictions import CLEAN, WORST, attacks_at, probabilities, select, within
-from stages.report.blocks import Block, Items, Table, Text, grouped_head, row
+from stages.report.blocks import Block, Details, Items, Table, Text, grouped_head, row
 from stages.report.formatting import NOT_AVAILABLE, listed, metric, percent, proportion, worst_last
 from stages.report.results import ModelResults, Results, with_interval
 from stages.report.section import Section
@@ -151,7 +151,8 @@ def coverage_table(results: Results) -> list[Block]:
         f"Coverage of the prediction sets, with {results.level} confidence intervals, and their "
         f"mean size, on all {results.n} test images at {results.budget}. Data: plots/conformal.csv."
     )
-    return [Table(title, grouped_head(["attack"], labels, columns), body)]
+    numbers = Table(title, grouped_head(["attack"], labels, columns), body)
+    return [Details("Coverage and set size per attack", [numbers])]
 
 
 def blocks(results: Results) -> list[Block]:

@@ -218,7 +218,7 @@ def blocks(results: Results) -> list[Block]:
             "Bar chart: images per class and split; the numbers are in the table above",
             "Images per class and split" + (stains if results.transformation_zone else "."),
         ),
-        *sheet_blocks(results),
+        *([Details("Contact sheets", sheets)] if (sheets := sheet_blocks(results)) else []),
         *excluded_blocks(),
     ]
 

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from stages.report.blocks import Block, Cell, Details, Items, Table, Text, head
 from stages.report.checks.check import FAIL, WARN
 from stages.report.checks.registry import GROUPS, not_passed
+from stages.report.formatting import number
 from stages.report.results import Results
 from stages.report.section import Section
 
@@ -38,7 +39,7 @@ def remedies(results: Results) -> list[str]:
 def _cell(result: dict[str, Any] | None) -> Markup:
     if result is None:
         return Markup("<small>n/a</small>")
-    value = f"{result['value']:.2g}, " if "value" in result else ""
+    value = f"{number(result['value'], '.2g')}, " if "value" in result else ""
     return Markup('<span class="{}">{}</span><br><small>{}n&nbsp;=&nbsp;{}</small>').format(
         STYLES.get(result["verdict"], ""), result["verdict"], value, result["n"]
     )
@@ -75,7 +76,7 @@ def blocks(results: Results) -> list[Block]:
         ),
         Items(sentences(results)),
         *details,
-        check_table(results),
+        Details("All diagnostics", [check_table(results)]),
         Text(
             "Two things hold by construction, and so are no checks: accuracy under PGD never "
             "increases with ε, because what succeeds within a smaller ε is kept; and the worst "

@@ -6,7 +6,7 @@ import numpy as np
 
 from stages.core.paths import MODELS
 from stages.core.predictions import attacks_at, is_correct, select
-from stages.report.blocks import Block, Table, Text, grouped_head, row
+from stages.report.blocks import Block, Details, Table, Text, grouped_head, row
 from stages.report.formatting import NOT_AVAILABLE
 from stages.report.results import ModelResults, Results
 from stages.report.section import Section
@@ -50,8 +50,9 @@ def blocks(results: Results) -> list[Block]:
         "structural similarity (SSIM) of its adversarial examples: the higher, the less visible. "
         "Source: metrics/evaluate.json."
     )
+    columns = grouped_head(["attack", "gradient steps"], labels, ["PSNR", "SSIM"])
     return [
-        Table(title, grouped_head(["attack", "gradient steps"], labels, ["PSNR", "SSIM"]), body),
+        Details("Steps, PSNR and SSIM per attack", [Table(title, columns, body)]),
         Text(
             "BIM and PGD stop at the first misclassification, and PGD keeps what it found at a "
             "smaller ε; FGSM takes the whole step. Transfer attacks cost the model that is "

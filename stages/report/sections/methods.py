@@ -91,6 +91,15 @@ def not_run(results: Results) -> list[str]:
     return off
 
 
+def made_on(results: Results) -> str:
+    """Device, precision and torch of the evaluation."""
+    where = dict.fromkeys(
+        f"{d['device']}, attacks in {d['precision']}, torch {d['torch']}"
+        for d in (model.document("model") for model in results.models.values())
+    )
+    return f"Evaluated on {listed(list(where))}."
+
+
 def blocks(results: Results) -> list[Block]:
     """Tables."""
     labels = [Cell(model.label, "th", {"scope": "col"}) for model in results.models.values()]
@@ -108,6 +117,10 @@ def blocks(results: Results) -> list[Block]:
     )
     versions = {"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     listing = ", ".join(f"{name} {number}" for name, number in versions.items())
+    commit = Markup(
+        "Code and data are those of the commit whose <code>dvc.lock</code> holds the MD5 of this "
+        "file: <code>git log -S$(md5sum &lt; data/report.html | cut -c-32) -- dvc.lock</code>."
+    )
     off = [Text(f"Not run: {listed(not_run(results))}.")] if not_run(results) else []
     return [
         Table("Models", [[Cell(""), *labels]], model_rows(results)),
@@ -119,7 +132,8 @@ def blocks(results: Results) -> list[Block]:
         ),
         *off,
         Details("All parameters", [parameters]),
-        Text(f"Versions: {listing}."),
+        Text(f"{made_on(results)} The report was made with {listing}."),
+        Text(commit),
     ]
 
 
