@@ -215,7 +215,7 @@ def format_summary(index: ImageIndex, metrics: Mapping[str, Any]) -> str:
     lines = [
         f"{metrics['images']:,} images in {groups['total']:,} groups: "
         f"{_listed(metrics['classes'])}",
-        f"split: {_listed(splits)}; near-duplicates of training images in test: "
+        f"split: {_listed(splits)}; look-alikes of training images in test: "
         f"{leakage['test']['alike_share']:.1%} (image-level random split: "
         f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})",
     ]

@@ -12,7 +12,7 @@ from stages.photographs.parallel import ParallelMap
 from stages.photographs.splits import TEST, TRAIN, VAL
 
 SIDE = 32  # pixels, of the gray images that are compared
-THRESHOLD = 0.93  # correlation from which two images are called near-duplicates
+THRESHOLD = 0.93  # correlation from which two images are called look-alikes
 
 
 def leakage_check(

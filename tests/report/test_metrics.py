@@ -67,13 +67,21 @@ def test_metrics_equal_scikit_learn(results):
             assert (counts == sk.confusion_matrix(y, predicted_, labels=CLASSES)).all()
 
 
+def assert_in_intervals(values):
+    """Returns the metrics that have an interval."""
+    bounded = {name for name in values if f"{name}_low" in values}
+    for name in bounded:
+        assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"], name
+    return bounded
+
+
 def test_every_metric_lies_in_its_interval(results):
-    for values in (*(results.metrics[m] for m in results.models), results.metrics["difference"]):
-        values = {**values, **values.get("attack_success_rate", {})}
-        bounded = [name for name in values if f"{name}_low" in values]
-        assert {"clean_accuracy", "robust_accuracy_worst"} <= set(bounded)
-        for name in bounded:
-            assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"], name
+    models = [results.metrics[name] for name in results.models]
+    for values in (*models, results.metrics["difference"]):
+        assert {"clean_accuracy", "robust_accuracy_worst"} <= assert_in_intervals(values)
+    for values in models:
+        for key in ("robust_accuracy", "attack_success_rate"):
+            assert assert_in_intervals(values[key]) == values["attacked_images"].keys()
 
 
 @pytest.mark.usefixtures("drawn")

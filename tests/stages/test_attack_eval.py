@@ -115,6 +115,7 @@ def test_stage_writes_every_table_within_the_budget_and_reproducibly(norm, proje
         x, x_adv = (torch.from_numpy(np.array(Image.open(file))) / 255 for file in files)
         assert 0 < NORMS[norm].size((x_adv - x)[None]) <= example.eps * (1 + 1e-4)
     assert {"universal.png", "ensemble.json", "model.json", DESCRIPTOR} < set(first)
+    assert json.loads(first["model.json"])["precision"] == "float32"
     assert not list(Path(".ckpt").rglob("last.pt"))
     (folder / "second_norm.csv").write_text("of a run with other parameters")
     attack_eval.main("adv")

@@ -68,11 +68,14 @@ def metrics(results: Results, model: ModelResults) -> dict[str, Any]:
     rows, eps, intervals = model.rows, results.eps, results.intervals
     clean, worst = is_correct(select(rows)), is_correct(results.worst(model))
     outcomes = {attack: correct_under(rows, attack, eps) for attack in attacks_at(rows, eps)}
+    accuracies: dict[str, float] = {}
+    for name, correct in outcomes.items():
+        accuracies |= with_interval(name, correct.mean(), intervals.proportion(correct))
     result: dict[str, Any] = {
         "clean_correct": int(clean.sum()),
         **with_interval("clean_accuracy", clean.mean(), intervals.proportion(clean)),
         **with_interval("robust_accuracy_worst", worst.mean(), intervals.proportion(worst)),
-        "robust_accuracy": {name: float(correct.mean()) for name, correct in outcomes.items()},
+        "robust_accuracy": accuracies,
         "attacked_images": {name: len(correct) for name, correct in outcomes.items()},
     }
     if clean.any():

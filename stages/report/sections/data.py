@@ -115,7 +115,7 @@ def excluded_files() -> pd.DataFrame:
 
 
 def description(results: Results) -> str:
-    """How many images, groups, excluded files and near-duplicates; the check for leakage."""
+    """How many images, groups, excluded files and near-duplicates; look-alikes."""
     data, excluded = results.data, len(excluded_files())
     groups, duplicates = data.get("groups"), data.get("duplicates")
     text = f"{results.counts.to_numpy().sum()} images"
@@ -138,8 +138,8 @@ def description(results: Results) -> str:
         share, limit = percent(leakage["test"]["alike_share"]), leakage.get("alike_from")
         measure = "correlation of 32 × 32 gray pixels" + (f" ≥ {limit}" if limit else "")
         text += (
-            f" Leakage check: {share} of the test images are near-duplicates of a training image "
-            f"({measure})"
+            f" Leakage check: {share} of the test images are look-alikes of a training image "
+            f"({measure}), be it of the same patient or of another"
         )
         if by_picture := leakage.get("test_if_drawn_by_picture"):
             text += (

@@ -33,7 +33,7 @@ def metrics(results: Results, model: ModelResults) -> dict[str, Any]:
 def blocks(results: Results) -> list[Block]:
     """A table."""
     body = []
-    for attack in results.metrics[MODELS[0]]["robust_accuracy"]:
+    for attack in results.metrics[MODELS[0]]["attacked_images"]:
         cells: list[Any] = [results.steps.get(attack, 0)]
         for model in results.models:
             values = results.metrics[model]
