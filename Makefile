@@ -25,6 +25,8 @@ help:    ## show this help
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/: *##/\t/'
 repro:   ## bring everything up to date
 	dvc repro
+quick:   ## the pipeline small, in the folder .quick: a minute or two (params.quick.yaml)
+	python -m tools.quick
 test:    ## run the fast tests (slow: python -m pytest -m slow)
 	python -m pytest -m "not slow"
 ui:      ## open the table of all runs in MLflow: make ui PORT=5000
@@ -59,4 +61,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro test ui report check reset sweep seeds archs wait spread exps bench faults tables serve clean
+.PHONY: help repro quick test ui report check reset sweep seeds archs wait spread exps bench faults tables serve clean

@@ -2,8 +2,9 @@
 
 Run: python -m tools.docs
 
-The results in README.md (and its copy of the examples), the table of attacks, the table of
-diagnostics: between ``<!-- name -->`` and ``<!-- end -->``.
+README.md: the headline, the results, their spread over seeds; docs: the table of attacks, the table
+of diagnostics; each between ``<!-- name -->`` and ``<!-- end -->``. And two pictures: the examples
+of the run, and the first of them for the README.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
 from stages.attacks.apgd import apgd
@@ -23,16 +25,22 @@ from stages.attacks.registry import LEAN_ENSEMBLE, SUITE
 from stages.attacks.transfer import pgd_on
 from stages.attacks.universal import add_perturbation
 from stages.core.errors import InputError
+from stages.core.files import write_bytes
 from stages.core.params import ResultParams
 from stages.core.params_file import load_stage_params
 from stages.core.predictions import CLEAN, EPS_TOLERANCE, WORST
 from stages.core.processes import run_cli
 from stages.report.checks.registry import GROUPS
-from stages.report.formatting import MODEL_LABELS, listed
+from stages.report.formatting import MODEL_LABELS, NBSP, listed, metric, percent
+from stages.report.sections.summary import MAIN_METRICS
 from stages.report.sections.training import method_name
+from stages.report.style import encode_png
 
 COLUMNS = (CLEAN, "uniform_noise", "fgsm", "pgd", WORST)  # of the table of results
 EXAMPLES = Path("plots/examples_clean.png"), Path(".github/examples.png")
+FIRST_EXAMPLE = Path(".github/example.png")
+FIRST_ROW = (0, 0, 768, 296)  # of the picture of examples: left, upper, right, lower
+SEEDS = Path("benchmarks/seeds.csv")  # written by tools.seeds
 
 
 def main() -> list[Path]:
@@ -44,6 +52,7 @@ def main() -> list[Path]:
             changed.append(file)
     if EXAMPLES[0].exists():  # it shows images, and so is in DVC's cache, not in git
         shutil.copyfile(*EXAMPLES)
+    write_bytes(FIRST_EXAMPLE, encode_png(first_example()))
     print("\n".join(f"{file}: written" for file in changed) or "up to date")
     return changed
 
@@ -52,7 +61,12 @@ def documents() -> dict[Path, str]:
     """File -> what it should say."""
     p = load_stage_params(ResultParams)
     blocks = {
-        Path("README.md"): {"results": results(p)},
+        Path("README.md"): {
+            "headline": headline(),
+            "printed": printed(),
+            "results": results(p),
+            "seeds": spread(),
+        },
         Path("docs/threat-model-and-attacks.md"): {"attacks": attack_table()},
         Path("docs/diagnostics.md"): {"checks": check_table()},
     }
@@ -117,21 +131,71 @@ def results(p: ResultParams) -> str:
     n, attacked, change = metrics["n"], metrics["clean"]["attacked_images"], metrics["difference"]
     if {*attacked.values(), *metrics["adv"]["attacked_images"].values()} != {n}:
         raise InputError("metrics/evaluate.json: expected every attack on all images, got fewer")
-    value, low, high = (
-        100 * change[f"robust_accuracy_worst{end}"] for end in ("", "_low", "_high")
-    )
+    gain = metric(change, "robust_accuracy_worst", signed=True).replace(NBSP, " ")
     caption = (
         f"Default run on the bundled **synthetic** sample: n = {n} test images of "
         f"{metrics['groups']} patients, none of whom is in the "
         f"{data['splits']['train']['images']:,} training images; {p.attack.budget}; in brackets "
         f"{100 * p.evaluate.confidence:g}% confidence intervals (patient-level cluster bootstrap). "
         f"Worst case per image over: {listed([names[name] for name in run])}, each on all "
-        f"{n} images. Adversarial fine-tuning changes robust accuracy by {value:+.1f} pp "
-        f"[{low:.1f}, {high:.1f}]. One run (seed {p.seed}): the intervals contain no variance of "
+        f"{n} images. Adversarial fine-tuning changes robust accuracy by {gain}. "
+        f"One run (seed {p.seed}): the intervals contain no variance of "
         "training. The difficulty of the sample, the image size and the number of epochs were "
-        "tuned while looking at these test results."
+        "tuned while looking at these test results. Source: `plots/robustness.csv`."
     )
     return "\n".join([*lines, "", *textwrap.wrap(caption, 100, break_on_hyphens=False)])
+
+
+def headline() -> str:
+    """The four main numbers as a table."""
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    lines = [
+        f"| Of {metrics['n']} test images, classified correctly | as they are | under attack |",
+        "|---|---|---|",
+    ]
+    for model, label in MODEL_LABELS.items():
+        clean, robust = (
+            percent(metrics[model][key]) for key in ("clean_accuracy", "robust_accuracy_worst")
+        )
+        lines.append(f"| {label} | {clean} | **{robust}** |")
+    return "\n".join(lines)
+
+
+def printed() -> str:
+    """The accuracies as the last stage prints them."""
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    rows = [["", *MODEL_LABELS.values()]]
+    for key, label, _ in MAIN_METRICS[:2]:
+        cells = [metric(metrics[model], key).replace(NBSP, " ") for model in MODEL_LABELS]
+        rows.append([label, *cells])
+    lines = [f"{name:<46}{clean:<20}{adv}" for name, clean, adv in rows]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def spread() -> str:
+    """Mean and range of the main metrics over the seeds."""
+    table = pd.read_csv(SEEDS, dtype={"commit": str, "seeds": str}).set_index(["model", "metric"])
+
+    def values(model: str, name: str) -> str:
+        mean, least, most = 100 * table.loc[(model, name), ["mean", "least", "most"]].astype(float)
+        return f"{mean:.1f}% ({least:.1f}–{most:.1f})"
+
+    first = table.iloc[0]
+    text = (
+        f"**Spread over seeds** ({first['seeds'].replace(' ', ', ')}, each with a split of its "
+        f"own), mean (least–most), measured at {first['commit'][:7]}, from `{SEEDS}`: clean "
+        f"accuracy {values('clean', 'clean_accuracy')} after standard training and "
+        f"{values('adv', 'clean_accuracy')} after adversarial fine-tuning; robust accuracy "
+        f"{values('clean', 'robust_accuracy_worst')} and "
+        f"{values('adv', 'robust_accuracy_worst')}."
+    )
+    return "\n".join(textwrap.wrap(text, 100, break_on_hyphens=False))
+
+
+def first_example() -> Image.Image:
+    """The first row of the examples: original, perturbation, adversarial example."""
+    with Image.open(EXAMPLES[1]) as examples:
+        return examples.crop(FIRST_ROW)
 
 
 def attack_table() -> str:

@@ -12,26 +12,19 @@ from PIL import Image
 from tests.helpers.params import write_params
 from tests.helpers.repository import ROOT
 
+QUICK = yaml.safe_load((ROOT / "params.quick.yaml").read_text(encoding="utf-8"))
 SMALL_PARAMS = {
+    f"{name}.{key}": value for name, keys in QUICK.items() for key, value in keys.items()
+}
+SMALL_PARAMS |= {
     "data.source": "data/few",
-    "data.image_size": 32,
     "data.groups": "none",
     "data.max_rejected": 0.2,
-    "model.arch": "resnet18",
-    "train_clean.epochs": 2,
-    "train_clean.val_steps": 2,
     "train_adv.epochs": 1,
-    "train_adv.val_steps": 2,
-    "attack.eps_grid": ["4/255", "8/255"],
-    "attack_eval.pgd_steps": 2,
-    "attack_eval.bim_steps": 2,
-    "attack_eval.curve_steps": 2,
-    "attack_eval.noise_draws": 2,
     "attack_eval.subset": 6,
-    "attack_eval.aa_steps": 2,
-    "attack_eval.aa_queries": 5,
     "evaluate.bootstrap": 100,
     "runtime.device": "cpu",
+    "runtime.tracking": True,
 }
 
 

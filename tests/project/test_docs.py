@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image, ImageChops
 
 from stages.core.files import md5
 from stages.core.params_file import flatten, load_params
@@ -17,7 +18,8 @@ DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README")),
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
-WEB = ("http://", "https://", "../../actions/")  # the last one: a page of the repository on GitHub
+# The last two: pages of the repository on GitHub.
+WEB = ("http://", "https://", "../../actions/", "../../deployments/")
 IMAGE = re.compile(r"!\[([^]]*)\]\(([^)]+)\)")
 each_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix()
@@ -34,10 +36,13 @@ def test_generated_parts_are_those_of_records_and_run(monkeypatch):
         assert text_of(file) == expected, f"{file}: expected another text: run make tables"
 
 
-def test_examples_shown_are_those_of_the_run():
+def test_examples_shown_are_those_of_the_run(monkeypatch):
     lock = yaml.safe_load(text_of(ROOT / "dvc.lock"))["stages"]["evaluate"]["outs"]
     (recorded,) = (out["md5"] for out in lock if out["path"] == "plots/examples_clean.png")
     assert md5(ROOT / ".github/examples.png") == recorded, "run make tables"
+    monkeypatch.chdir(ROOT)
+    with Image.open(docs.FIRST_EXAMPLE) as first:
+        assert ImageChops.difference(first, docs.first_example()).getbbox() is None
 
 
 def test_numbers_about_the_data_are_those_of_the_run():
@@ -84,7 +89,8 @@ def test_parameters_named_exist(document):
     params = flatten(load_params(ROOT / "params.yaml"))
     sections = {key.partition(".")[0] for key in params if "." in key}
     pattern = rf"(?<![/\w.-])((?:{'|'.join(sections)})\.\w+(?:\.\w+)*)"
-    for name in re.findall(pattern, text_of(document)):
+    text = re.sub(r"```python.*?```|\]\([^)]*\)", "", text_of(document), flags=re.S)
+    for name in re.findall(pattern, text):
         assert name in params or any(key.startswith(f"{name}.") for key in params), name
 
 
@@ -102,8 +108,11 @@ def test_commands_stand_between_their_marks():
         assert word in block
 
 
-def test_mermaid_labels_with_signs_are_quoted():
-    """Mermaid 11 takes an unquoted @ for a syntax error."""
+def test_labels_of_mermaid_diagrams_are_quoted():
+    """Unquoted, Mermaid takes signs for syntax: 11 @, others brackets, and all of them `end`."""
+    label = re.compile(r'[\[(/]*"[^"]*"[\])/]*')
     for document in DOCUMENTS:
         for diagram in re.findall(r"```mermaid\n(.*?)```", text_of(document), re.S):
-            assert "@" not in re.sub(r'"[^"]*"', "", diagram), document.name
+            rest = label.sub("", diagram)
+            assert re.fullmatch(r"[\w\s&>-]*", rest), f"{document.name}: {rest}"
+            assert not re.search(r"\bend\b", rest), document.name
