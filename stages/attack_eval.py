@@ -66,7 +66,7 @@ def main(model: str) -> pd.DataFrame:
         for measurement in chosen:
             context.results |= measurement.run(context)
         steps.close()
-        context.results["model"] = classifier.describe(weights_path(model)) | describe(fabric)
+        context.results["model"] = classifier.describe(weights_path(model)) | describe(p.runtime)
         if fabric.is_global_zero:
             write_results(PREDICTIONS / model, context.results, chosen)
             log_stage(f"attack_eval@{model}", p)

@@ -72,16 +72,24 @@ def uses_bf16(runtime: RuntimeParams) -> bool:
     return runtime.precision == "bf16"
 
 
-def describe(runtime: RuntimeParams) -> str:
-    """Device and precision: ``AMD EPYC, 2 cores, x86_64, bfloat16``."""
-    device, count = choose_device(runtime), runtime.devices * runtime.nodes
+def describe(runtime: RuntimeParams) -> dict[str, str]:
+    """``device``, ``precision`` and ``torch``: what decides how the networks' numbers round."""
+    device = choose_device(runtime)
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        cpu = torch.cpu.get_capabilities().get("cpu_name", device)
-        name = f"{cpu}, {os.cpu_count()} cores, {platform.machine()}"
+        name = torch.cpu.get_capabilities().get("cpu_name", device)
     precision = "bfloat16" if uses_bf16(runtime) else "float32"
-    return f"{f'{count} × ' if count > 1 else ''}{name}, {precision}"
+    return {"device": name, "precision": precision, "torch": torch.__version__}
+
+
+def describe_machine(runtime: RuntimeParams) -> str:
+    """For people: ``AMD EPYC, 2 cores, x86_64, bfloat16``."""
+    found, count = describe(runtime), runtime.devices * runtime.nodes
+    name = found["device"]
+    if choose_device(runtime) != "cuda":
+        name += f", {os.cpu_count()} cores, {platform.machine()}"
+    return f"{f'{count} × ' if count > 1 else ''}{name}, {found['precision']}"
 
 
 def make_fabric(runtime: RuntimeParams) -> Fabric:
@@ -119,17 +127,5 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
     )
     fabric.launch()
     if fabric.is_global_zero:
-        print(f"device: {describe(runtime)}")
+        print(f"device: {describe_machine(runtime)}")
     return fabric
-
-
-def describe(fabric: Fabric) -> dict[str, str]:
-    """``device``, ``precision`` and ``torch``: what decides how the networks' numbers round."""
-    if fabric.device.type == "cuda":
-        device = torch.cuda.get_device_name(fabric.device)
-    elif fabric.device.type == "cpu":
-        device = torch.cpu.get_capabilities().get("cpu_name", "CPU")
-    else:
-        device = fabric.device.type
-    precision = "bfloat16" if fabric.strategy.precision.precision == "bf16-mixed" else "float32"
-    return {"device": device, "precision": precision, "torch": torch.__version__}

@@ -46,5 +46,5 @@ def environment_tags() -> dict[str, str]:
     device = f"cpu, {os.cpu_count()} cores, {platform.machine()}"
     # Only a stage with networks has imported this.
     if devices := sys.modules.get("stages.core.devices"):
-        device = devices.describe(load_params().runtime)
+        device = devices.describe_machine(load_params().runtime)
     return {**tags, "device": device}
