@@ -42,6 +42,7 @@ from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.core.params_file import load_params
 from stages.measurements.target import Batch, TargetModel
+from stages.measurements.threads import equal_parts, run_in_threads
 from stages.models import classifier
 from stages.models.batches import DatasetSplit
 from stages.models.inference import predict_logits
@@ -87,7 +88,8 @@ def ours(
             left = left[: attack.max_images]
             if not len(left):
                 break
-            batches = target.run(left.cpu().numpy(), perturb, attack, budget, p)
+            parts = equal_parts(left.cpu().numpy(), p.batch_size)
+            batches = run_in_threads(perturb, target, parts, attack, budget, p)
             found[left] = torch.cat([batch["x"] for batch in batches]).to(x.device)
         check_within_budget(x, found, budget)
         return found

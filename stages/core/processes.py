@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from stages.core.errors import InputError
 
 INTERRUPTED = 128 + signal.SIGINT  # exit status, as of a shell
+COMPUTING = "computing"  # how the names of threads begin that Ctrl-C ends at once
 
 
 class AlreadyRunningError(InputError):
@@ -67,6 +69,9 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
             os.environ.get("LOCAL_RANK", "0") == "0"
         ):  # of several processes, which all are interrupted, one says so
             print("interrupted; the same command resumes", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # sys.exit would wait for threads that compute
+        # sys.exit would wait for them.
+        if any(thread.name.startswith(COMPUTING) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)

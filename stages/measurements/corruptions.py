@@ -31,8 +31,8 @@ from stages.core.params import AttackEvalParams
 from stages.core.predictions import CLEAN
 from stages.core.tables import Table
 from stages.measurements.context import Context, Measurement
-from stages.measurements.steps import BatchFunction
 from stages.measurements.target import Batch, TargetModel
+from stages.measurements.threads import BatchFunction
 from stages.models.inference import frozen_eval_mode, predict_logits
 
 TABLE = Table(

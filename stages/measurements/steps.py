@@ -14,8 +14,12 @@ from tqdm import tqdm
 from stages.core.checkpoints import Checkpoint
 from stages.core.distributed import share
 from stages.measurements.target import TargetModel
-
-BatchFunction = Callable[..., dict[str, Tensor]]  # (target, batch, ...) -> tensors (B, ...)
+from stages.measurements.threads import (
+    MIN_IMAGES,
+    BatchFunction,
+    equal_parts,
+    run_in_threads,
+)
 
 
 class Steps:
@@ -68,7 +72,15 @@ class Steps:
             batches: list[dict[str, Tensor]] = []
             error = None
             try:
-                batches = target.run(positions[rank::processes], function, *arguments)
+                mine = positions[rank::processes]
+                if target.fabric.device.type == "cpu" and len(mine) >= 2 * MIN_IMAGES:
+                    equal = equal_parts(mine, target.batch_size)
+                    batches = run_in_threads(function, target, equal, *arguments)
+                else:
+                    for start in range(0, len(mine), target.batch_size):
+                        batch = target.load(mine[start : start + target.batch_size])
+                        values = function(target, batch, *arguments)
+                        batches.append({key: value.cpu() for key, value in values.items()})
             except Exception as raised:  # raised again by all processes
                 error = raised
             parts = share(self._fabric, batches, error)

@@ -1,8 +1,7 @@
 """A model and the images that it is evaluated on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from stages.attacks.attack import Noise
-from stages.measurements.threads import equal_parts, run_in_threads
 from stages.models.batches import DatasetSplit
 from stages.models.classifier import Classifier
 from stages.models.packed import for_attacks
@@ -82,17 +80,3 @@ class TargetModel:
         """The images at these positions."""
         x, y = self.split.load(positions, self.fabric.device)
         return Batch(positions, x, y, Noise(self.seed, self.split.rows[positions], x))
-
-    def run(
-        self, positions: np.ndarray, function: Callable[..., dict[str, Tensor]], *arguments: Any
-    ) -> list[dict[str, Tensor]]:
-        """``function(target, batch, *arguments)`` of the images at these positions, on the CPU."""
-
-        def run_batch(batch: np.ndarray) -> dict[str, Tensor]:
-            values = function(self, self.load(batch), *arguments)
-            return {name: tensor.cpu() for name, tensor in values.items()}
-
-        if self.fabric.device.type == "cpu":
-            return run_in_threads(run_batch, equal_parts(positions, self.batch_size))
-        starts = range(0, len(positions), self.batch_size)
-        return [run_batch(positions[start : start + self.batch_size]) for start in starts]

@@ -6,14 +6,18 @@ else runs on the machine; with a batch each they don't.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from stages.core.processes import COMPUTING
+from stages.measurements.target import TargetModel
 
 MAX_IMAGES = 64  # of a batch: more gain nothing on a CPU (benchmarks/README.md)
 MIN_IMAGES = 16  # fewer are computed faster by all threads together
-Result = TypeVar("Result")
+BatchFunction = Callable[..., dict[str, Tensor]]  # (target, batch, ...) -> tensors (B, ...)
 
 
 def equal_parts(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -21,25 +25,31 @@ def equal_parts(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
     They don't depend on the number of threads, so that results don't, either.
     """
-    count, size = 1, min(batch_size, MAX_IMAGES)
-    if len(positions) >= 2 * MIN_IMAGES:
-        count = 2
+    count, size = 2, min(batch_size, MAX_IMAGES)
     while len(positions) > count * size:
         count *= 2
-    return np.array_split(positions, min(count, len(positions))) if len(positions) else []
+    return np.array_split(positions, min(count, len(positions)))
 
 
-def run_in_threads(function: Callable[..., Result], batches: Sequence[np.ndarray]) -> list[Result]:
-    """``function`` of each batch, in order; an error or Ctrl-C doesn't wait for the others."""
+def run_in_threads(
+    function: BatchFunction, target: TargetModel, parts: Sequence[np.ndarray], *arguments: Any
+) -> list[dict[str, Tensor]]:
+    """``function(target, batch, *arguments)`` of the images at each part's positions, in order.
+
+    An error or Ctrl-C doesn't wait for the other batches.
+    """
     cores = torch.get_num_threads()
-    workers = min(cores, len(batches))
-    if workers <= 1:
-        return [function(batch) for batch in batches]
-    pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
-    )
+    workers = min(cores, len(parts))
+    pool = ThreadPoolExecutor(workers, COMPUTING, torch.set_num_threads, (cores // workers,))
     try:
-        return list(pool.map(function, batches))
+        futures = [pool.submit(_run_part, function, target, part, arguments) for part in parts]
+        return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(cores)  # the math library has one number for all threads
+
+
+def _run_part(
+    function: BatchFunction, target: TargetModel, positions: np.ndarray, arguments: Sequence[Any]
+) -> dict[str, Tensor]:
+    return function(target, target.load(positions), *arguments)
