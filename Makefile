@@ -8,10 +8,12 @@ MODEL = adv
 PORT = 5000
 WHAT = preprocess
 COMMITS = 1
-# Columns that `make exps` shows: the experiment, the parameters, two main metrics of each model.
+# Columns that `make exps` shows: the experiment, the parameters, two main metrics of each model,
+# which several files have.
 SECTIONS = data|model|attack|train_clean|attack_eval|train_adv|evaluate
 METRICS = clean_accuracy|robust_accuracy_worst
-COLUMNS = Experiment|seed|($(SECTIONS))\.|(clean|adv)\.($(METRICS))$$
+COLUMNS = Experiment|seed|($(SECTIONS))\.|($(FILE):)?(clean|adv)\.($(METRICS))$$
+FILE = metrics/headlines.json
 # Long commands. An experiment that failed stays in the list until `dvc queue remove --failed`.
 QUEUE = python -m tools.queue && dvc exp run --queue
 START = SWEEP_GPUS=$(GPUS) dvc queue start -j $(JOBS) && echo "then: make wait, make exps"
@@ -49,6 +51,8 @@ spread:  ## mean and range of the main metrics over the seeds that were run
 	dvc exp show --json -n $(COMMITS) | python -m tools.seeds
 exps:    ## list experiments with changed parameters and main metrics: make exps COMMITS=5
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
+diff:    ## the main metrics against the last commit
+	dvc metrics diff --targets $(FILE)
 bench:   ## make bench WHAT=attacks, convolutions, duplicates, gpu, methods, preprocess, scaling, training
 	python -m benchmarks.$(WHAT)
 faults:  ## break the pipeline at random, damage every kind of file: hours (docs/reliability.md)
@@ -61,4 +65,4 @@ clean:   ## remove caches; keeps results, MLflow runs and checkpoints
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache .mypy_cache dvc_plots
 
 .DEFAULT_GOAL = help
-.PHONY: help repro quick test ui report check reset sweep seeds archs wait spread exps bench faults tables serve clean
+.PHONY: help repro quick test ui report check reset sweep seeds archs wait spread exps diff bench faults tables serve clean

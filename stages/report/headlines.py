@@ -1,4 +1,4 @@
-"""The few numbers that a run is told in: in `dvc metrics diff`, in MLflow, in `make check`."""
+"""The few numbers that a run is told in: in `make diff`, in MLflow, in `make check`."""
 
 from collections.abc import Mapping
 from typing import Any

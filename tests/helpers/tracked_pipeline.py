@@ -31,7 +31,8 @@ stages:
   preprocess:
     deps: ["${data.source}"]
     params: [seed, data]
-    outs: [data/processed, metrics/data.json: {cache: false}]
+    outs: [data/processed]
+    metrics: [metrics/data.json: {cache: false}]
     plots: [plots/crops.png: {cache: false}]
   train_clean:
     deps: [data/processed]
@@ -51,8 +52,8 @@ stages:
   evaluate:
     deps: [data/processed, data/predictions/clean, data/predictions/adv]
     params: [evaluate.bootstrap]
-    outs: [data/report.html, metrics/evaluate.json: {cache: false}]
-    metrics: [metrics/headlines.json: {cache: false}]
+    outs: [data/report.html]
+    metrics: [metrics/headlines.json: {cache: false}, metrics/evaluate.json: {cache: false}]
     plots: [plots/robustness.csv: {cache: false}]
 """
 PREDICTIONS = """attack,norm,eps,label,prediction

@@ -84,10 +84,12 @@ def test_experiment_table_shows_parameters_and_main_metrics_only():
         "train_adv.augment.flip",
         "adv.clean_accuracy",
         "clean.robust_accuracy_worst",
+        "metrics/headlines.json:clean.robust_accuracy_worst",
     )
     hidden = (
         "Executor",
         "adv.robust_accuracy_worst_low",
+        "metrics/evaluate.json:adv.robust_accuracy_worst",
         "difference.clean_accuracy",
         "n",
         "data/processed",
