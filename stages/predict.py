@@ -16,7 +16,7 @@ from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
 from stages.photographs.decoding import ImageDecodeError
 from stages.photographs.reading import MAX_BYTES
-from stages.photographs.source_files import SUFFIXES
+from stages.photographs.source_files import find_files
 from stages.serving.evaluated_model import read_evaluated_model
 from stages.serving.predictor import BATCH, ImagePredictor
 
@@ -55,30 +55,22 @@ def main(model: str, paths: list[Path]) -> None:
 
 
 def image_files(folder: Path) -> tuple[list[Path], dict[str, list[str]]]:
-    """All files below a folder: those that are images by name, and kind -> names of the others.
+    """The images below a folder, and of all other files: why they are left out -> paths.
 
     Raises:
-        InputError: when no file is an image by name.
+        InputError: when there is no image.
     """
-    images: list[Path] = []
-    others: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(folder)
-        if file.is_dir():
-            continue
-        if any(part.startswith(".") for part in path.parts):
-            others.setdefault("hidden", []).append(str(path))
-        elif file.suffix.lower() in SUFFIXES and (file.is_file() or file.is_symlink()):
-            images.append(file)
-        else:
-            others.setdefault("no image by name", []).append(str(path))
-    if not images:
-        raise InputError(f"{folder}: expected files ending in {', '.join(SUFFIXES)}, got none")
-    return images, others
+    found = find_files(folder)
+    if not found.pictures:
+        raise InputError(f"{folder}: expected images, got none")
+    others = dict(found.bystanders)
+    for path, reason in (found.rejected | found.closed).items():
+        others.setdefault(reason, []).append(path)
+    return list(found.pictures.values()), others
 
 
 def describe(others: dict[str, list[str]]) -> str:
-    """``3 hidden (.a/1.jpg, ...); 1 no image by name (notes.txt)``."""
+    """``3 hidden (.a/1.jpg, ...); 1 documents (notes.txt)``."""
     parts = []
     for kind, names in others.items():
         more = ", ..." if len(names) > NAMED else ""

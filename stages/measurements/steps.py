@@ -77,8 +77,8 @@ class Steps:
                     equal = equal_parts(mine, target.batch_size)
                     batches = run_in_threads(function, target, equal, *arguments)
                 else:
-                    for start in range(0, len(mine), target.batch_size):
-                        batch = target.load(mine[start : start + target.batch_size])
+                    for first in range(0, len(mine), target.batch_size):
+                        batch = target.load(mine[first : first + target.batch_size])
                         values = function(target, batch, *arguments)
                         batches.append({key: value.cpu() for key, value in values.items()})
             except Exception as raised:  # raised again by all processes

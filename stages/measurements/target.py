@@ -38,7 +38,7 @@ class TargetModel:
         model: what is evaluated.
         fused_model: the same function, cheaper to differentiate: what attacks are computed on.
         split: the images.
-        batch_size: images attacked at once; changes no result.
+        batch_size: images attacked at once; changes results by rounding at most.
         seed: of the noise.
     """
 
