@@ -98,5 +98,5 @@ def test_invalid_file_is_error_after_predictions_of_others(folder, capsys, kind,
 
 
 def test_folder_without_images_is_refused(finished_pipeline):
-    with pytest.raises(InputError, match="expected files ending in"):
+    with pytest.raises(InputError, match="expected images"):
         predict.main("adv", [finished_pipeline / "metrics"])
