@@ -69,7 +69,7 @@ def run_cli(main: Callable[..., object], **arguments: Any) -> None:
             os.environ.get("LOCAL_RANK", "0") == "0"
         ):  # of several processes, which all are interrupted, one says so
             print("interrupted; the same command resumes", file=sys.stderr)
-        # sys.exit would wait for them.
+        # sys.exit would wait until threads have computed their batches.
         if any(thread.name.startswith(COMPUTING) for thread in threading.enumerate()):
             sys.stdout.flush()
             sys.stderr.flush()
