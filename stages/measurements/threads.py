@@ -23,7 +23,7 @@ BatchFunction = Callable[..., dict[str, Tensor]]  # (target, batch, ...) -> tens
 def equal_parts(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Batches of nearly the same size, their number a power of two: equal work for all threads.
 
-    They don't depend on the number of threads, so that results don't, either.
+    They don't depend on the number of threads: with another, results differ by rounding at most.
     """
     count, size = 2, min(batch_size, MAX_IMAGES)
     while len(positions) > count * size:
@@ -36,7 +36,8 @@ def run_in_threads(
 ) -> list[dict[str, Tensor]]:
     """``function(target, batch, *arguments)`` of the images at each part's positions, in order.
 
-    An error or Ctrl-C doesn't wait for the other batches.
+    After an error no further batch begins; Ctrl-C doesn't wait for those that are computed, either
+    (`run_cli`).
     """
     cores = torch.get_num_threads()
     workers = min(cores, len(parts))
