@@ -32,7 +32,7 @@ from stages.core.devices import make_fabric
 from stages.core.norms import Budget
 from stages.core.params import TrainAdvParams
 from stages.core.params_file import load_params
-from stages.models import classifier
+from stages.models.architectures import IMAGENET_MEAN, IMAGENET_STD
 from stages.models.batches import DatasetSplit
 from stages.models.weights import create_model
 from stages.training import methods
@@ -68,15 +68,13 @@ def usual_epoch(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, attacked: bool
 ) -> None:
     model.train()
-    low = (
-        (torch.zeros(3) - torch.tensor(classifier.IMAGENET_MEAN))
-        / torch.tensor(classifier.IMAGENET_STD)
-    ).view(3, 1, 1)
-    high = (
-        (torch.ones(3) - torch.tensor(classifier.IMAGENET_MEAN))
-        / torch.tensor(classifier.IMAGENET_STD)
-    ).view(3, 1, 1)
-    step = EPS / torch.tensor(classifier.IMAGENET_STD).view(3, 1, 1)
+    low = ((torch.zeros(3) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).view(
+        3, 1, 1
+    )
+    high = ((torch.ones(3) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).view(
+        3, 1, 1
+    )
+    step = EPS / torch.tensor(IMAGENET_STD).view(3, 1, 1)
     for x, y in loader:
         if attacked:
             x.requires_grad_(True)
@@ -93,7 +91,7 @@ def compare(p: TrainAdvParams, size: int, images: int, rounds: int) -> None:
         [
             transforms.Resize((size, size)),
             transforms.ToTensor(),
-            transforms.Normalize(classifier.IMAGENET_MEAN, classifier.IMAGENET_STD),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
     folder = ImageFolder(str(ROOT / "data/sample/train/train"), usual, is_valid_file=is_whole)

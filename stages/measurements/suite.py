@@ -34,7 +34,7 @@ from stages.core.tables import Table
 from stages.measurements.context import Context, Measurement
 from stages.measurements.similarity import structural_similarity
 from stages.measurements.target import Batch, TargetModel
-from stages.models.classifier import ModelError
+from stages.models.architectures import ModelError
 from stages.models.inference import predict_logits
 
 ATTACKS = Table(

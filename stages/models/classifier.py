@@ -1,6 +1,5 @@
-"""The classifier: any torchvision classification architecture behind its own normalization."""
+"""The classifier: a network of torchvision's or timm's behind its own normalization."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,23 +9,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from typing_extensions import TypedDict
 
-from stages.core.errors import InputError
 from stages.core.files import write_bytes
-from stages.models.batchnorm import revert_sync_batchnorm
-from stages.models.convolutions import revert_matmul, use_matmul
-
-# Channel means and standard deviations of ImageNet: torchvision's weights were trained with them.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ModelError(InputError):
-    """An architecture, a weights file or a saved model is not what was expected."""
+from stages.models.architectures import ModelError, build, last_layer
+from stages.models.convolutions import use_matmul
 
 
 class _Config(TypedDict):
@@ -44,23 +33,18 @@ class Classifier(nn.Module):
     perturbations) are in pixel units.
 
     Args:
-        arch: a torchvision classification architecture.
+        arch: as `architectures.build` takes it.
         classes: names in the order of the logits.
         image_size: height and width in pixels that it was made for.
     """
 
     def __init__(self, arch: str, classes: tuple[str, ...], image_size: int) -> None:
         super().__init__()
-        two_heads = ("inception_v3", "googlenet")
-        known = torchvision.models.list_models(module=torchvision.models, exclude=two_heads)
-        if arch not in known:
-            raise ModelError(f"model.arch: expected one of {', '.join(known)}, got {arch!r}")
         self.arch, self.classes, self.image_size = arch, tuple(classes), image_size
-        self.backbone = torchvision.models.get_model(arch, num_classes=len(classes)).to(
-            memory_format=torch.channels_last
-        )
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        network = build(arch, len(classes))
+        self.backbone = network.layers.to(memory_format=torch.channels_last)
+        for name, values in (("mean", network.mean), ("std", network.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
         use_matmul(self.backbone)
 
@@ -76,8 +60,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> str:
         """Name of the last layer with weights, the one that gives the logits."""
-        layers = self.backbone.named_modules()
-        return [name for name, layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+        return last_layer(self.backbone)
 
     def freeze(self, last: str) -> None:
         """Train only the layers of the backbone after the top-level layer ``last`` ("none": all).
@@ -143,19 +126,6 @@ def check_image_size(model: Classifier) -> None:
             f"data.image_size: expected more than {side} for {model.arch}, got {side}: "
             f"its {starved[0]} would see one pixel"
         )
-
-
-def fuse_batchnorm(model: Classifier) -> Classifier:
-    """A copy in eval mode with every BatchNorm fused into the convolution before it, for attacks.
-
-    It is the same function up to rounding, and cheaper to differentiate.
-    """
-    fused = copy.deepcopy(model).eval()
-    revert_sync_batchnorm(fused)
-    revert_matmul(fused)
-    fused.backbone = fuse(fused.backbone)
-    use_matmul(fused.backbone)
-    return fused
 
 
 def save(path: Path, model: Classifier) -> None:

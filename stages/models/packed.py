@@ -15,10 +15,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, fx, nn
 
-from stages.models.classifier import Classifier, fuse_batchnorm
+from stages.models.classifier import Classifier
 from stages.models.convolutions import MatmulConv2d, patches, sum_patches
+from stages.models.fusion import fuse_batchnorm
 
 ONEDNN = torch.ops.mkldnn
+# How oneDNN is asked for an activation: its name, its parameters, a variant.
+ACTIVATIONS: dict[str | None, tuple[str, list[float], str]] = {
+    None: ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+}
 # The batch that weights are reordered for, whatever comes first: no result depends on that.
 IMAGES = 64
 TOLERANCE = 2.0  # times autocast's error
@@ -33,26 +40,26 @@ class PackedConv2d(nn.Module):
         self.layer.to(torch.bfloat16)
         self.layer.to(memory_format=torch.channels_last)
         self.padding = [int(margin) for margin in layer.padding]
-        self.relu = False  # whether one follows
+        self.activation: str | None = None  # what follows: "relu", "relu6" or nothing
         self._packed: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, D, H', W').
 
-        A residual of that shape is added before the ReLU; without one there may be no ReLU.
+        A residual of that shape is added before the activation, which is a ReLU then.
         """
         x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         return _PackedConvolution.apply(x, residual, self)
 
     def convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """The convolution, the sum and the ReLU, in bfloat16."""
-        layer, relu = self.layer, "relu" if self.relu else "none"
+        """The convolution, the sum and the activation, in bfloat16."""
+        layer, activation = self.layer, ACTIVATIONS[self.activation]
         if self._is_matmul(x.shape):
             pixels = patches(x.permute(0, 2, 3, 1), layer.kernel_size[0], layer.stride[0])
             rows = pixels.reshape(-1, pixels.shape[-1])  # (B H' W', k² C)
             weight = self._matrix("forward", len(rows) // len(x))
             if residual is None:
-                y = ONEDNN._linear_pointwise(rows, weight, layer.bias, relu, [], "")
+                y = ONEDNN._linear_pointwise(rows, weight, layer.bias, *activation)
             else:
                 added = residual.permute(0, 2, 3, 1).reshape(len(rows), -1)  # (B H' W', D)
                 y = ONEDNN._linear_pointwise.binary(rows, added, weight, layer.bias, "add").relu_()
@@ -64,10 +71,8 @@ class PackedConv2d(nn.Module):
             )
         operands = (self._packed["forward"], layer.bias, *shape)
         if residual is None:
-            return ONEDNN._convolution_pointwise(x, *operands, relu, [], "")
-        return ONEDNN._convolution_pointwise.binary(
-            x, residual, *operands, "add", 1.0, relu, [], ""
-        )
+            return ONEDNN._convolution_pointwise(x, *operands, *activation)
+        return ONEDNN._convolution_pointwise.binary(x, residual, *operands, "add", 1.0, *activation)
 
     def differentiate(self, gradient: Tensor, size: torch.Size) -> Tensor:
         """Gradient (B, C, H, W) of the input, which has that size, from that of the convolution."""
@@ -81,12 +86,25 @@ class PackedConv2d(nn.Module):
             if kernel > 1 or stride > 1:
                 pixels = sum_patches(pixels, kernel, stride, *size[2:])
             return pixels.permute(0, 3, 1, 2)
-        rest = []  # pixels at the end of the input that the last position of the kernel misses
-        for axis in (0, 1):
-            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-            padded = size[2 + axis] + 2 * self.padding[axis]
-            rest.append((padded - reach) % layer.stride[axis])
-        shape = [self.padding, rest, layer.stride, layer.dilation, layer.groups]
+        # Positions of the kernel if it moved by single pixels.
+        positions = [
+            size[2 + axis]
+            + 2 * self.padding[axis]
+            - layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            for axis in (0, 1)
+        ]
+        stride: tuple[int, ...] = layer.stride
+        if layer.groups > 1 and max(stride) > 1:
+            # oneDNN has no fast kernel for these: without the stride it has one, and the positions
+            # that the stride leaves out have no gradient.
+            down, right = stride
+            every = gradient.new_zeros(*gradient.shape[:2], *positions)
+            every = every.contiguous(memory_format=torch.channels_last)
+            every[:, :, ::down, ::right] = gradient
+            gradient, stride = every, (1, 1)
+        # Pixels at the end of the input that the last position of the kernel misses.
+        rest = [(positions[axis] - 1) % stride[axis] for axis in (0, 1)]
+        shape = [self.padding, rest, stride, layer.dilation, layer.groups]
         if "backward" not in self._packed:
             self._packed["backward"] = ONEDNN._reorder_convolution_transpose_weight(
                 layer.weight, *shape, [IMAGES, *gradient.shape[1:]]
@@ -114,15 +132,17 @@ class _PackedConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, layer: PackedConv2d) -> Tensor:
         y = layer.convolve(x, residual)
         ctx.layer, ctx.size, ctx.added = layer, x.shape, residual is not None
-        if layer.relu:
+        if layer.activation is not None:
             ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        if ctx.layer.relu:
+        if ctx.layer.activation == "relu":
             gradient = torch.ops.aten.threshold_backward(gradient, ctx.saved_tensors[0], 0)
+        elif ctx.layer.activation == "relu6":
+            gradient = torch.ops.aten.hardtanh_backward(gradient, ctx.saved_tensors[0], 0, 6)
         of_x = ctx.layer.differentiate(gradient, ctx.size) if ctx.needs_input_grad[0] else None
         return of_x, gradient if ctx.added else None, None
 
@@ -166,11 +186,13 @@ def pack(model: Classifier) -> Classifier | None:
     packed = copy.deepcopy(model)
     x = torch.rand(4, 3, model.image_size, model.image_size, generator=torch.Generator())
     try:
+        if not isinstance(packed.backbone, fx.GraphModule):
+            raise TypeError(f"torch.fx can't trace {model.arch}")
         packed.backbone = pack_layers(packed.backbone)
         precise = _logits_and_gradient(model, x)
         with torch.autocast("cpu", torch.bfloat16):
             plain, fast = (_logits_and_gradient(network, x) for network in (model, packed))
-    except (AttributeError, RuntimeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
     else:
         errors = [
@@ -192,30 +214,32 @@ def _logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_layers(network: fx.GraphModule) -> fx.GraphModule:
-    """Replace the convolutions, together with the ReLU or the sum and ReLU after them."""
+    """Replace the convolutions, each with the ReLU, ReLU6, or sum and ReLU that follows it."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
             if not isinstance(layer.padding, str):
                 network.set_submodule(name, PackedConv2d(layer))
         elif hasattr(layer, "inplace"):
             setattr(layer, "inplace", False)  # noqa: B010  # outputs of the convolutions are views
-    for relu in list(network.graph.nodes):
-        if not isinstance(_module(network, relu), nn.ReLU):
+    for node in list(network.graph.nodes):
+        kind = type(_module(network, node))
+        if kind not in (nn.ReLU, nn.ReLU6):
             continue
-        before = relu.args[0]
-        summands = before.args if before.target in (operator.add, operator.iadd) else (before,)
-        convolutions = [node for node in summands if _is_convolution(network, node)]
+        before = node.args[0]
+        is_sum = kind is nn.ReLU and before.target in (operator.add, operator.iadd)
+        summands = before.args if is_sum else (before,)
+        convolutions = [each for each in summands if _is_convolution(network, each)]
         if len(before.users) != 1 or not convolutions:
             continue
         convolution = convolutions[0]
-        residual = [node for node in summands if node is not convolution]
-        _module(network, convolution).relu = True
-        with network.graph.inserting_before(relu):
+        residual = [each for each in summands if each is not convolution]
+        _module(network, convolution).activation = "relu" if kind is nn.ReLU else "relu6"
+        with network.graph.inserting_before(node):
             inputs = (convolution.args[0], *residual)
             fused = network.graph.call_module(convolution.target, inputs)
-        relu.replace_all_uses_with(fused)
-        for node in dict.fromkeys((relu, before, convolution)):
-            network.graph.erase_node(node)
+        node.replace_all_uses_with(fused)
+        for replaced in dict.fromkeys((node, before, convolution)):
+            network.graph.erase_node(replaced)
     network.graph.lint()
     network.recompile()
     return network

@@ -4,8 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from stages.models import classifier
-from stages.models.classifier import ModelError, load, save
+from stages.models import architectures, fusion
+from stages.models.architectures import ModelError
+from stages.models.classifier import load, save
 from stages.models.weights import create_model
 
 CLASSES = ("Type_1", "Type_2", "Type_3")
@@ -20,7 +21,7 @@ def test_normalization_is_the_first_layer():
     model, x = new_model().eval(), torch.rand(2, 3, 32, 32)
     mean, std = (
         torch.tensor(values).view(3, 1, 1)
-        for values in (classifier.IMAGENET_MEAN, classifier.IMAGENET_STD)
+        for values in (architectures.IMAGENET_MEAN, architectures.IMAGENET_STD)
     )
     assert torch.allclose(model(x), model.backbone((x - mean) / std))
 
@@ -33,7 +34,7 @@ def test_logits_are_float32_under_autocast():
 def test_fused_model_is_the_same_function_without_batchnorm():
     model = new_model()
     model(torch.rand(16, 3, 32, 32))  # running statistics that aren't the initial ones
-    fused, x = classifier.fuse_batchnorm(model), torch.rand(4, 3, 32, 32, requires_grad=True)
+    fused, x = fusion.fuse_batchnorm(model), torch.rand(4, 3, 32, 32, requires_grad=True)
     assert (model.training, fused.training) == (True, False)
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.modules())
     assert torch.allclose(fused(x), model.eval()(x), atol=1e-4)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from stages.models import convolutions
-from stages.models.classifier import Classifier, fuse_batchnorm
+from stages.models.classifier import Classifier
 from stages.models.convolutions import MatmulConv2d, revert_matmul, use_matmul
+from stages.models.fusion import fuse_batchnorm
 
 
 @pytest.fixture(autouse=True)

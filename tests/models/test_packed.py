@@ -6,8 +6,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from stages.models import convolutions, packed
-from stages.models.classifier import fuse_batchnorm
 from stages.models.convolutions import use_matmul
+from stages.models.fusion import fuse_batchnorm
 from stages.models.packed import PackedConv2d, TwoPrecisions, for_attacks, pack
 from stages.models.weights import create_model
 
@@ -18,25 +18,32 @@ LAYERS = {
     "1x1": (nn.Conv2d(8, 16, 1, bias=False), 9),
     "groups": (nn.Conv2d(8, 16, 3, padding=1, groups=4), 9),
     "depthwise": (nn.Conv2d(8, 8, 3, 2, 1, groups=8), 9),
+    "depthwise, stride that leaves pixels": (nn.Conv2d(8, 8, (5, 3), (2, 3), 1, groups=8), 10),
     "dilation": (nn.Conv2d(8, 16, 3, padding=2, dilation=2), 9),
     "product 3x3": (nn.Conv2d(8, 16, 3, 2, 1), 3),
     "product 1x1": (nn.Conv2d(8, 16, 1, 2), 4),
 }
 
 
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_and_its_input_gradient_are_those_of_conv2d(name, relu):
+def test_layer_and_its_input_gradient_are_those_of_conv2d(name, activation):
     torch.manual_seed(0)
     holder = nn.Sequential(LAYERS[name][0]).to(torch.bfloat16).float()  # weights without rounding
     use_matmul(holder)
     side, plain = LAYERS[name][1], holder[0]
     layer = PackedConv2d(plain)
-    layer.relu = relu
-    x = torch.randn(4, plain.in_channels, side, side).to(torch.bfloat16).float().requires_grad_()
+    layer.activation = activation
+    x = (
+        4
+        * torch.randn(4, plain.in_channels, side, side).to(torch.bfloat16).float().requires_grad_()
+    )
     y, expected = layer(x).float(), plain(x)
-    # As a ReLU: but with the same mask, for bfloat16 rounds some values to zero.
-    expected = torch.where(y.detach() > 0, expected, 0) if relu else expected
+    # As the activation: but with the same mask, for bfloat16 rounds some values to its bounds.
+    if activation:
+        expected = torch.where(y.detach() > 0, expected, 0)
+    if activation == "relu6":
+        expected = torch.where(y.detach() < 6, expected, 6)
     assert (y - expected).norm() < 0.01 * expected.norm()
     weights = torch.randn_like(y)
     found, gradient = (torch.autograd.grad((z * weights).sum(), x)[0] for z in (y, expected))
@@ -49,7 +56,7 @@ def test_residual_is_added_before_the_relu(side):
     holder = nn.Sequential(nn.Conv2d(16, 16, 1)).to(torch.bfloat16).float()
     use_matmul(holder)
     layer = PackedConv2d(holder[0])
-    layer.relu = True
+    layer.activation = "relu"
     x, residual = (torch.randn(4, 16, side, side).to(torch.bfloat16) for _ in range(2))
     residual = residual.contiguous(memory_format=torch.channels_last).requires_grad_()
     y = layer(x, residual)

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torchvision.models._api import WeightsEnum
 
-from stages.models.classifier import ModelError
+from stages.models.architectures import ModelError
 from stages.models.weights import create_model
 
 

@@ -23,7 +23,8 @@ from stages.core.predictions import select, validate
 from stages.core.tables import DESCRIPTOR, read_table, table_names
 from stages.measurements.registry import MEASUREMENTS
 from stages.models import classifier
-from stages.models.classifier import Classifier, ModelError
+from stages.models.architectures import ModelError
+from stages.models.classifier import Classifier
 from tests.helpers.datasets import toy_dataset, write_dataset
 from tests.helpers.params import write_params
 from tests.helpers.projects import set_params
