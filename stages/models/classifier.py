@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from stages.core.files import write_bytes
 from stages.models.architectures import ModelError, build, last_layer
 from stages.models.convolutions import use_matmul
+from stages.models.depthwise import use_float32
 
 
 class _Config(TypedDict):
@@ -47,6 +48,7 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []
         use_matmul(self.backbone)
+        use_float32(self.backbone)
 
     mean: Tensor
     std: Tensor

@@ -12,6 +12,7 @@ from stages.models.architectures import TIMM
 from stages.models.batchnorm import revert_sync_batchnorm
 from stages.models.classifier import Classifier
 from stages.models.convolutions import revert_matmul, use_matmul
+from stages.models.depthwise import revert_float32
 
 # What tracing raises for control flow that depends on the input.
 UNTRACEABLE = (fx.proxy.TraceError, AssertionError, RuntimeError, TypeError, ValueError)
@@ -26,6 +27,7 @@ def fuse_batchnorm(model: Classifier) -> Classifier:
     fused = copy.deepcopy(model).eval()
     revert_sync_batchnorm(fused)
     revert_matmul(fused)
+    revert_float32(fused)
     if model.arch.startswith(TIMM):
         use_torch_layers(fused)
     with contextlib.suppress(*UNTRACEABLE):

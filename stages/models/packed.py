@@ -93,18 +93,18 @@ class PackedConv2d(nn.Module):
             - layer.dilation[axis] * (layer.kernel_size[axis] - 1)
             for axis in (0, 1)
         ]
-        stride: tuple[int, ...] = layer.stride
-        if layer.groups > 1 and max(stride) > 1:
+        steps = layer.stride
+        if layer.groups > 1 and max(steps) > 1:
             # oneDNN has no fast kernel for these: without the stride it has one, and the positions
             # that the stride leaves out have no gradient.
-            down, right = stride
+            down, right = steps
             every = gradient.new_zeros(*gradient.shape[:2], *positions)
             every = every.contiguous(memory_format=torch.channels_last)
             every[:, :, ::down, ::right] = gradient
-            gradient, stride = every, (1, 1)
+            gradient, steps = every, (1, 1)
         # Pixels at the end of the input that the last position of the kernel misses.
-        rest = [(positions[axis] - 1) % stride[axis] for axis in (0, 1)]
-        shape = [self.padding, rest, stride, layer.dilation, layer.groups]
+        rest = [(positions[axis] - 1) % steps[axis] for axis in (0, 1)]
+        shape = [self.padding, rest, steps, layer.dilation, layer.groups]
         if "backward" not in self._packed:
             self._packed["backward"] = ONEDNN._reorder_convolution_transpose_weight(
                 layer.weight, *shape, [IMAGES, *gradient.shape[1:]]
