@@ -61,6 +61,10 @@ def _build_timm(arch: str, classes: int) -> Network:
             f"model.arch: expected an architecture with one classifier, its last layer, got {arch} "
             f"with the classifier {head} and the last layer {last}"
         )
+    # Its initial size depends on the number of classes: of two, the first losses would be large
+    # ones, and their gradients would spoil pretrained features.
+    for parameter in network.get_submodule(last).parameters():
+        nn.init.zeros_(parameter)
     return Network(network, config["mean"], config["std"])
 
 

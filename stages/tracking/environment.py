@@ -10,7 +10,7 @@ from importlib import metadata
 
 from stages.core.params_file import load_params
 
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "dvc", "mlflow")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "dvc", "mlflow")
 START = int(time.time() * 1000)  # of this process, about, in ms: every stage imports this module
 CODE = ("stages", "dvc.yaml", "requirements.txt")  # what may be uncommitted; params are logged
 
