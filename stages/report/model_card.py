@@ -144,7 +144,11 @@ def training_lines(results: Results) -> list[str]:
             start += str(results.budget)
         else:
             weights = results.p.model.weights
-            words = {"none": "random initial weights", "imagenet": "ImageNet weights"}
+            words = {
+                "none": "random initial weights",
+                "imagenet": "ImageNet weights, with a license of their own; ImageNet's images are "
+                "for non-commercial research",
+            }
             other = f"initial weights {escape_markdown(weights)}"
             start = f"{words.get(weights, other)}; clean images"
         lines.append(

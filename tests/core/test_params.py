@@ -13,7 +13,7 @@ from stages.core.params_file import ParamsError, flatten, load_params, load_stag
 from tests.helpers.params import MISSING, params, raw_params, write_params
 from tests.helpers.repository import ROOT
 
-FILES = [ROOT / "params.yaml", ROOT / "params.kaggle.yaml"]
+FILES = [ROOT / f"params{name}.yaml" for name in ("", ".kaggle", ".photographs")]
 NEVER = [None, math.nan, math.inf, -math.inf, -1, -0.5, [], [True], ["a"], {}, {"a": 1}]
 WRONG = {  # type of a key -> values that no such key accepts
     bool: [0, 1, 0.0, "true", "yes", ""],
