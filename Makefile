@@ -39,7 +39,7 @@ check:   ## does this run reproduce the committed one? yes or no for each headli
 	python -m tools.check
 reset:   ## bring the committed parameters and their results back, after an experiment
 	touch params.yaml && git checkout HEAD -- params.yaml && dvc repro
-sweep:   ## one experiment per eps: make sweep EPS=0.01,0.02 JOBS=2 (or GPUS=0,1: one on each)
+sweep:   ## one experiment per eps: make sweep EPS=2/255,4/255 JOBS=2 (or GPUS=0,1: one on each)
 	$(QUEUE) -S attack.eps=$(EPS) && $(START)
 seeds:   ## one experiment per seed, likewise: make seeds SEEDS=0,1,2 JOBS=2; then make spread
 	$(QUEUE) -S seed=$(SEEDS) && $(START)
