@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from stages.photographs.alignment import bandpass, fine_similarity
-from stages.photographs.listing import ImageRecord
+from stages.photographs.image_index import ImageRecord
 from stages.photographs.nearest import downscale, nearest_pairs, unit_vectors
 from stages.photographs.parallel import ParallelMap
 

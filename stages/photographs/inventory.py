@@ -10,7 +10,7 @@ from stages.core.dataset import SPLITS, is_transformation_zone, natural_sort_key
 from stages.core.errors import InputError
 from stages.core.params import DataParams
 from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
-from stages.photographs.listing import IN_USE, ImageIndex, ImageRecord
+from stages.photographs.image_index import IN_USE, ImageIndex, ImageRecord
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
 

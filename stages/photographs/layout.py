@@ -28,6 +28,24 @@ HINT = (
 )
 
 
+def compile_pattern(pattern: str, key: str, what: str) -> re.Pattern[str] | None:
+    """The expression that `data.<key>` holds, None for none; what: its first group means.
+
+    Raises:
+        SourceError: when it isn't a regular expression with a group.
+    """
+    if pattern == "none":
+        return None
+    expected = f"data.{key}: expected a regular expression with one (group), {what}"
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise SourceError(f"{expected}, got {pattern!r}: {error}") from None
+    if expression.groups < 1:
+        raise SourceError(f"{expected}, got {pattern!r}")
+    return expression
+
+
 def class_of(path: PurePosixPath, pattern: re.Pattern[str] | None) -> str:
     """The class of a picture by its path, "" for none."""
     if pattern is None:

@@ -4,20 +4,21 @@ The source is walked, or read from a table; no image is opened here. Every file 
 one of `ImageIndex.images`, `rejected`, `bystanders`, or the count `official_test`.
 """
 
-import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from stages.core.dataset import SPLITS
 from stages.core.params import DataParams
+from stages.photographs.annotations import assign_patients, correct_labels, exclude
+from stages.photographs.image_index import IN_USE, ImageIndex, ImageRecord
 from stages.photographs.layout import (
-    TEST_FOLDER,
     UNLABELED_FOLDER,
     check_layout,
     class_of,
+    compile_pattern,
     split_of,
     unlabeled_test_folders,
 )
+from stages.photographs.official_test import SOLUTION, add_official_test
 from stages.photographs.source_files import (
     CONTROL,
     SourceFiles,
@@ -26,9 +27,7 @@ from stages.photographs.source_files import (
     unusable,
 )
 from stages.photographs.tables import (
-    LABEL_FIXES,
     PathLookup,
-    Row,
     SourceError,
     check_any_matched,
     find_table,
@@ -36,56 +35,9 @@ from stages.photographs.tables import (
     normal_form,
     patient_name,
     read_table,
-    unmatched,
 )
 
-IN_USE = "in use"  # kind of the bystanders that are read: tables and the marker
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in a source of synthetic images: every report says so
-SOLUTION = "solution_stg1_release.csv"  # image_name, and a column of 0 or 1 for each class
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One file that should be an image.
-
-    Attributes:
-        path: relative to the source, posix.
-        file: where it is.
-        label: its class.
-        patient: "" when unknown.
-        split: "" when not given.
-    """
-
-    path: str
-    file: Path
-    label: str
-    patient: str = ""
-    split: str = ""
-
-
-@dataclass
-class ImageIndex:
-    """The listed files.
-
-    Attributes:
-        images: sorted by path.
-        rejected: path -> "kind: detail".
-        bystanders: kind -> paths, of files that are left out for what they are.
-        synthetic: whether the source says that its images are synthetic.
-        official_test: number of images in the competition's test folder.
-        label_fixes: number of applied label corrections, and of those without an image.
-        excluded: the same of exclusions.
-        warnings: what the user should know, with the remedy.
-    """
-
-    images: list[ImageRecord]
-    rejected: dict[str, str]
-    bystanders: dict[str, list[str]]
-    synthetic: bool = False
-    official_test: int = 0
-    label_fixes: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
-    excluded: dict[str, int] = field(default_factory=lambda: {"applied": 0, "not_found": 0})
-    warnings: list[str] = field(default_factory=list)
 
 
 def list_images(data: DataParams) -> ImageIndex:
@@ -112,9 +64,9 @@ def list_images(data: DataParams) -> ImageIndex:
     else:
         index = _from_folders(source, files, data)
     index.synthetic = (source / SYNTHETIC_MARKER).exists()
-    _exclude(index, tables["exclude"], lookup)
-    _correct_labels(index, tables["label_fixes"], lookup)
-    _assign_patients(index, tables["groups"], lookup, data.group_pattern)
+    exclude(index, tables["exclude"], lookup)
+    correct_labels(index, tables["label_fixes"], lookup)
+    assign_patients(index, tables["groups"], lookup, data.group_pattern)
     _sort_documents(index, source, [table for table in tables.values() if table])
     index.images.sort(key=lambda record: record.path)
     _check_names(index)
@@ -153,7 +105,7 @@ def _check_classes(index: ImageIndex, source: Path) -> None:
 def _from_folders(source: Path, files: SourceFiles, data: DataParams) -> ImageIndex:
     """Labels by folder or by `data.class_pattern`."""
     index = ImageIndex([], files.rejected, files.bystanders)
-    pattern = _compile(data.class_pattern, "class_pattern", "the class")
+    pattern = compile_pattern(data.class_pattern, "class_pattern", "the class")
     holders = {PurePosixPath(path).parent for path in files.pictures}
     test_folders = set() if pattern else unlabeled_test_folders(holders)
     folders: dict[PurePosixPath, str] = {}
@@ -178,7 +130,7 @@ def _from_folders(source: Path, files: SourceFiles, data: DataParams) -> ImageIn
         check_layout(folders, files, source)
     index.official_test = len(tests)
     if data.test == "official":
-        _add_official_test(index, source, tests)
+        add_official_test(index, source, tests)
     _check_splits(index, data)
     return index
 
@@ -197,39 +149,6 @@ def _check_splits(index: ImageIndex, data: DataParams) -> None:
             f"the folders {', '.join(sorted(found))} look like a split, which is not kept: a new "
             "one is drawn (data.test: folders keeps it)"
         )
-
-
-def _add_official_test(index: ImageIndex, source: Path, tests: list[ImageRecord]) -> None:
-    documents = index.bystanders.get("documents", [])
-    solutions = [path for path in documents if PurePosixPath(path).name == SOLUTION]
-    if not tests or len(solutions) != 1:
-        raise SourceError(
-            f"data.test: official: expected images in test/test and one {SOLUTION} below {source}, "
-            f"got {len(tests)} images and {len(solutions)} such files"
-        )
-    labels = _read_solution(source / solutions[0])
-    for record in tests:
-        label = labels.pop(record.file.name, None)
-        if label is None:
-            index.rejected[record.path] = f"no class: not in {SOLUTION}"
-        else:
-            index.images.append(replace(record, label=label))
-    for name in labels:
-        index.rejected[f"{TEST_FOLDER}/{name}"] = f"missing: named in {SOLUTION}"
-
-
-def _read_solution(file: Path) -> dict[str, str]:
-    """File name -> class."""
-    labels: dict[str, str] = {}
-    for line, row in read_table(file, "image_name"):
-        image = row.pop("image_name")
-        chosen = [label for label, value in row.items() if value in ("1", "1.0")]
-        if len(chosen) != 1:
-            got = f"expected 1 for exactly one class, got {len(chosen)}"
-            raise SourceError(f"{file}: line {line}: {got}")
-        if labels.setdefault(image, chosen[0]) != chosen[0]:
-            raise SourceError(f"{file}: line {line}: expected one class of {image}, got another")
-    return labels
 
 
 def _from_table(source: Path, table: Path, files: SourceFiles, lookup: PathLookup) -> ImageIndex:
@@ -256,90 +175,6 @@ def _from_table(source: Path, table: Path, files: SourceFiles, lookup: PathLooku
         path: reason for path, reason in files.rejected.items() if path not in rows
     } | index.rejected
     return index
-
-
-def _exclude(index: ImageIndex, table: Path | None, lookup: PathLookup) -> None:
-    if not table:
-        return
-    rows = _rows_for(index, "exclude", table, lookup)
-    listed, index.images = index.images, []
-    for record in listed:
-        if record.path in rows:
-            index.rejected[record.path] = f"excluded: by {table.name}"
-        else:
-            index.images.append(record)
-    applied = len(listed) - len(index.images)
-    index.excluded = {"applied": applied, "not_found": len(rows) - applied}
-
-
-def _rows_for(
-    index: ImageIndex, key: str, table: Path, lookup: PathLookup, *columns: str
-) -> dict[str, Row]:
-    """The rows of a table by path; those without a file are warned of.
-
-    The project's own corrections are none of the user's: they are for one dataset.
-    """
-    rows = match_rows(table, lookup, *columns)
-    if table != Path(LABEL_FIXES):
-        check_any_matched(key, table, list(rows.values()), lookup)
-        if lost := unmatched(table, rows.values()):
-            index.warnings.append(f"{lost}: paths are relative to data.source")
-    return rows
-
-
-def _correct_labels(index: ImageIndex, table: Path | None, lookup: PathLookup) -> None:
-    if not table:
-        return
-    rows = _rows_for(index, "label_fixes", table, lookup, "label")
-    classes = {record.label for record in index.images}
-    applied = 0
-    for number, record in enumerate(index.images):
-        if record.path not in rows:
-            continue
-        row = rows[record.path]
-        label = normal_form(row.values["label"])
-        if label not in classes:
-            expected = f"expected a class out of {', '.join(sorted(classes))}"
-            raise SourceError(f"{table}: line {row.line}: {record.path}: {expected}, got {label!r}")
-        index.images[number] = replace(record, label=label)
-        applied += 1
-    index.label_fixes = {"applied": applied, "not_found": len(rows) - applied}
-
-
-def _assign_patients(
-    index: ImageIndex, table: Path | None, lookup: PathLookup, pattern: str
-) -> None:
-    """From the image table, or else the table of patients, or else the pattern."""
-    rows = _rows_for(index, "groups", table, lookup, "patient") if table else {}
-    named = {path: patient_name(row.values["patient"]) for path, row in rows.items()}
-    expression = _compile(pattern, "group_pattern", "the patient")
-    for number, record in enumerate(index.images):
-        match = expression.search(record.path) if expression else None
-        found = (match and match[1]) or ""
-        patient = record.patient or named.get(record.path) or patient_name(found)
-        index.images[number] = replace(record, patient=patient)
-    # A table or pattern made for other images would silently leave every patient unknown.
-    paths = [record.path for record in index.images]
-    if paths and table and not any(named.get(path) for path in paths):
-        expected = "expected patients of the source's images"
-        raise SourceError(f"data.groups: {table}: {expected}, got none for {len(paths)} images")
-    if paths and expression and not any(map(expression.search, paths)):
-        expected = "expected a match in the images' paths"
-        raise SourceError(f"data.group_pattern: {expected}, got none in {len(paths)}: {pattern!r}")
-
-
-def _compile(pattern: str, key: str, what: str) -> re.Pattern[str] | None:
-    """None for none."""
-    if pattern == "none":
-        return None
-    expected = f"data.{key}: expected a regular expression with one (group), {what}"
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise SourceError(f"{expected}, got {pattern!r}: {error}") from None
-    if expression.groups < 1:
-        raise SourceError(f"{expected}, got {pattern!r}")
-    return expression
 
 
 def _sort_documents(index: ImageIndex, source: Path, used: list[Path]) -> None:

@@ -22,7 +22,7 @@ from stages.photographs.decode_cache import (
     save_entry,
 )
 from stages.photographs.decoding import THUMBNAIL, DecodedImage, ImageDecodeError, decode_image
-from stages.photographs.listing import ImageRecord
+from stages.photographs.image_index import ImageRecord
 from stages.photographs.parallel import ParallelMap
 
 MAX_BYTES = 128 * 2**20  # a larger file is refused unread

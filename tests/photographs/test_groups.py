@@ -26,7 +26,7 @@ from stages.photographs.groups import (
     find_label_conflicts,
     rows_to_drop,
 )
-from stages.photographs.listing import ImageRecord
+from stages.photographs.image_index import ImageRecord
 from tests.helpers.image_files import encode, make_image
 from tests.helpers.params import params
 from tests.helpers.repository import ROOT
