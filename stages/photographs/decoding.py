@@ -37,6 +37,8 @@ OVERSAMPLE = 1.5  # smallest reduction that is left to the final filter; crops n
 MIN_CONTRAST = 16  # of 255: in some channel, largest minus smallest value of a photograph
 DEPTHS = (8, 10, 12, 14, 16)  # bits of which the values in 16-bit files make use
 MAX_PROFILE = 4 * 2**20  # bytes of a color profile; larger ones are ignored
+MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # color space of a profile -> Pillow's
+GRAY_BANDS = ("1", "L", "I")  # Pillow's names of a gray channel: of 1, 8 and more bits
 STRIP = 256  # rows that are converted at once, so that there is no second full-size image
 ORIENTATION = 0x0112  # EXIF tag
 # Value of the tag -> what makes the image upright. PIL.ImageOps.exif_transpose would also rewrite
@@ -141,7 +143,7 @@ def decode_and_orient(content: bytes, min_side: float) -> tuple[Image.Image, tup
         bits = _used_bits(file)
         if bits < DEPTHS[-1]:
             mode += f" with values of {bits} bits"
-        image = _to_srgb(_to_rgb(file, bits), file.info.get("icc_profile"))
+        image = _to_srgb(file, bits)
     if orientation in EXIF_TRANSPOSE:
         image = image.transpose(EXIF_TRANSPOSE[orientation])
         original = original[::-1] if orientation >= 5 else original
@@ -216,46 +218,53 @@ def _used_bits(image: Image.Image) -> int:
     return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
 
 
-def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
-    """8-bit RGB: deeper gray is scaled, transparent pixels become black, all else is converted."""
-    if image.mode == "RGB" and "transparency" not in image.info:
+def _to_srgb(image: Image.Image, bits: int) -> Image.Image:
+    """8-bit sRGB: deeper gray is scaled, transparent pixels become black, all else is converted."""
+    transform = _color_transform(image)
+    if image.mode == "RGB" and "transparency" not in image.info and not transform:
         return image
     width, height = image.size
     result = Image.new("RGB", image.size)
     try:
         for top in range(0, height, STRIP):
             strip = image.crop((0, top, width, min(top + STRIP, height)))
-            result.paste(_strip_to_rgb(strip, bits), (0, top))
+            result.paste(_strip_to_srgb(strip, bits, transform), (0, top))
     except Exception as error:  # a corrupt palette, for example
         raise ImageDecodeError(f"unreadable: {type(error).__name__}") from None
     return result
 
 
-def _strip_to_rgb(image: Image.Image, bits: int) -> Image.Image:
+def _strip_to_srgb(
+    image: Image.Image, bits: int, transform: ImageCms.ImageCmsTransform | None
+) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         image = Image.fromarray((values * 255 // (2**bits - 1)).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    if transform:
+        return transform.apply(image.convert(transform.input_mode))
     return image.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert the colors of other spaces, such as Display P3 of phones; corrupt ones are ignored.
+def _color_transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """From the space of the file's color profile, such as Display P3 of phones, to sRGB.
 
-    Args:
-        image: RGB.
-        profile: ICC profile of the file.
+    None where nothing is to be done: without a profile, for sRGB, and for a profile that is corrupt
+    or of another kind than the image.
     """
-    if not profile or len(profile) > MAX_PROFILE:
-        return image
+    content = image.info.get("icc_profile")
+    if not content or len(content) > MAX_PROFILE:
+        return None
+    band = image.getbands()[0]
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        is_rgb = source.profile.xcolor_space.strip() == "RGB"
-        if is_rgb and "sRGB" not in ImageCms.getProfileDescription(source):
-            target = ImageCms.createProfile("sRGB")
-            ImageCms.profileToProfile(image, source, target, inPlace=True)
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        space = profile.profile.xcolor_space.strip()
+        fits = {"RGB": True, "GRAY": band in GRAY_BANDS, "CMYK": image.mode == "CMYK"}
+        if "sRGB" in ImageCms.getProfileDescription(profile) or not fits.get(space):
+            return None
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(profile, target, MODE_OF_SPACE[space], "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-    return image
+        return None

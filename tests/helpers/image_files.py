@@ -66,3 +66,23 @@ def data_params(source: Path, **changes) -> DataParams:
     """The project's `data` section for another source, without the sample's tables."""
     defaults = {"source": str(source), "label_fixes": "none", "groups": "none"}
     return params().data.model_copy(update=defaults | changes)
+
+
+def make_profile(space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of an output device (ICC.1:2001-04).
+
+    Args:
+        space: its colors, four letters.
+        connection: space of the colors that `tags` convert them to, XYZ or Lab, four letters.
+        tags: name -> content.
+    """
+    white = struct.pack(">3i", *(round(65536 * value) for value in (0.9642, 1, 0.8249)))
+    tags = {b"wtpt": b"XYZ " + bytes(4) + white, **tags}
+    table, contents = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        offset = 128 + 4 + 12 * len(tags) + len(contents)
+        table += name + struct.pack(">II", offset, len(content))
+        contents += content + bytes(-len(content) % 4)
+    size = 128 + len(table) + len(contents)
+    head = struct.pack(">I4xI4s4s4s12x4s", size, 0x02400000, b"prtr", space, connection, b"acsp")
+    return head.ljust(68, b"\0") + white.ljust(60, b"\0") + table + contents

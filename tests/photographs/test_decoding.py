@@ -10,11 +10,16 @@ from PIL import Image, ImageCms
 
 from stages.photographs import decoding
 from stages.photographs.decoding import EXIF_TRANSPOSE, MAX_PIXELS, ImageDecodeError, decode_image
-from tests.helpers.image_files import encode, make_chunk, make_image, make_png
+from tests.helpers.image_files import encode, make_chunk, make_image, make_png, make_profile
 
 
 def pixels(content: bytes, size: int = 32, crop: str = "none") -> np.ndarray:
     return decode_image(content, size, crop).pixels.astype(int)
+
+
+def upright(content: bytes) -> np.ndarray:
+    """The whole image, not resized."""
+    return np.asarray(decoding.decode_and_orient(content, 1000)[0]).astype(int)
 
 
 def rejection_reason(content: bytes) -> str:
@@ -115,6 +120,34 @@ def test_colors_of_other_spaces_are_converted_to_srgb():
     for icc, expected in ((srgb, plain), (b"damaged", plain), (other, plain[..., ::-1])):
         found = pixels(encode(PHOTOGRAPH, "PNG", icc_profile=icc))
         assert abs(found - expected).max() <= 2
+
+
+def test_gray_and_cmyk_are_converted_by_their_profiles():
+    """Of gray whose values are luminances, and of inks of which cyan alone is seen, as gray."""
+    gray = make_profile(b"GRAY", b"XYZ ", {b"kTRC": b"curv" + struct.pack(">IIHxx", 0, 1, 256)})
+    found = upright(encode(GRAY, "PNG", icc_profile=gray))
+    luminance = np.asarray(GRAY) / 255
+    encoded = np.where(
+        luminance <= 0.0031308, 12.92 * luminance, 1.055 * luminance ** (1 / 2.4) - 0.055
+    )
+    assert abs(found - 255 * encoded[..., None]).max() <= 2
+
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", *(65536 if k % 4 == 0 else 0 for k in range(9)))
+    colors = b"".join(bytes([255 - 255 * (k // 8), 128, 128]) for k in range(16))  # L, a, b
+    table = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + matrix + 4 * ramp + colors + 3 * ramp
+    inks = make_profile(b"CMYK", b"Lab ", {b"A2B0": table})
+    image = PHOTOGRAPH.convert("CMYK")
+    found = upright(encode(image, "TIFF", icc_profile=inks))
+    assert np.ptp(found, axis=2).max() <= 2
+    lightness = 116 * np.cbrt(np.where(found <= 10, 0, (found / 255 + 0.055) / 1.055) ** 2.4) - 16
+    bright = found[..., 0] > 30
+    cyan = np.asarray(image)[..., 0] / 255
+    assert abs(lightness[..., 0] - 100 * (1 - cyan))[bright].max() <= 2
+
+    for other, icc in ((PHOTOGRAPH, gray), (GRAY, inks)):  # a profile of another kind is ignored
+        found = upright(encode(other, "PNG", icc_profile=icc))
+        assert (found == np.asarray(other.convert("RGB"))).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
