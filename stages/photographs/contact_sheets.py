@@ -13,9 +13,10 @@ from stages.core.files import open_atomic
 from stages.photographs.crops import CropBox
 from stages.photographs.decoding import ImageDecodeError, decode_and_orient
 from stages.photographs.groups import NEAR, DuplicatePair
+from stages.photographs.image_index import ImageIndex
 from stages.photographs.inventory import NOT_INVALID, reason_category
-from stages.photographs.listing import ImageIndex
 from stages.photographs.reading import MAX_BYTES, DecodedImages
+from stages.photographs.tables import normal_form
 
 SHOWN = 24  # tiles of a sheet
 COLUMNS = 8  # tiles of a row
@@ -29,7 +30,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Tile:
-    """An image (None: gray, nothing to see) with up to two lines of text."""
+    """An image (None: gray, nothing to see) with its path and, in a second line, a remark."""
 
     image: Image.Image | None
     caption: str
@@ -114,8 +115,9 @@ def save_sheet(
         scale = (TILE - 4) / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         sheet.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), (x + 2, y + 2))
-        for line, text in enumerate(tile.caption.split("\n")[:2]):
-            draw.text((x + 2, y + TILE + 11 * line), _shorten(text, font), "black", font)
+        path, _, remark = tile.caption.partition("\n")
+        draw.text((x + 2, y + TILE), _shorten(path, font, keep_end=True), "black", font)
+        draw.text((x + 2, y + TILE + 11), _shorten(remark, font), "black", font)
         if pairs and number % 2 == 0 and x:
             draw.line((x, y, x, y + TILE + CAPTION - 4), "black", 1)
     sheet = sheet.quantize(PALETTE_SIZE, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -123,13 +125,19 @@ def save_sheet(
         sheet.save(stream, "PNG", optimize=True)
 
 
-def _shorten(text: str, font: Font) -> str:
-    """The end of a text too long for a tile: of a path that is the file's name."""
-    text = text.encode("ascii", "replace").decode()
-    short = text
-    while font.getlength(short) > TILE - 4 and len(short) > 2:
-        short = ".." + short.removeprefix("..")[1:]
+def _shorten(text: str, font: Font, *, keep_end: bool = False) -> str:
+    """As much of a text as fits below a tile; the end of a path is the file's name."""
+    text = normal_form(text)
+    short = _ascii(text)
+    while font.getlength(short) > TILE - 4 and text:
+        text = text[1:] if keep_end else text[:-1]
+        short = f"..{_ascii(text)}" if keep_end else f"{_ascii(text)}.."
     return short
+
+
+def _ascii(text: str) -> str:
+    r"""The text with \u.... for other characters, which would be boxes in Pillow's own font."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def with_frame(image: Image.Image, box: CropBox, color: str) -> Image.Image:
