@@ -27,7 +27,8 @@ def main() -> None:
     lines = []
     for key in PATHS:
         path = Path(params[key])
-        if params[key] not in WORDS and not path.is_absolute() and not is_tracked(path):
+        is_file = params[key] not in WORDS and not path.is_absolute()
+        if is_file and not in_git(path) and not in_dvc(path):
             lines.append(
                 f"{key}: expected an absolute path, as git tracks none of {path} and queued "
                 f"experiments run in a copy of tracked files, got {path}: write {path.absolute()}"
@@ -36,10 +37,13 @@ def main() -> None:
         raise InputError("\n".join(lines))
 
 
-def is_tracked(path: Path) -> bool:
-    """Whether git has the file, or files in the folder; or DVC has it or a folder above it."""
-    if any(Path(f"{parent}.dvc").is_file() for parent in (path, *path.parents)):
-        return True
+def in_dvc(path: Path) -> bool:
+    """Whether DVC has the file or a folder above it."""
+    return any(Path(f"{parent}.dvc").is_file() for parent in (path, *path.parents))
+
+
+def in_git(path: Path) -> bool:
+    """Whether git has the file, or files in the folder."""
     # Outside the repository git prints an error instead of files.
     command = ["git", "ls-files", "--", path]
     return bool(subprocess.run(command, capture_output=True, check=False).stdout)  # noqa: S603
