@@ -98,7 +98,7 @@ def sensor_noise(x: Tensor, amount: float, noise: Noise) -> Tensor:
 
 
 def glare(x: Tensor, amount: float, noise: Noise) -> Tensor:
-    """Specular highlights: ``amount`` white spots, each of radius 3 % of the side."""
+    """Specular highlights: ``amount`` white spots, each of radius 3% of the side."""
     height, width = x.shape[-2:]
     centers = (
         noise("uniform", 1).flatten(1)[:, : 2 * int(amount)] + 1
@@ -120,7 +120,7 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
     "jpeg": (jpeg, (40, 20, 8)),
     "darkness": (darkness, (0.75, 0.55, 0.35)),
     "contrast": (contrast, (0.7, 0.5, 0.3)),
-    "colour_cast": (color_cast, (0.1, 0.2, 0.3)),
+    "color_cast": (color_cast, (0.1, 0.2, 0.3)),
     "noise": (sensor_noise, (0.03, 0.06, 0.12)),
     "glare": (glare, (4, 8, 16)),
 }

@@ -121,7 +121,7 @@ class Steps:
         self.done += 1
         self._bar.update()
         if self._bar.disable and self._fabric.is_global_zero:  # in a log: a line for each step
-            shown = "" if accuracy is None else f"accuracy {100 * accuracy:.1f} %, "
+            shown = "" if accuracy is None else f"accuracy {100 * accuracy:.1f}%, "
             print(f"{name}: {shown}{time.monotonic() - start:.0f} s", flush=True)
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ from stages.report.style import COLORS, GRAY, STYLE, make_figure, render_png
 OTHER_LABELS = {  # where the name, with spaces, is none
     "jpeg": "JPEG",
     "contrast": "low contrast",
-    "colour_cast": "color cast",
     "spatial": "rotation and shift",
 }
 
