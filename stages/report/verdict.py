@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.report.checks.check import INCONCLUSIVE
+from stages.report.checks.check import INCONCLUSIVE, WARN
 from stages.report.checks.registry import failed_checks
 from stages.report.formatting import class_label, listed, metric, p_value, percent
 from stages.report.results import ModelResults, Results
@@ -75,9 +75,13 @@ def _change(results: Results) -> str:
 
 
 def _diagnostics(results: Results) -> str:
-    """How many failed, and how many could not be decided."""
+    """Which failed, and how many gave a warning or could not be decided."""
     checks = [result for of_model in results.checks.values() for result in of_model.values()]
     failed = failed_checks(results)
-    undecided = sum(result["verdict"] == INCONCLUSIVE for result in checks)
+    verdicts = [result["verdict"] for result in checks]
+    others = ((WARN, "gave a warning"), (INCONCLUSIVE, "could not be decided"))
     text = f"Of {len(checks)} diagnostics {listed(failed) if failed else 'none'} failed"
-    return text + (f", {undecided} could not be decided." if undecided else ".")
+    for kind, words in others:
+        if count := verdicts.count(kind):
+            text += f", {count} {words}"
+    return f"{text}."

@@ -118,19 +118,18 @@ def description(results: Results) -> str:
     """How many images, groups, excluded files and near-duplicates; look-alikes."""
     data, excluded = results.data, len(excluded_files())
     groups, duplicates = data.get("groups"), data.get("duplicates")
-    text = f"{results.counts.to_numpy().sum()} images"
+    text = f"{results.counts.to_numpy().sum():,} images"
     if groups:
         text += (
-            f" in {groups['total']} groups. A group is a patient where that is known "
-            f"({groups['images_with_known_patient']} images), else a set of near-duplicates; no "
+            f" in {groups['total']:,} groups. A group is a patient where that is known "
+            f"({groups['images_with_known_patient']:,} images), else a set of near-duplicates; no "
             "group is divided between training, validation and test"
         )
-    text += f". {excluded} file{'' if excluded == 1 else 's'} {'was' if excluded == 1 else 'were'}"
-    text += " excluded"
+    text += f". {excluded:,} {'file was' if excluded == 1 else 'files were'} excluded"
     if duplicates:
         text += (
-            f", {duplicates['copies']} of them exact duplicates; {duplicates['near']} images have "
-            "a near-duplicate"
+            f", {duplicates['copies']:,} of them exact duplicates; {duplicates['near']:,} images "
+            "have a near-duplicate"
         )
     text += "."
     leakage = data.get("nearest_in_train") or {}
