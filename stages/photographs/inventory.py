@@ -194,8 +194,8 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
     for mode, count in metrics["modes"].items():
         if mode.endswith(" bits"):
             warnings.append(
-                f"{count:,} images are {mode}, brightened to the full range; save them as 8-bit "
-                "images if they were meant to be dark"
+                f"{mode}: {count:,} of {images:,} images, brightened to the full range; save them "
+                "with 8 bits if they were meant to be dark"
             )
     if data.test == "split" and data.table == "none":
         for name, wanted in (("val", data.val_fraction), ("test", data.test_fraction)):

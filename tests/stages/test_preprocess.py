@@ -184,7 +184,7 @@ def test_warnings_name_what_is_wrong_and_the_remedy(project, capsys):
     for text in (
         "1 row of patients.csv matches no image (line 4: a/gone.jpg): paths are relative",
         "the patients of 54 of 56 images are unknown: ",
-        "1 images are PNG I;16 with values of 12 bits, ",
+        "PNG I;16 with values of 12 bits: 1 of 56 images, ",
         "of the images, data.test_fraction asks for 1.0%: there are too few groups",
     ):
         assert text in warnings
