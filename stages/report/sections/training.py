@@ -108,8 +108,9 @@ def blocks(results: Results) -> list[Block]:
             "Accuracy and loss over the epochs, on training and validation images and under "
             "attack. " + " ".join(sentences(results)),
             "Accuracy (above) and loss (below) over the epochs; the star is the selected epoch. "
-            "Validation under attack: a short PGD on some of the validation images, weaker than "
-            "the attacks above.",
+            "Training: on the images as the model is trained on them, augmented and, in "
+            "adversarial fine-tuning, attacked, so it may lie below validation. Validation under "
+            "attack: a short PGD, weaker than the attacks above.",
             "training_clean.csv, training_adv.csv",
         ),
     ]

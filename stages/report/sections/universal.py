@@ -46,8 +46,8 @@ def blocks(results: Results) -> list[Block]:
         Text(
             "One pattern for all images, computed on the validation images: to use it, an attacker "
             "needs neither the image nor the model. It is also tried on the other model "
-            "(transfer). Both count in the worst case; with the other attacks they are in the "
-            "table above."
+            "(transfer). Both count in the worst case; their accuracy stands above, with that "
+            "of the other attacks."
         ),
         Items(sentences(results)),
         Figure(
