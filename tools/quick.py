@@ -58,7 +58,7 @@ def main() -> None:
         sys.exit(repro.returncode)
     commit = ["git", *AUTHOR, "commit", "-qam", "Run the pipeline small"]
     subprocess.run(commit, cwd=FOLDER, check=True)  # noqa: S603
-    print(f"all of it lies in {FOLDER}: cd {FOLDER}; too small a run for its numbers to count")
+    print(f"cd {FOLDER} && make report; the run is too small for its numbers to count")
 
 
 if __name__ == "__main__":
