@@ -56,18 +56,26 @@ def save_rejected_sheet(
 def save_duplicates_sheet(
     index: ImageIndex, decoded: DecodedImages, pairs: Sequence[DuplicatePair], file: Path
 ) -> None:
-    """Near-duplicates, pair by pair. The lowest similarity comes first: there errors would show."""
-    near = [pair for pair in pairs if pair.kind == NEAR]
-    near.sort(key=lambda pair: (pair.similarity, pair.first, pair.second))
+    """Near-duplicates, pair by pair. The lowest similarity comes first: there errors would show.
+
+    Before them come duplicates with different labels, of which one label must be wrong.
+    """
+
+    def differ(pair: DuplicatePair) -> bool:
+        return decoded.records[pair.first].label != decoded.records[pair.second].label
+
+    found = [pair for pair in pairs if pair.kind == NEAR or differ(pair)]
+    found.sort(key=lambda pair: (not differ(pair), pair.similarity, pair.first, pair.second))
     tiles = []
-    for pair in near[: SHOWN // 2]:
+    for pair in found[: SHOWN // 2]:
         for record in (decoded.records[pair.first], decoded.records[pair.second]):
             caption = f"{record.path}\n{pair.similarity:.3f} {record.label}"
             tiles.append(Tile(_preview(record.file), caption))
     title = "No near-duplicates were found"
     if tiles:
-        shown = f"{len(tiles) // 2} of {len(near)}"
-        title = f"Near-duplicates, lowest similarity first: {shown} pairs"
+        first = "different labels, then " if differ(found[0]) else ""
+        shown = f"{len(tiles) // 2} of {len(found)}"
+        title = f"Near-duplicates, {first}lowest similarity first: {shown} pairs"
     save_sheet(tiles, file, title, index.synthetic, pairs=True)
 
 

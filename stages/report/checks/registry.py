@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.report.checks import behavior, implementation, masking, strength, training
-from stages.report.checks.check import FAIL, PASS, Check
+from stages.report.checks.check import FAIL, INCONCLUSIVE, PASS, Check
 from stages.report.formatting import number
 from stages.report.results import Results
 
@@ -45,14 +45,20 @@ def not_passed(checks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def terminal_summary(results: Results) -> str:
-    """How many are PASS, and a line for each that isn't."""
+    """How many are PASS, a line for each that isn't, and one for all that lack data."""
+    needed = {check.id: check.needed for checks in GROUPS.values() for check in checks}
     lines = []
     for model, checks in results.checks.items():
-        others = not_passed(checks)
+        others, undecided = not_passed(checks), []
         count = len(checks) - len(others)
         lines.append(f"diagnostics of {model}: {count} of {len(checks)} PASS")
         for id_, result in others.items():
-            value = f" {number(result['value'], '.3g')}" if "value" in result else ""
             n = result["n"]
+            if result["verdict"] == INCONCLUSIVE:
+                undecided.append(f"{id_} (n = {n} of {needed[id_]})" if needed[id_] > n else id_)
+                continue
+            value = f" {number(result['value'], '.3g')}" if "value" in result else ""
             lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {n})")
+        if undecided:
+            lines.append(f"  [{INCONCLUSIVE}] too few data: {', '.join(undecided)}")
     return "\n".join(lines)

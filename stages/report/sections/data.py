@@ -181,14 +181,17 @@ def sheet_blocks(results: Results) -> list[Block]:
         )
         alt = "Contact sheet: images with a frame around the part that was kept"
         found.append(Figure("crops", alt, f"Crop regions: {detected}"))
-    if results.data.get("duplicates", {}).get("near"):
+    duplicates = results.data.get("duplicates", {})
+    if duplicates.get("near") or duplicates.get("conflicting_labels"):
+        differ = duplicates.get("conflicting_labels")
+        first = "those with different labels first, then " if differ else ""
         found.append(
             Figure(
                 "duplicates",
                 "Contact sheet: pairs of images taken for near-duplicates, with file, similarity "
                 "and label",
-                "Near-duplicates that were put into one group, pair by pair, lowest similarity "
-                "first, where false positives are most likely.",
+                f"Near-duplicates that were put into one group, pair by pair, {first}lowest "
+                "similarity first, where false positives are most likely.",
             )
         )
     return found

@@ -53,7 +53,8 @@ def blocks(results: Results) -> list[Block]:
             "Test images and, for each model, the magnitude of the gradient of its margin there",
             "Which pixels an attacker would change first: the magnitude of the gradient of the "
             "margin, largest over the channels, scaled to its 99th percentile. It explains no "
-            "decision of a model. The images are those of the last figure.",
+            "decision of a model. The images are those of the last figure. Squares on a grid, or a "
+            "bright corner, come from strides: on small images some layers read few positions.",
         ),
         Text(
             "Share of the squared gradient in the central quarter of the image area, mean of "

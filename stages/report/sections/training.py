@@ -70,10 +70,10 @@ def figures(results: Results) -> dict[str, bytes]:
         place = {"transform": above.transAxes, "ha": "center"}
         above.text(0.5, 1.02, attack, fontsize=7, color=GRAY, **place)
         above.set(ylim=(0, 1.02))
-        below.set(xlabel="Epoch", ylim=(0, None))
+        below.set_xlabel("Epoch")
         below.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("Accuracy")
-    axes[1, 0].set_ylabel("Loss")
+    axes[1, 0].set(ylabel="Loss", ylim=(0, None))  # last: it ends the scaling to the curves
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, handlelength=3.2)
     return {"training": render_png(figure, f"★ selected epoch{results.synthetic_data}")}
