@@ -77,7 +77,7 @@ def main() -> dict[str, Any]:
         pairs = find_duplicates(
             decoded.hashes, decoded.thumbnails, data.duplicate_similarity, map_, scratch
         )
-        # Already here: the errors of classes that near-duplicates weld together refer to it.
+        # Already here, for the error of a class that has too few groups, which refers to it.
         save_duplicates_sheet(index, decoded, pairs, PLOTS / "duplicates.png")
         groups = assign_groups(
             [record.path for record in records], [record.patient for record in records], pairs
@@ -104,7 +104,10 @@ def main() -> dict[str, Any]:
                 reason = "leak: in one group with a given test or validation image"
                 rejected[records[row].path] = reason
 
-        leakage = leakage_check(decoded.thumbnails, splits, params.seed, map_, scratch)
+        labels = [record.label for record in records]
+        leakage = leakage_check(
+            decoded.thumbnails, labels, groups, splits, params.seed, map_, scratch
+        )
         metrics = summarize(index, decoded, pairs, groups, splits, rejected, leakage)
         save_rejected_sheet(index, decoded, rejected, PLOTS / "rejected.png")
         save_crops_sheet(index, decoded, list(splits), PLOTS / "crops.png")

@@ -53,6 +53,15 @@ def fine_similarity(first: np.ndarray, second: np.ndarray, least: float = -1.0) 
     return result.clip(-1)
 
 
+def unaligned_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Correlation of coarse structure as it stands, pair by pair: uint8 (B, 64, 64) -> (B,).
+
+    Near 1 for one photograph that was resized or encoded again; another framing or light lowers it.
+    """
+    coarse = [_reduce(images, START) for images in (first, second)]
+    return _correlation(*coarse, np.ones(coarse[0].shape, bool))
+
+
 def _best_displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest correlation (B,) over displacements up to MAX_SHIFT; those as maps (B, 2, 3)."""
     size = START + MAX_SHIFT + 6  # zero padding, so that none wraps around; a multiple of 16

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stages.core.files import open_atomic
 from stages.photographs.crops import CropBox
 from stages.photographs.decoding import ImageDecodeError, decode_and_orient
-from stages.photographs.groups import NEAR, DuplicatePair
+from stages.photographs.groups import COPY, DuplicatePair
 from stages.photographs.image_index import ImageIndex
 from stages.photographs.inventory import NOT_INVALID, reason_category
 from stages.photographs.reading import MAX_BYTES, DecodedImages
@@ -56,7 +56,7 @@ def save_rejected_sheet(
 def save_duplicates_sheet(
     index: ImageIndex, decoded: DecodedImages, pairs: Sequence[DuplicatePair], file: Path
 ) -> None:
-    """Near-duplicates, pair by pair. The lowest similarity comes first: there errors would show.
+    """Pairs of the same scene. The lowest similarity comes first: there errors would show.
 
     Before them come duplicates with different labels, of which one label must be wrong.
     """
@@ -64,18 +64,18 @@ def save_duplicates_sheet(
     def differ(pair: DuplicatePair) -> bool:
         return decoded.records[pair.first].label != decoded.records[pair.second].label
 
-    found = [pair for pair in pairs if pair.kind == NEAR or differ(pair)]
+    found = [pair for pair in pairs if pair.kind != COPY or differ(pair)]
     found.sort(key=lambda pair: (not differ(pair), pair.similarity, pair.first, pair.second))
     tiles = []
     for pair in found[: SHOWN // 2]:
         for record in (decoded.records[pair.first], decoded.records[pair.second]):
             caption = f"{record.path}\n{pair.similarity:.3f} {record.label}"
             tiles.append(Tile(_preview(record.file), caption))
-    title = "No near-duplicates were found"
+    title = "No two images of the same scene were found"
     if tiles:
         first = "different labels, then " if differ(found[0]) else ""
         shown = f"{len(tiles) // 2} of {len(found)}"
-        title = f"Near-duplicates, {first}lowest similarity first: {shown} pairs"
+        title = f"Same scene, {first}lowest similarity first: {shown} pairs"
     save_sheet(tiles, file, title, index.synthetic, pairs=True)
 
 

@@ -1,10 +1,13 @@
-"""Which images belong together: copies, slightly changed copies, near-identical shots, patients.
+"""Which images belong together: copies, altered copies, shots of the same scene, patients.
 
 Every round, centered cervix resembles every other one: at 32 x 32 gray pixels the correlation of
 two patients reaches 0.85 (AnnoCerv) or 0.96 (the synthetic sample), and linking above such a value
 chains strangers together. So there are two steps. Coarse structure, and the amplitude spectrum,
 which is the same wherever a crop begins, propose a few neighbors of each image. Each pair is then
 aligned by an affine map, and its fine detail (vessels, glints, folds) must agree.
+
+Such a pair shows the same scene. It is called a near-duplicate where both images are evidently one
+photograph; a crop can't be told from another shot, which also differs in framing and light.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from stages.photographs.alignment import bandpass, fine_similarity
+from stages.photographs.alignment import bandpass, fine_similarity, unaligned_similarity
 from stages.photographs.image_index import ImageRecord
 from stages.photographs.nearest import downscale, nearest_pairs, unit_vectors
 from stages.photographs.parallel import ParallelMap
@@ -30,14 +33,20 @@ RADIUS = 10  # highest frequency of the spectra that are compared, in cycles per
 SPECTRUM_NEIGHBORS = 3  # proposals per image
 SPECTRUM_SIMILARITY = 0.4  # correlation from which one is proposed; displaced by 25% it is 0.5
 BATCH = 32  # pairs that are compared at once
-COPY, NEAR = "copy", "near"
+SAME_PHOTOGRAPH = 0.998  # correlation of coarse structure from which a pair is one photograph
+COPY, NEAR, SCENE = "copy", "near", "scene"
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
     """Two rows that show the same, the smaller one first.
 
-    kind: copy (equal bytes) or near; similarity: agreement of fine detail, 1 for copies.
+    Attributes:
+        first: row.
+        second: row.
+        kind: copy (equal bytes), near (one photograph, resized or encoded again) or scene (another
+            shot or a crop).
+        similarity: agreement of fine detail, 1 for copies.
     """
 
     first: int
@@ -60,7 +69,7 @@ def find_duplicates(
     Args:
         hashes: of the files' content.
         thumbnails: uint8 (N, 64, 64).
-        similarity: of fine detail, from which images are near-duplicates.
+        similarity: of fine detail, from which images show the same scene.
         map_: runs the comparison.
         scratch: folder for a temporary file, which all processes see.
     """
@@ -81,14 +90,16 @@ def find_duplicates(
     for batch, values in tqdm(
         compared, "comparing", len(batches), unit="pair", unit_scale=BATCH, disable=None
     ):
-        for (first, second), value in zip(batch.tolist(), values.tolist(), strict=True):
-            if value >= similarity:
-                pairs.append(DuplicatePair(first, second, NEAR, value))
+        for (first, second), (fine, coarse) in zip(batch.tolist(), values.tolist(), strict=True):
+            if fine >= similarity:
+                kind = NEAR if coarse >= SAME_PHOTOGRAPH else SCENE
+                pairs.append(DuplicatePair(first, second, kind, fine))
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
 
 def _similarity(pairs: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarray:
-    return fine_similarity(*pairs, least)
+    """(B, 2): of fine detail, of coarse structure."""
+    return np.stack([fine_similarity(*pairs, least), unaligned_similarity(*pairs)], axis=1)
 
 
 def candidate_pairs(
@@ -159,7 +170,7 @@ def assign_groups(
 def find_label_conflicts(
     records: Sequence[ImageRecord], pairs: Sequence[DuplicatePair]
 ) -> set[int]:
-    """Rows that have another label than one of their copies or near-duplicates.
+    """Rows that have another label than a copy or another image of their scene.
 
     What holds for one of several copies holds for all.
     """
@@ -169,7 +180,7 @@ def find_label_conflicts(
         labels.setdefault(first_copy.get(row, row), set()).add(record.label)
     conflicts = {row for row, names in labels.items() if len(names) > 1}
     for pair in pairs:
-        if pair.kind == NEAR and len(labels[pair.first] | labels[pair.second]) > 1:
+        if pair.kind != COPY and len(labels[pair.first] | labels[pair.second]) > 1:
             conflicts |= {pair.first, pair.second}
     return {row for row in range(len(records)) if first_copy.get(row, row) in conflicts}
 

@@ -9,8 +9,9 @@ import numpy as np
 from stages.core.dataset import SPLITS, is_transformation_zone, natural_sort_key
 from stages.core.errors import InputError
 from stages.core.params import DataParams
-from stages.photographs.groups import COPY, NEAR, DuplicatePair, find_label_conflicts
+from stages.photographs.groups import COPY, NEAR, SCENE, DuplicatePair, find_label_conflicts
 from stages.photographs.image_index import IN_USE, ImageIndex, ImageRecord
+from stages.photographs.leakage import signs_of_leakage
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
 
@@ -127,11 +128,12 @@ def _summarize_rejected(rejected: Mapping[str, str], files: int) -> dict[str, An
 
 
 def _summarize_duplicates(decoded: DecodedImages, pairs: Sequence[DuplicatePair]) -> dict[str, int]:
-    near = [pair for pair in pairs if pair.kind == NEAR]
+    """Pairs of each kind, and images with another label than a pair's other image."""
+    kinds = Counter(pair.kind for pair in pairs)
     return {
-        "copies": sum(pair.kind == COPY for pair in pairs),
-        "near": len({row for pair in near for row in (pair.first, pair.second)}),
-        "near_links": len(near),
+        "copies": kinds[COPY],
+        "near": kinds[NEAR],
+        "same_scene": kinds[SCENE],
         "conflicting_labels": len(find_label_conflicts(decoded.records, pairs)),
     }
 
@@ -182,10 +184,11 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
     images, known = metrics["images"], metrics["groups"]["images_with_known_patient"]
     if known < images:
         warnings.append(
-            f"the patients of {images - known:,} of {images:,} images are unknown: only "
-            "near-duplicates keep them out of two splits (data.groups, data.group_pattern or the "
-            "column patient of data.table names patients)"
+            f"the patients of {images - known:,} of {images:,} images are unknown: they are kept "
+            "out of two splits only where two images show the same scene (data.groups, "
+            "data.group_pattern or the column patient of data.table names patients)"
         )
+    warnings += signs_of_leakage(metrics["nearest_in_train"])
     if conflicts := metrics["duplicates"]["conflicting_labels"]:
         warnings.append(
             f"{conflicts:,} images have duplicates with another label: plots/duplicates.png shows "
@@ -210,14 +213,17 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
 
 def format_summary(index: ImageIndex, metrics: Mapping[str, Any]) -> str:
     """What `summarize` found, in a few lines for the terminal."""
-    leakage, groups = metrics["nearest_in_train"], metrics["groups"]
+    leakage, groups = metrics["nearest_in_train"][TEST], metrics["groups"]
+    by_group = leakage["alike_by_group"]
     splits = {name: split["images"] for name, split in metrics["splits"].items()}
     lines = [
         f"{metrics['images']:,} images in {groups['total']:,} groups: "
         f"{_listed(metrics['classes'])}",
-        f"split: {_listed(splits)}; look-alikes of training images in test: "
-        f"{leakage['test']['alike_share']:.1%} (image-level random split: "
-        f"{leakage['test_if_drawn_by_picture']['alike_share']:.1%})",
+        f"split: {_listed(splits)}",
+        f"leakage check of test: {leakage['alike_share']:.1%} look-alikes of training images "
+        f"(random splits by group: {by_group['low']:.1%} to {by_group['high']:.1%}), "
+        f"{leakage['outlier_share']:.1%} unusually close to one (by chance up to "
+        f"{leakage['outlier_share_high']:.1%})",
     ]
     if rejected := metrics["rejected"]["reasons"]:
         lines.append(

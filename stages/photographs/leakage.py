@@ -1,49 +1,139 @@
-"""How close held-out images are to training images: a check of the split by another measure."""
+"""Whether held-out images resemble training images more than images of a good split do.
 
-from collections.abc import Mapping
+Groups were made by another measure, the agreement of fine detail, so that this one, the correlation
+of coarse structure, can contradict them. Two images of tissue may correlate by nature, so both
+numbers come with what chance alone gives:
+
+- *look-alikes* correlate by `ALIKE`; random splits of the same groups show how many of them there
+  are. More mean that the given split isn't one of these, for example that copies were put into
+  test. Such splits say nothing of groups that are incomplete, because they divide these, too.
+- *outliers* are closer to a training image than the next ones let expect. That needs no groups, and
+  shows when patients are missing from them.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
-from stages.photographs.nearest import downscale, largest_similarities, unit_vectors
+from stages.core.dataset import SPLITS
+from stages.photographs.nearest import (
+    downscale,
+    largest_similarities,
+    similar_to_chosen,
+    unit_vectors,
+)
 from stages.photographs.parallel import ParallelMap
-from stages.photographs.splits import TEST, TRAIN, VAL
+from stages.photographs.splits import TEST, TRAIN, VAL, random_group_splits
 
 SIDE = 32  # pixels, of the gray images that are compared
-THRESHOLD = 0.93  # correlation from which two images are called look-alikes
+ALIKE = 0.93  # correlation from which two images are called look-alikes
+GROUP_SPLITS, IMAGE_SPLITS = 200, 20  # random splits by group, and by image for comparison
+CONFIDENCE = 0.99  # of what chance alone gives
+# The nearest training images of an image: the first ones may be of the same patient, from those
+# after them up to the last the tail of unrelated ones is extrapolated.
+RELATED, NEIGHBORS = 8, 60
+OUTLIER_P = 0.01  # p value below which the nearest training image is an outlier
+MOST = 0.99999  # correlation above which differences are rounding
 
 
 def leakage_check(
-    thumbnails: np.ndarray, splits: Mapping[int, str], seed: int, map_: ParallelMap, scratch: Path
+    thumbnails: np.ndarray,
+    labels: Sequence[str],
+    groups: Sequence[str],
+    splits: Mapping[int, str],
+    seed: int,
+    map_: ParallelMap,
+    scratch: Path,
 ) -> dict[str, Any]:
-    """Similarity of val and test images to their nearest training images.
-
-    The same for an image-level random split of the same sizes, as a comparison. Groups were made
-    by another measure, so that this one can contradict them.
+    """Similarity of val and test images to their nearest training images, and what chance gives.
 
     Args:
         thumbnails: uint8 (N, 64, 64).
+        labels: (N,).
+        groups: (N,).
         splits: row -> split, for the images of the dataset.
-        seed: of the random split.
+        seed: of the random splits.
         map_: runs the comparison.
-        scratch: folder for a temporary file, which all processes see.
+        scratch: folder for temporary files, which all processes see.
     """
     rows, split = np.array(list(splits), dtype=int), np.array(list(splits.values()))
-    shuffled = np.random.default_rng(seed).permutation(split)
-    check: dict[str, Any] = {"alike_from": THRESHOLD}
+    label, group = [labels[row] for row in rows], [groups[row] for row in rows]
+    by_group = random_group_splits(label, group, split, GROUP_SPLITS, seed)
+    by_image = random_group_splits(label, range(len(rows)), split, IMAGE_SPLITS, seed)
+    actual = np.array([SPLITS.index(name) for name in split], np.int8)[:, None]
+    assigned = np.concatenate([actual, by_group, by_image], axis=1)
+    check: dict[str, Any] = {"alike_from": ALIKE, "random_splits": GROUP_SPLITS}
     with unit_vectors(thumbnails, rows, partial(downscale, side=SIDE), scratch) as vectors:
+        alike = similar_to_chosen(vectors, assigned == SPLITS.index(TRAIN), ALIKE, map_)
         for name in (VAL, TEST):
-            for title, assigned in ((name, split), (f"{name}_if_drawn_by_picture", shuffled)):
-                held_out, train = (
-                    np.flatnonzero(assigned == name),
-                    np.flatnonzero(assigned == TRAIN),
-                )
-                nearest = largest_similarities(vectors, held_out, train, map_)
-                check[title] = {
-                    "median": round(float(np.median(nearest)), 4),
-                    "highest": round(float(nearest.max()), 4),
-                    "alike_share": float((nearest >= THRESHOLD).mean()),
-                }
+            held_out, train = np.flatnonzero(split == name), np.flatnonzero(split == TRAIN)
+            nearest = largest_similarities(vectors, held_out, train, NEIGHBORS, map_)
+            in_split = assigned == SPLITS.index(name)
+            shares = (alike & in_split).sum(axis=0) / np.maximum(in_split.sum(axis=0), 1)
+            check[name] = {
+                "median": round(float(np.median(nearest[:, 0])), 4),
+                "highest": round(float(nearest[:, 0].max()), 4),
+                "alike_share": float(shares[0]),
+                "alike_by_group": _spread(shares[1 : 1 + GROUP_SPLITS]),
+                "alike_by_image": float(shares[1 + GROUP_SPLITS :].mean()),
+                "outlier_share": float((outlier_p_values(nearest) < OUTLIER_P).mean()),
+                "outlier_share_high": _highest_by_chance(len(held_out)),
+            }
     return check
+
+
+def signs_of_leakage(check: Mapping[str, Any]) -> list[str]:
+    """What of `leakage_check` chance does not explain in the test split, in sentences."""
+    found, signs = check[TEST], []
+    if found["alike_share"] > found["alike_by_group"]["high"]:
+        signs.append(
+            f"{found['alike_share']:.1%} of the test images are look-alikes of a training image, "
+            f"more than the {found['alike_by_group']['low']:.1%} to "
+            f"{found['alike_by_group']['high']:.1%} of random splits by group: does the given "
+            "test split contain altered copies of training images?"
+        )
+    if found["outlier_share"] > found["outlier_share_high"]:
+        signs.append(
+            f"{found['outlier_share']:.1%} of the test images are unusually close to one training "
+            f"image, by chance up to {found['outlier_share_high']:.1%}: are images of one patient "
+            "in both (data.groups, data.group_pattern or the column patient of data.table names "
+            "patients)?"
+        )
+    return signs
+
+
+def _spread(shares: np.ndarray) -> dict[str, float]:
+    """Mean and interval of random splits."""
+    low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return {"mean": float(shares.mean()), "low": float(low), "high": float(high)}
+
+
+def _highest_by_chance(count: int) -> float:
+    """The upper end of the interval of the share of outliers, where there is no leakage."""
+    return float(binom.ppf((1 + CONFIDENCE) / 2, count, OUTLIER_P) / count)
+
+
+def outlier_p_values(similarities: np.ndarray) -> np.ndarray:
+    """Whether the nearest of several images stands out from the others: p values (M,).
+
+    The Fisher transforms of the largest correlations are taken for the tail of an exponential
+    distribution: then the j-th gap between them, times j, is exponential with the same mean for
+    every j (Renyi 1953, doi:10.1007/BF02127580). The gaps after the first RELATED give the mean,
+    and the largest of RELATED values above that limit has a known distribution. Real tails are
+    lighter, so that fewer p values are small than expected.
+
+    Args:
+        similarities: (M, K) largest correlations, in descending order. All p values are 1 unless
+            K >= 4 * RELATED.
+    """
+    if similarities.shape[1] < 4 * RELATED:
+        return np.ones(len(similarities))
+    transformed = np.arctanh(np.clip(similarities.astype(np.float64), -MOST, MOST))
+    gaps = transformed[:, :-1] - transformed[:, 1:]
+    scale = (gaps * np.arange(1, similarities.shape[1]))[:, RELATED:].mean(axis=1)
+    height = (transformed[:, 0] - transformed[:, RELATED]) / np.maximum(scale, 1e-9)
+    return 1 - (1 - np.exp(-height)) ** RELATED

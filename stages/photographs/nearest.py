@@ -19,7 +19,7 @@ from stages.photographs.parallel import ParallelMap
 ROWS = 512  # most vectors of a block, each of which is compared with all others
 COLUMNS = 4096  # vectors at a time that are written, or compared where only a maximum is kept
 BLOCK_BYTES = 2**26  # of similarities that a process holds at a time
-VECTORS = "vectors.part"  # the file's name
+VECTORS, CHOICES = "vectors.part", "choices.part"  # names of temporary files
 
 
 def downscale(thumbnails: np.ndarray, side: int) -> np.ndarray:
@@ -107,17 +107,56 @@ def _nearest_in_block(rows: np.ndarray, file: Path, neighbors: int, least: float
 
 
 def largest_similarities(
-    file: Path, rows: np.ndarray, columns: np.ndarray, map_: ParallelMap
+    file: Path, rows: np.ndarray, columns: np.ndarray, most: int, map_: ParallelMap
 ) -> np.ndarray:
-    """For each of ``rows`` the largest similarity to one of ``columns``: float32 (M,)."""
-    search = partial(_largest_in_block, file=file, columns=columns)
-    return np.concatenate([np.empty(0, np.float32), *map_(search, _blocks(rows, COLUMNS))])
+    """The largest similarities of each of ``rows`` to ``columns``.
+
+    Returns:
+        float32 (M, K), K = min(``most``, number of columns), largest first.
+    """
+    search = partial(_largest_in_block, file=file, columns=columns, most=most)
+    return np.concatenate(list(map_(search, _blocks(rows, COLUMNS))))
 
 
-def _largest_in_block(rows: np.ndarray, file: Path, columns: np.ndarray) -> np.ndarray:
+def _largest_in_block(rows: np.ndarray, file: Path, columns: np.ndarray, most: int) -> np.ndarray:
     vectors = np.load(file, mmap_mode="r")
-    block, largest = vectors[rows], np.full(len(rows), -np.inf, np.float32)
+    block, largest = vectors[rows], np.empty((len(rows), 0), np.float32)
     for start in range(0, len(columns), COLUMNS):
         similarity = block @ vectors[columns[start : start + COLUMNS]].T
-        np.maximum(largest, similarity.max(axis=1), out=largest)
-    return largest
+        largest = np.concatenate([largest, similarity], axis=1)
+        if largest.shape[1] > most:
+            largest = -np.partition(-largest, most - 1, axis=1)[:, :most]
+    return -np.sort(-largest, axis=1)
+
+
+def similar_to_chosen(
+    file: Path, chosen: np.ndarray, least: float, map_: ParallelMap
+) -> np.ndarray:
+    """Which vectors are this similar to another one that is chosen, for many choices at once.
+
+    Args:
+        file: of `unit_vectors`, with N vectors; a temporary file is written next to it.
+        chosen: bool (N, S), one column for each choice.
+        least: similarity.
+        map_: runs the blocks.
+
+    Returns:
+        bool (N, S).
+    """
+    choices = file.with_name(CHOICES)
+    try:
+        with naming_file(choices), choices.open("wb") as stream:
+            np.save(stream, chosen.astype(np.float32))
+        search = partial(_similar_in_block, file=file, choices=choices, least=least)
+        return np.concatenate(list(map_(search, _blocks(np.arange(len(chosen)), len(chosen)))))
+    finally:
+        choices.unlink(missing_ok=True)
+
+
+def _similar_in_block(rows: np.ndarray, file: Path, choices: Path, least: float) -> np.ndarray:
+    """Whether each of ``rows`` is, for each choice: bool (B, S)."""
+    vectors, chosen = np.load(file, mmap_mode="r"), np.load(choices, mmap_mode="r")
+    similar = (vectors[rows] @ vectors.T >= least).astype(np.float32)
+    similar[np.arange(len(rows)), rows] = 0
+    # A product of floats: unlike sparse matrices as fast where most pairs are similar.
+    return similar @ chosen > 0

@@ -64,6 +64,47 @@ def assign_splits(
     return split.tolist()
 
 
+def random_group_splits(
+    labels: Sequence[str], groups: Sequence[str], splits: Sequence[str], count: int, seed: int
+) -> np.ndarray:
+    """Random splits in whole groups, with about as many images of each class as a given split.
+
+    In each class the groups are put into random order; the first ones, up to the number of test
+    images, are test, those up to the number of validation images val.
+
+    Args:
+        labels: (N,).
+        groups: (N,); the class of a group is that of its first image.
+        splits: (N,) the split whose sizes are met, to within one group for each class.
+        count: S random splits.
+        seed: of the random numbers.
+
+    Returns:
+        int8 (N, S), an index into SPLITS.
+    """
+    _, first, group = np.unique(np.array(groups), return_index=True, return_inverse=True)
+    _, label = np.unique(np.array(labels)[first], return_inverse=True)  # of each group
+    size, image_label = np.bincount(group), label[group]
+    class_size = np.bincount(image_label)
+    class_start = np.cumsum(class_size) - class_size
+    split = np.array(splits)
+    held_out = [
+        np.bincount(image_label[split == name], minlength=len(class_size)) for name in (TEST, VAL)
+    ]
+    ends = np.cumsum(held_out, axis=0)  # of test and of val, in the order of each class
+    codes = np.array([SPLITS.index(name) for name in (TEST, VAL, TRAIN)], np.int8)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((len(group), count), np.int8)
+    for number in range(count):
+        order = rng.permutation(len(size))
+        order = order[np.argsort(label[order], kind="stable")]
+        start = np.cumsum(size[order]) - size[order] - class_start[label[order]]
+        code = np.empty(len(size), np.int8)
+        code[order] = codes[(start >= ends[:, label[order]]).sum(axis=0)]
+        drawn[:, number] = code[group]
+    return drawn
+
+
 def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
     for label in sorted(set(labels), key=natural_sort_key):
         count = len(set(groups[labels == label]))
@@ -71,7 +112,7 @@ def _require_groups(labels: np.ndarray, groups: np.ndarray) -> None:
             raise SplitError(
                 f"class {label}: expected at least {len(SPLITS)} groups of images, one for each of "
                 f"train, val and test, got {count} "
-                "(images of one patient and near-duplicates, which plots/duplicates.png shows, are "
+                "(images of one patient or scene, of which plots/duplicates.png shows pairs, are "
                 "one group; a higher data.duplicate_similarity joins fewer)"
             )
 

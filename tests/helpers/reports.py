@@ -47,12 +47,18 @@ DESCRIPTION = {
 # What the report reads of metrics/data.json.
 DATA = {
     "images": 282,
-    "duplicates": {"copies": 2, "near": 9},
+    "duplicates": {"copies": 2, "near": 9, "same_scene": 4},
     "groups": {"images_with_known_patient": 282, "total": 90},
     "nearest_in_train": {
         "alike_from": 0.93,
-        "test": {"alike_share": 0.014},
-        "test_if_drawn_by_picture": {"alike_share": 0.62},
+        "random_splits": 200,
+        "test": {
+            "alike_share": 0.014,
+            "alike_by_group": {"mean": 0.02, "low": 0.004, "high": 0.041},
+            "alike_by_image": 0.62,
+            "outlier_share": 0.0,
+            "outlier_share_high": 0.03,
+        },
     },
     "cropped": 120,
     "synthetic": True,

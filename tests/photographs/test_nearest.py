@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from stages.photographs import nearest
-from stages.photographs.nearest import largest_similarities, nearest_pairs, unit_vectors
+from stages.photographs.nearest import (
+    largest_similarities,
+    nearest_pairs,
+    similar_to_chosen,
+    unit_vectors,
+)
 from stages.photographs.parallel import parallel_map
 
 
@@ -45,15 +50,29 @@ def test_nearest_pairs_are_those_of_a_full_sort(
 
 def test_processes_find_what_a_single_process_finds(images, tmp_path, monkeypatch):
     monkeypatch.setattr(nearest, "ROWS", 16)
+    monkeypatch.setattr(nearest, "COLUMNS", 64)
     rows, columns = np.arange(200, 300), np.arange(150)
     with unit_vectors(images, np.arange(300), flattened, tmp_path) as file, parallel_map(2) as map_:
         pairs, single_pairs = (nearest_pairs(file, 300, 4, 0.6, m) for m in (map_, map))
-        largest, single = (largest_similarities(file, rows, columns, m) for m in (map_, map))
+        largest, single = (largest_similarities(file, rows, columns, 5, m) for m in (map_, map))
         vectors = np.load(file)
     np.testing.assert_array_equal(pairs, single_pairs)
     np.testing.assert_array_equal(largest, single)
-    expected = (vectors[rows] @ vectors[columns].T).max(axis=1)
+    expected = -np.sort(-(vectors[rows] @ vectors[columns].T), axis=1)[:, :5]
     np.testing.assert_allclose(largest, expected, atol=1e-6)
+
+
+def test_vectors_similar_to_chosen_ones_are_those_of_all_products(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest, "ROWS", 16)
+    chosen = np.random.default_rng(1).random((300, 9)) < 0.02
+    with unit_vectors(images, np.arange(300), flattened, tmp_path) as file, parallel_map(2) as map_:
+        found, single = (similar_to_chosen(file, chosen, 0.8, m) for m in (map_, map))
+        similarity = np.load(file) @ np.load(file).T
+    np.testing.assert_array_equal(found, single)
+    np.fill_diagonal(similarity, -1)
+    expected = [(similarity[:, column] >= 0.8).any(axis=1) for column in chosen.T]
+    np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+    assert not list(tmp_path.iterdir()), "the files are temporary"
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.dataset import SPLITS
-from stages.photographs.splits import EXCLUDED_LEAK, SplitError, assign_splits
+from stages.photographs.splits import (
+    EXCLUDED_LEAK,
+    SplitError,
+    assign_splits,
+    random_group_splits,
+)
 
 
 def assign(labels, groups, given_splits=None, val=0.12, test=0.2, seed=0) -> list[str]:
@@ -53,6 +58,20 @@ def test_split_depends_on_seed_only():
     labels, groups = random_images(200)
     assert assign(labels, groups) == assign(labels, groups)
     assert assign(labels, groups) != assign(labels, groups, seed=1)
+
+
+def test_random_splits_have_whole_groups_and_the_sizes_of_the_given_one():
+    labels, groups = random_images(200)
+    splits = assign(labels, groups)
+    drawn = random_group_splits(labels, groups, splits, 30, seed=0)
+    np.testing.assert_array_equal(drawn, random_group_splits(labels, groups, splits, 30, seed=0))
+    assert len(np.unique(drawn, axis=1).T) == 30, "all differ"
+    pairs = Counter(zip(splits, labels, strict=True))
+    for column in drawn.T:
+        names = [SPLITS[code] for code in column]
+        assert groups_are_whole(groups, names)
+        for pair, count in Counter(zip(names, labels, strict=True)).items():
+            assert abs(count - pairs[pair]) < 6, "to within a group, the largest of which has 6"
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

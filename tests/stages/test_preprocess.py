@@ -63,7 +63,7 @@ def test_outputs_metrics_and_summary_are_consistent(project, capsys):
     files = sum(path.is_file() for path in Path("raw").rglob("*"))
     others = sum(metrics["other_files"].values())
     assert metrics["images"] + metrics["rejected"]["total"] + others == files == 59
-    duplicates = {"copies": 2, "near": 12, "near_links": 6, "conflicting_labels": 3}
+    duplicates = {"copies": 2, "near": 0, "same_scene": 6, "conflicting_labels": 3}
     assert metrics["duplicates"] == duplicates
     text = Path("metrics/data.json").read_text()
     assert text == json.dumps(metrics, indent=2, sort_keys=True) + "\n"
@@ -259,7 +259,7 @@ def test_whole_kaggle_dataset_with_small_images(tmp_path, monkeypatch):
     metrics = preprocess.main()
     assert metrics["files"] == len(names)
     assert metrics["rejected"]["reasons"] == {"empty": 3, "truncated": 3}
-    assert metrics["duplicates"]["copies"] == metrics["duplicates"]["near_links"] == 0
+    assert metrics["duplicates"]["copies"] == metrics["duplicates"]["near"] == 0
     assert metrics["label_fixes"]["applied"] == 3
     if os.environ.get("COLPOSCOPY_KAGGLE_LISTING"):
         assert metrics["files"] == 8215

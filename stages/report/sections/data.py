@@ -1,5 +1,6 @@
 """The images: how many, of which classes, what they look like, and which files were excluded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -115,38 +116,42 @@ def excluded_files() -> pd.DataFrame:
 
 
 def description(results: Results) -> str:
-    """How many images, groups, excluded files and near-duplicates; look-alikes."""
+    """How many images, groups, excluded files and duplicates; the leakage check."""
     data, excluded = results.data, len(excluded_files())
     groups, duplicates = data.get("groups"), data.get("duplicates")
     text = f"{results.counts.to_numpy().sum():,} images"
     if groups:
         text += (
             f" in {groups['total']:,} groups. A group is a patient where that is known "
-            f"({groups['images_with_known_patient']:,} images), else a set of near-duplicates; no "
+            f"({groups['images_with_known_patient']:,} images), else what shows the same scene; no "
             "group is divided between training, validation and test"
         )
     text += f". {excluded:,} {'file was' if excluded == 1 else 'files were'} excluded"
     if duplicates:
         text += (
-            f", {duplicates['copies']:,} of them exact duplicates; {duplicates['near']:,} images "
-            "have a near-duplicate"
+            f", {duplicates['copies']:,} of them exact duplicates. {duplicates['near']:,} pairs are "
+            "near-duplicates (one photograph, resized or encoded again), "
+            f"{duplicates['same_scene']:,} pairs other shots or crops of one scene"
         )
     text += "."
-    leakage = data.get("nearest_in_train") or {}
-    if leakage.get("test"):
-        share, limit = percent(leakage["test"]["alike_share"]), leakage.get("alike_from")
-        measure = "correlation of 32 × 32 gray pixels" + (f" ≥ {limit}" if limit else "")
-        text += (
-            f" Leakage check: {share} of the test images are look-alikes of a training image "
-            f"({measure}), be it of the same patient or of another"
-        )
-        if by_picture := leakage.get("test_if_drawn_by_picture"):
-            text += (
-                "; with an image-level random split it would be "
-                f"{percent(by_picture['alike_share'])}"
-            )
-        text += "."
+    if leakage := data.get("nearest_in_train"):
+        text += " " + leakage_text(leakage)
     return text
+
+
+def leakage_text(leakage: Mapping[str, Any]) -> str:
+    """What the leakage check of preprocess found, next to what chance gives."""
+    test = leakage["test"]
+    by_group = test["alike_by_group"]
+    return (
+        f"Leakage check: {percent(test['alike_share'])} of the test images are look-alikes of a "
+        f"training image (correlation of 32 × 32 gray pixels ≥ {leakage['alike_from']}); in "
+        f"{leakage['random_splits']} random splits by group it is {percent(by_group['mean'])} "
+        f"[{percent(by_group['low'])}, {percent(by_group['high'])}] (mean and 99% interval), in "
+        f"random splits by image {percent(test['alike_by_image'])}. "
+        f"{percent(test['outlier_share'])} are unusually close to one training image, by chance "
+        f"up to {percent(test['outlier_share_high'])}."
+    )
 
 
 def excluded_blocks() -> list[Block]:
@@ -171,7 +176,7 @@ def excluded_blocks() -> list[Block]:
 
 
 def sheet_blocks(results: Results) -> list[Block]:
-    """Which part of the images was kept, and which were taken for near-duplicates."""
+    """Which part of the images was kept, and which were taken for the same scene."""
     found: list[Block] = []
     if results.data.get("cropped"):
         detected = (
@@ -182,16 +187,17 @@ def sheet_blocks(results: Results) -> list[Block]:
         alt = "Contact sheet: images with a frame around the part that was kept"
         found.append(Figure("crops", alt, f"Crop regions: {detected}"))
     duplicates = results.data.get("duplicates", {})
-    if duplicates.get("near") or duplicates.get("conflicting_labels"):
-        differ = duplicates.get("conflicting_labels")
+    differ = duplicates.get("conflicting_labels")
+    if duplicates.get("near") or duplicates.get("same_scene") or differ:
         first = "those with different labels first, then " if differ else ""
         found.append(
             Figure(
                 "duplicates",
-                "Contact sheet: pairs of images taken for near-duplicates, with file, similarity "
+                "Contact sheet: pairs of images taken for the same scene, with file, similarity "
                 "and label",
-                f"Near-duplicates that were put into one group, pair by pair, {first}lowest "
-                "similarity first, where false positives are most likely.",
+                "Pairs of the same scene, near-duplicates among them, that were put into one "
+                f"group, pair by pair, {first}lowest similarity first, where false positives are "
+                "most likely.",
             )
         )
     return found
