@@ -11,7 +11,6 @@ from stages.core.errors import InputError
 from stages.core.params import DataParams
 from stages.photographs.groups import COPY, NEAR, SCENE, DuplicatePair, find_label_conflicts
 from stages.photographs.image_index import IN_USE, ImageIndex, ImageRecord
-from stages.photographs.leakage import signs_of_leakage
 from stages.photographs.reading import DecodedImages
 from stages.photographs.splits import TEST
 
@@ -188,7 +187,7 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
             "out of two splits only where two images show the same scene (data.groups, "
             "data.group_pattern or the column patient of data.table names patients)"
         )
-    warnings += signs_of_leakage(metrics["nearest_in_train"])
+    warnings += metrics["nearest_in_train"]["signs"]
     if conflicts := metrics["duplicates"]["conflicting_labels"]:
         warnings.append(
             f"{conflicts:,} images have duplicates with another label: plots/duplicates.png shows "

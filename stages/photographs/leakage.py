@@ -51,6 +51,8 @@ def leakage_check(
 ) -> dict[str, Any]:
     """Similarity of val and test images to their nearest training images, and what chance gives.
 
+    What chance does not explain in the test split is in ``signs``, in sentences.
+
     Args:
         thumbnails: uint8 (N, 64, 64).
         labels: (N,).
@@ -83,12 +85,12 @@ def leakage_check(
                 "outlier_share": float((outlier_p_values(nearest) < OUTLIER_P).mean()),
                 "outlier_share_high": _highest_by_chance(len(held_out)),
             }
-    return check
+    return check | {"signs": _signs(check[TEST])}
 
 
-def signs_of_leakage(check: Mapping[str, Any]) -> list[str]:
-    """What of `leakage_check` chance does not explain in the test split, in sentences."""
-    found, signs = check[TEST], []
+def _signs(found: Mapping[str, Any]) -> list[str]:
+    """What chance does not explain in the test split, in sentences."""
+    signs = []
     if found["alike_share"] > found["alike_by_group"]["high"]:
         signs.append(
             f"{found['alike_share']:.1%} of the test images are look-alikes of a training image, "

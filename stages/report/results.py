@@ -150,6 +150,11 @@ class Results:
         return float(self.images["label"].value_counts(normalize=True).max())
 
     @property
+    def signs_of_leakage(self) -> list[str]:
+        """What preprocess found between training and test that chance does not explain."""
+        return self.data.get("nearest_in_train", {}).get("signs", [])
+
+    @property
     def clusters(self) -> str:
         """What a group is: patients where all are known, else patients or groups."""
         known = self.data.get("groups", {}).get("images_with_known_patient")

@@ -28,7 +28,11 @@ class Verdict:
 
 def verdict(results: Results) -> Verdict:
     """Of a run whose metrics and diagnostics are computed."""
-    return Verdict(*_headline(results), [_change(results), _diagnostics(results)])
+    style, headline = _headline(results)
+    if style == SOUND and results.signs_of_leakage:
+        style = DOUBTFUL
+        headline += " Both may be too high: the split shows signs of leakage."
+    return Verdict(style, headline, [_change(results), _diagnostics(results)])
 
 
 def beats_majority_class(results: Results, model: ModelResults) -> bool:

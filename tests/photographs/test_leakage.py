@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.photographs.leakage import leakage_check, outlier_p_values, signs_of_leakage
+from stages.photographs.leakage import leakage_check, outlier_p_values
 from tests.helpers.image_files import make_image
 
 COUNT, TEST_FROM = 180, 120  # images, the first of the test split
@@ -25,7 +25,7 @@ def check_of(images: np.ndarray, folder, groups=None, seed: int = 0) -> dict:
 
 def test_random_textures_show_no_leakage(textures, tmp_path):
     check = check_of(textures, tmp_path)
-    assert not signs_of_leakage(check)
+    assert not check["signs"]
     assert check["val"]["highest"] < 0.9
     assert not list(tmp_path.iterdir()), "all files are temporary"
 
@@ -37,7 +37,7 @@ def test_copies_in_the_test_split_are_found_whatever_the_groups(textures, tmp_pa
     test = check["test"]
     assert test["alike_share"] == 12 / 60 > test["alike_by_group"]["high"]
     assert test["outlier_share"] >= 12 / 60 > test["outlier_share_high"]
-    assert len(signs_of_leakage(check)) == 2
+    assert len(check["signs"]) == 2
     joined = [str(row) for row in range(len(images))]
     joined[TEST_FROM + 1 : TEST_FROM + 13] = joined[1:13]
     by_group = check_of(images, tmp_path, joined)["test"]["alike_by_group"]
@@ -51,7 +51,7 @@ def test_missing_groups_show_although_random_splits_divide_them_too(textures, tm
     check = check_of(images, tmp_path)
     test = check["test"]
     assert test["alike_by_group"]["low"] <= test["alike_share"] <= test["alike_by_group"]["high"]
-    (sign,) = signs_of_leakage(check)
+    (sign,) = check["signs"]
     assert "data.groups" in sign
 
 

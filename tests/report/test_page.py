@@ -20,7 +20,7 @@ from stages.report.sections import data
 from stages.report.sections.registry import SECTIONS
 from stages.report.sections.summary import caveats, lead
 from stages.report.style import COLORS, GRAY, TEXT_COLORS, WRONG
-from stages.report.verdict import SOUND, verdict
+from stages.report.verdict import DOUBTFUL, SOUND, verdict
 from tests.helpers.prediction_tables import make_table
 from tests.helpers.reports import DESCRIPTION, make_project, read_results, texts_of
 
@@ -301,6 +301,13 @@ def test_implausible_accuracy_is_a_caveat_for_real_images_only(results):
         return any("data leakage" in text for text in texts)
 
     assert (warned(False, 0.5), warned(False, 1.0), warned(True, 0.5)) == (True, False, False)
+
+
+def test_signs_of_leakage_are_caveats_and_make_the_verdict_doubtful(results):
+    leaking = results.data["nearest_in_train"] | {"signs": ["9% of the test images are copies"]}
+    found = replace(results, data=results.data | {"nearest_in_train": leaking})
+    assert set(caveats(found)) - set(caveats(results)) == {"9% of the test images are copies"}
+    assert (verdict(results).style, verdict(found).style) == (SOUND, DOUBTFUL)
 
 
 @pytest.mark.usefixtures("project", "drawn")

@@ -129,8 +129,8 @@ def description(results: Results) -> str:
     text += f". {excluded:,} {'file was' if excluded == 1 else 'files were'} excluded"
     if duplicates:
         text += (
-            f", {duplicates['copies']:,} of them exact duplicates. {duplicates['near']:,} pairs are "
-            "near-duplicates (one photograph, resized or encoded again), "
+            f", {duplicates['copies']:,} of them exact duplicates. {duplicates['near']:,} pairs "
+            "are near-duplicates (one photograph, resized or encoded again), "
             f"{duplicates['same_scene']:,} pairs other shots or crops of one scene"
         )
     text += "."

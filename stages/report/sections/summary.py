@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from stages.core.paths import REPORT
 from stages.core.predictions import WORST
-from stages.photographs.leakage import signs_of_leakage
 from stages.report.blocks import Block, Box, Cards, Items, Table, Text, head, row
 from stages.report.formatting import class_label, listed, metric, percent
 from stages.report.results import ModelResults, Results
@@ -92,8 +91,7 @@ def caveats(results: Results, label: Callable[[str], str] = class_label) -> list
         texts.append(f"Only {results.n} test images: {advice}")
     elif results.groups < MIN_GROUPS:
         texts.append(f"Only {results.groups} {results.clusters} in the test split: {advice}")
-    if leakage := results.data.get("nearest_in_train"):
-        texts += signs_of_leakage(leakage)
+    texts += results.signs_of_leakage
     if results.clusters != "patients":
         texts.append(
             "The patient is not known for all images: the intervals are too narrow, and the "
