@@ -32,7 +32,7 @@ from stages.photographs.parallel import parallel_map
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT = 128, 96
-PLANTED = 100  # one of so many images is a near-duplicate of the one before
+PLANTED = 100  # one of so many images is an altered copy of the one before
 PARTS = ("decode_all", "find_duplicates", "leakage_check")
 
 MEASURE = """
@@ -78,7 +78,7 @@ def draw(seed: int) -> Image.Image:
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
-def near_duplicate(image: Image.Image, seed: int) -> Image.Image:
+def altered_copy(image: Image.Image, seed: int) -> Image.Image:
     """The same photograph, exported once more."""
     rng = np.random.default_rng([seed, 1])
     left, right = rng.uniform(0, 0.04, 2) * WIDTH
@@ -92,9 +92,9 @@ def near_duplicate(image: Image.Image, seed: int) -> Image.Image:
 
 
 def write_photograph(number: int, folder: Path) -> None:
-    """One file; those after every hundredth are near-duplicates of it."""
+    """One file; those after every hundredth are altered copies of it."""
     planted = number % PLANTED == 1
-    image = near_duplicate(draw(number - 1), number) if planted else draw(number)
+    image = altered_copy(draw(number - 1), number) if planted else draw(number)
     image.save(
         folder / "abc"[(number - planted) % 3] / f"{number}.jpg", quality=70 if planted else 90
     )

@@ -146,9 +146,9 @@ def similar_to_chosen(
     choices = file.with_name(CHOICES)
     try:
         with naming_file(choices), choices.open("wb") as stream:
-            np.save(stream, chosen.astype(np.float32))
+            np.save(stream, chosen)
         search = partial(_similar_in_block, file=file, choices=choices, least=least)
-        return np.concatenate(list(map_(search, _blocks(np.arange(len(chosen)), len(chosen)))))
+        return np.concatenate(list(map_(search, _blocks(np.arange(len(chosen)), COLUMNS))))
     finally:
         choices.unlink(missing_ok=True)
 
@@ -156,7 +156,11 @@ def similar_to_chosen(
 def _similar_in_block(rows: np.ndarray, file: Path, choices: Path, least: float) -> np.ndarray:
     """Whether each of ``rows`` is, for each choice: bool (B, S)."""
     vectors, chosen = np.load(file, mmap_mode="r"), np.load(choices, mmap_mode="r")
-    similar = (vectors[rows] @ vectors.T >= least).astype(np.float32)
-    similar[np.arange(len(rows)), rows] = 0
-    # A product of floats: unlike sparse matrices as fast where most pairs are similar.
-    return similar @ chosen > 0
+    block, found = vectors[rows], np.zeros((len(rows), chosen.shape[1]), bool)
+    for start in range(0, len(vectors), COLUMNS):
+        columns = np.arange(start, min(start + COLUMNS, len(vectors)))
+        similar = block @ vectors[columns].T >= least
+        similar &= rows[:, None] != columns
+        # A product of floats: unlike sparse matrices as fast where most pairs are similar.
+        found |= similar.astype(np.float32) @ chosen[columns].astype(np.float32) > 0
+    return found

@@ -47,11 +47,11 @@ def test_examples_shown_are_those_of_the_run(monkeypatch):
 
 def test_numbers_about_the_data_are_those_of_the_run():
     data, text = json.loads(text_of(ROOT / "metrics/data.json")), text_of(ROOT / "docs/data.md")
-    shares = [
-        percent(data["nearest_in_train"][name]["alike_share"])
-        for name in ("test", "test_if_drawn_by_picture")
-    ]
-    assert "On the bundled sample: {} against {}.".format(*shares) in " ".join(text.split())
+    test = data["nearest_in_train"]["test"]
+    by_group = test["alike_by_group"]
+    alike = f"{percent(test['alike_share'])} look-alikes, in random splits by group "
+    expected = f"{percent(by_group['low'])} to {percent(by_group['high'])}"
+    assert f"On the bundled sample: {alike}{expected};" in " ".join(text.split())
     assert f"{data['files']:,} files" in text
 
 
