@@ -1,4 +1,4 @@
-"""Recall of planted pairs of one scene by kind and strength, and unrelated images that were joined.
+"""Recall of planted pairs of one scene, by kind and strength, and unrelated images joined.
 
     python -m benchmarks.duplicates [--source data/sample] [--pairs 150]
 

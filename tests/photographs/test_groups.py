@@ -193,8 +193,8 @@ def test_planted_duplicates_of_sample_are_found():
     pairs = pairs_in_sample(paths)
     found = {(path, kind) for first, second, kind in pairs for path in (first, second)}
     assert planted.items() <= found
-    duplicates = [(first, second) for first, second, kind in pairs if kind != SCENE]
-    assert len(duplicates) == len(planted), "other shots of a patient are no duplicates"
+    same = [(first, second) for first, second, kind in pairs if kind != SCENE]
+    assert len(same) == len(planted), "other shots of a patient are no duplicates"
     assert all(patients[first] == patients[second] for first, second, _ in pairs)
 
 
