@@ -58,8 +58,8 @@ def unaligned_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Near 1 for one photograph that was resized or encoded again; another framing or light lowers it.
     """
-    coarse = [_reduce(images, START) for images in (first, second)]
-    return _correlation(*coarse, np.ones(coarse[0].shape, bool))
+    coarse, other = _reduce(first, START), _reduce(second, START)
+    return _correlation(coarse, other, np.ones(coarse.shape, bool))
 
 
 def _best_displacement(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

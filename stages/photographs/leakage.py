@@ -62,10 +62,12 @@ def leakage_check(
         map_: runs the comparison.
         scratch: folder for temporary files, which all processes see.
     """
-    rows, split = np.array(list(splits), dtype=int), np.array(list(splits.values()))
+    rows, names = np.array(list(splits), dtype=int), list(splits.values())
+    split = np.array(names)
     label, group = [labels[row] for row in rows], [groups[row] for row in rows]
-    by_group = random_group_splits(label, group, split, GROUP_SPLITS, seed)
-    by_image = random_group_splits(label, range(len(rows)), split, IMAGE_SPLITS, seed)
+    by_group = random_group_splits(label, group, names, GROUP_SPLITS, seed)
+    each_image = [str(row) for row in rows]
+    by_image = random_group_splits(label, each_image, names, IMAGE_SPLITS, seed)
     actual = np.array([SPLITS.index(name) for name in split], np.int8)[:, None]
     assigned = np.concatenate([actual, by_group, by_image], axis=1)
     check: dict[str, Any] = {"alike_from": ALIKE, "random_splits": GROUP_SPLITS}
