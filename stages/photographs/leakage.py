@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from stages.core.dataset import SPLITS
 from stages.photographs.nearest import (
@@ -118,7 +118,8 @@ def _spread(shares: np.ndarray) -> dict[str, float]:
 
 def _highest_by_chance(count: int) -> float:
     """The upper end of the interval of the share of outliers, where there is no leakage."""
-    return float(binom.ppf((1 + CONFIDENCE) / 2, count, OUTLIER_P) / count)
+    probability = bdtr(np.arange(count + 1), count, OUTLIER_P)  # of so many or fewer
+    return float(np.argmax(probability >= (1 + CONFIDENCE) / 2) / count)
 
 
 def outlier_p_values(similarities: np.ndarray) -> np.ndarray:
