@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.attacks.attack import EARLY_STOP_MARGIN, Noise, attack
-from stages.attacks.gradient import is_adversarial, margin_loss
+from stages.attacks.gradient import is_adversarial, keep_worse, margin_loss
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode, predict_logits
@@ -112,7 +112,7 @@ class Runs:
         )
 
     def keep(self, rows: Tensor) -> "Runs":
-        """Only the runs of these rows (M,) bool."""
+        """Only the runs at these positions: a mask would be waited for at each field."""
         return Runs(**{name: value[rows] for name, value in vars(self).items()})
 
     def step(self, model: nn.Module, budget: Budget, momentum: float) -> None:
@@ -203,17 +203,17 @@ def auto_pgd(
     for step in range(steps + 1):
         if step > 0:
             runs.step(model, budget, momentum=1 if step == 1 else MOMENTUM)
-        margin, run = runs.margin.view(losses, -1).max(
-            0
-        )  # (A,): of an active image's runs the best
-        improved = margin > best_margin[active]
-        rows = (run * len(active) + torch.arange(len(active), device=x.device))[improved]
-        best[active[improved]], best_margin[active[improved]] = runs.point[rows], margin[improved]
-        if (promising := improved & (margin > EARLY_STOP_MARGIN)).any():
+        row_of = torch.arange(len(runs.y), device=x.device).view(losses, -1)  # (R, A)
+        margin, run = runs.margin.view(losses, -1).max(0)  # (A,): of an image's runs the best
+        point = runs.point[row_of.gather(0, run[None]).squeeze(0)]
+        improved = keep_worse(point, margin, active, best, best_margin)
+        promising = (improved & (margin > EARLY_STOP_MARGIN)).nonzero().squeeze(1)
+        if len(promising):
             candidates = active[promising]
-            success = promising.clone()
-            success[promising] = is_adversarial(model, best[candidates], y[candidates])
-            runs, active = runs.keep(~success.repeat(losses)), active[~success]
+            failed = torch.ones_like(improved)
+            failed[promising] = ~is_adversarial(model, best[candidates], y[candidates])
+            left = failed.nonzero().squeeze(1)
+            runs, active = runs.keep(row_of[:, left].flatten()), active[left]
             if not len(active):
                 break
         if step == next_checkpoint:
@@ -246,8 +246,10 @@ def apgd(
         # No more runs at a time than there are images: the memory that the caller allowed for.
         for i in torch.arange(len(x), device=x.device).chunk(len(losses)):
             best[i] = auto_pgd(model, x[i], y[i], losses[:, i], start[i], budget, steps=p.aa_steps)
-        left = ~is_adversarial(model, best, y)
-        if left.any() and torch.is_autocast_enabled(x.device.type):
+        if not torch.is_autocast_enabled(x.device.type):
+            return best
+        left = (~is_adversarial(model, best, y)).nonzero().squeeze(1)
+        if len(left):
             with torch.autocast(x.device.type, enabled=False):
                 best[left] = auto_pgd(
                     model,

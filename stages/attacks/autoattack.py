@@ -13,7 +13,7 @@ its results. Square's queries are answered in whatever precision is fast.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ def _library_apgd(name: str, label: str, kind: type[APGDAttack], loss: str) -> A
                 _, correct, _, candidate = apgd.attack_single_run(
                     x[active], y[active], start[active]
                 )
-                successful = correct == 0
+                successful = (correct == 0).nonzero().squeeze(1)
                 x_adv[active[successful]] = candidate[successful]
         return x_adv.detach()
 
@@ -160,11 +160,11 @@ class _BatchInvariantSquare(SquareAttack):
     def random_choice(self, shape: list[int]) -> Tensor:
         one = shape if len(shape) < 4 else [1, *shape[1:]]
         signs = (2 * torch.rand(one, generator=self.generator) - 1).sign()
-        return signs.to(self.device).expand(*shape)
+        return signs.to(self.device, non_blocking=True).expand(*shape)
 
-    def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
-        numbers = low + (high - low) * torch.rand(shape, generator=self.generator)
-        return numbers.long().to(self.device)
+    def random_int(self, low: int, high: int) -> int:
+        """Where a square begins. The library's is on the device, which each slice waits for."""
+        return int(low + (high - low) * torch.rand(1, generator=self.generator))
 
     def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A margin of 0 is a success, as in the search; its start forgets that, and may fail."""
@@ -193,7 +193,8 @@ def square(
         if torch.is_autocast_enabled(x.device.type):
             # What float32 doesn't confirm is searched for again.
             missed = (margin_loss(model(x_adv), y) >= 0) & ~is_adversarial(model, x_adv, y)
-            if missed.any():
+            missed = missed.nonzero().squeeze(1)
+            if len(missed):
                 with torch.autocast(x.device.type, enabled=False):
                     x_adv[missed] = search.perturb(x[missed], y[missed])
         return x_adv

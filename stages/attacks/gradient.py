@@ -4,6 +4,10 @@ One contract: ``f(model, x, y, budget, ...) -> x_adv`` with x and x_adv float32 
 [0, 1], y class indices (B,), and a model that returns logits (B, K). The model is left as it was.
 Randomness comes in as ``noise``, uniform in [-1, 1] and shaped like x, never from a global
 generator: the same inputs give the same x_adv.
+
+A GPU falls idle when Python waits for its results, which it does for every value that it asks for
+and for every boolean mask, ``x[mask]``, whose number of rows it has to know. Therefore the loops
+choose by ``torch.where``, and ask once a step, with one ``nonzero``, which images are left.
 """
 
 from typing import TypeVar
@@ -64,6 +68,27 @@ def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return torch.autograd.grad(margin_loss(model(x), y).sum(), x)[0]
 
 
+def keep_worse(
+    x_adv: Tensor, margin: Tensor, active: Tensor, best: Tensor, best_margin: Tensor
+) -> Tensor:
+    """Put the points with a larger margin loss in the place of the best ones so far.
+
+    Args:
+        x_adv: (M, 3, H, W) points for the images at the positions ``active``.
+        margin: (M,) margin loss there.
+        active: (M,) positions, each once.
+        best: (B, 3, H, W), changed in place.
+        best_margin: (B,) margin loss of ``best``, changed in place.
+
+    Returns:
+        (M,) whether the point was better.
+    """
+    improved = margin > best_margin[active]
+    best[active] = torch.where(improved[:, None, None, None], x_adv, best[active])
+    best_margin[active] = torch.where(improved, margin, best_margin[active])
+    return improved
+
+
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     """Fast gradient sign method: one step of size eps (Goodfellow et al., arXiv:1412.6572)."""
     with frozen_eval_mode(model):
@@ -115,16 +140,12 @@ def pgd(
                 with torch.no_grad():
                     logits = model(point)
             margin = margin_loss(logits, y[active])
-            improved = margin > best_margin[active]
-            best[active[improved]], best_margin[active[improved]] = (
-                point[improved],
-                margin[improved],
-            )
+            keep_worse(point, margin, active, best, best_margin)
             if step == steps:
                 break
             if early_stop_margin is not None:
-                keep = margin < early_stop_margin
-                active, point, gradient = active[keep], point[keep], gradient[keep]
+                left = (margin < early_stop_margin).nonzero().squeeze(1)
+                active, point, gradient = active[left], point[left], gradient[left]
                 if not len(active):
                     break
             moved = point + alpha[active] * norm.steepest_ascent(gradient)

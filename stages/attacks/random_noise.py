@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.attacks.attack import EARLY_STOP_MARGIN, Noise, attack
-from stages.attacks.white_box import keep_worse
+from stages.attacks.gradient import keep_worse
+from stages.attacks.white_box import margin_of
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 
@@ -42,5 +43,5 @@ def _worst_sample(
             break
         direction = budget.norm.unit_noise(noise.of(active)(distribution, sample) * scale)
         x_adv = (x[active] + budget.eps * direction).clamp(0, 1)
-        keep_worse(model, x_adv, y, active, best, best_margin)
+        keep_worse(x_adv, margin_of(model, x_adv, y[active]), active, best, best_margin)
     return best

@@ -5,29 +5,16 @@ from torch import Tensor, nn
 
 from stages.attacks import gradient
 from stages.attacks.attack import EARLY_STOP_MARGIN, Noise, attack
-from stages.attacks.gradient import margin_loss, pgd_step_size
+from stages.attacks.gradient import keep_worse, margin_loss, pgd_step_size
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
 from stages.models.inference import frozen_eval_mode
 
 
-def keep_worse(
-    model: nn.Module, x_adv: Tensor, y: Tensor, active: Tensor, best: Tensor, best_margin: Tensor
-) -> None:
-    """Put the candidates that are worse for the model than the best ones so far in their place.
-
-    Args:
-        model: returns logits.
-        x_adv: (M, 3, H, W) candidates for the images at the positions ``active``.
-        y: (B,).
-        active: (M,) positions.
-        best: (B, 3, H, W), changed in place.
-        best_margin: (B,) margin loss of ``best``, changed in place.
-    """
+def margin_of(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Margin loss (B,) at x_adv (B, 3, H, W), in the precision of the attack."""
     with frozen_eval_mode(model), torch.no_grad():
-        margin = margin_loss(model(x_adv), y[active])
-    improved = margin > best_margin[active]
-    best[active[improved]], best_margin[active[improved]] = x_adv[improved], margin[improved]
+        return margin_loss(model(x_adv), y)
 
 
 @attack("FGSM", "single-step", steps=1)
@@ -81,5 +68,5 @@ def pgd(
             steps=steps,
             early_stop_margin=stop,
         )
-        keep_worse(model, x_adv, y, active, best, best_margin)
+        keep_worse(x_adv, margin_of(model, x_adv, y[active]), active, best, best_margin)
     return best

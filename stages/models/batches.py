@@ -60,9 +60,13 @@ class DatasetSplit:
     def load(self, positions: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """The images at these positions: x (B, 3, H, W) float32 in [0, 1], and labels y (B,)."""
         rows = self.rows[positions]
-        pixels = torch.from_numpy(self.images[rows]).to(device)  # (B, H, W, 3)
+        # Without waiting until a GPU has computed what it was given before.
+        pixels, y = (
+            torch.from_numpy(values[rows]).to(device, non_blocking=True)
+            for values in (self.images, self.labels)
+        )  # (B, H, W, 3), (B,)
         x = pixels.permute(0, 3, 1, 2) / 255  # (B, 3, H, W); the permuted view is channels last
-        return x, torch.from_numpy(self.labels[rows]).to(device)
+        return x, y
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def augment(x: Tensor, p: AugmentParams, random: Tensor) -> Tensor:
         (p.shift * side * (2 * d - 1)).round() * 2 / side
         for d, side in ((dx, x.shape[3]), (dy, x.shape[2]))
     ]
-    mirror = torch.where((flip < 0.5) & torch.tensor(p.flip, device=x.device), -1.0, 1.0)
+    mirror = torch.where(flip < 0.5 * p.flip, -1.0, 1.0)
     cos, sin = angle.cos().round(decimals=6) * size, angle.sin().round(decimals=6) * size
     theta = torch.stack(
         [
@@ -49,7 +49,8 @@ def augment(x: Tensor, p: AugmentParams, random: Tensor) -> Tensor:
     def factor(value: Tensor, spread: float) -> Tensor:
         return (1 + spread * (2 * value - 1)).view(-1, 1, 1, 1)
 
-    gray = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)  # (B, 1, H, W)
+    luma = torch.tensor(LUMA, dtype=x.dtype).to(x.device, non_blocking=True).view(1, 3, 1, 1)
+    gray = (x * luma).sum(1, keepdim=True)  # (B, 1, H, W)
     x = gray + (x - gray) * factor(saturation, p.saturation)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + (x - mean) * factor(contrast, p.contrast)

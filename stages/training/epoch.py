@@ -150,7 +150,8 @@ def load_batch(
     clean = len(range(math.floor(method.clean_fraction * size))[mine])
     # Gradients are averaged over processes, whose parts may differ by an image.
     share = fabric.world_size / size
-    return Batch(x, y, training.class_weights.to(device)[y], noise[mine], clean, share)
+    weights = training.class_weights.to(device, non_blocking=True)[y]
+    return Batch(x, y, weights, noise[mine], clean, share)
 
 
 def epoch_batches(fabric: Fabric, training: Training, seed: int) -> Iterator[Batch]:

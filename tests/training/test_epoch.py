@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from stages.core.norms import Budget
-from stages.training.epoch import StandardTraining
-from stages.training.methods import Free
+from stages.models.batches import DatasetSplit
+from stages.training.epoch import StandardTraining, Training, train_epoch
+from stages.training.methods import METHODS, Free, make_training_method
+from stages.training.optimizer import Learner
 from tests.helpers.datasets import toy_dataset
+from tests.helpers.models import tiny_classifier
 from tests.helpers.training_runs import EPS, PARAMS, checkpoint_in, train, with_params
+from tests.helpers.waits import WaitCounter
 
 
 class NanInFifthStep(StandardTraining):
@@ -113,3 +117,18 @@ def test_progress_bar_is_shown_on_terminals_only(fabric, tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     train(fabric, tmp_path / "terminal", with_params(epochs=1))
     assert "epoch 1/1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_a_gpu(method, fabric):
+    p, counts = with_params(method=method, steps=2, awp=0.01), []
+    for images in (96, 192):
+        dataset = toy_dataset(images, size=16)
+        model, split = tiny_classifier(dataset.classes), DatasetSplit.from_dataset(dataset, "train")
+        how = make_training_method(p, Budget.of("linf", EPS))
+        training = Training(model, split, how, p, seed=0)
+        learner = Learner(fabric, model, p, training.steps)
+        with WaitCounter() as counter:
+            train_epoch(training, learner, 0)
+        counts.append(counter.count)
+    assert counts[0] == counts[1], "the metrics at its end are all that an epoch waits for"
