@@ -17,7 +17,7 @@ from stages.attacks.attack import EARLY_STOP_MARGIN, Noise, attack
 from stages.attacks.gradient import is_adversarial, keep_worse, margin_loss
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
-from stages.models.inference import frozen_eval_mode, predict_logits
+from stages.models.inference import attached_logits, frozen_eval_mode, predict_logits
 
 CROSS_ENTROPY = -1  # in place of a target class
 MOMENTUM, RHO = 0.75, 0.75  # alpha and rho of the paper
@@ -154,7 +154,7 @@ def _loss_margin_gradient(
     """(M,), (M,), (M, 3, H, W)."""
     point = point.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(point)
+        logits = attached_logits(model, point)
         loss = target_loss(logits, y, target)
         (gradient,) = torch.autograd.grad(loss.sum(), point)
     return loss.detach(), margin_loss(logits.detach(), y), gradient

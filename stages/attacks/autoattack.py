@@ -28,7 +28,7 @@ from stages.attacks.attack import Attack, Noise, attack
 from stages.attacks.gradient import is_adversarial, margin_loss
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
-from stages.models.inference import frozen_eval_mode
+from stages.models.inference import attached_logits, frozen_eval_mode
 
 MAX_TARGETS = 9  # classes that targeted attacks aim at, as in AutoAttack
 LOGGER = logging.getLogger("pyautoattack")
@@ -62,6 +62,18 @@ def _float32(model: nn.Module, x: Tensor) -> Iterator[None]:
         yield
 
 
+class _Attached(nn.Module):
+    """A model that the library can differentiate: see `attached_logits`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return attached_logits(self.model, x)
+
+
 def _targets(model: nn.Module, x: Tensor) -> int:
     """How many other classes targeted attacks aim at."""
     with torch.no_grad():
@@ -88,7 +100,7 @@ def _library_apgd(name: str, label: str, kind: type[APGDAttack], loss: str) -> A
     ) -> Tensor:
         """Auto-PGD (arXiv:2003.01690), `aa_steps` iterations."""
         apgd = kind(
-            model,
+            _Attached(model),
             n_iter=p.aa_steps,
             norm=_library_norm(budget),
             eps=budget.eps,
@@ -134,7 +146,7 @@ def fab_t(
     with _float32(model, x):
         targets = _targets(model, x)
     fab = FABAttack_PT(
-        model,
+        _Attached(model),
         norm=_library_norm(budget),
         n_restarts=1,
         n_iter=p.aa_steps,

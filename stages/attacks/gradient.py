@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.core.norms import Budget
-from stages.models.inference import frozen_eval_mode, predict_logits
+from stages.models.inference import attached_logits, frozen_eval_mode, predict_logits
 
 Eps = TypeVar("Eps", float, Tensor)
 
@@ -46,7 +46,8 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     """Logits (B, K), cross-entropy (B,) and its gradient at x (B, 3, H, W).
 
     The gradient is taken with respect to the input alone, and of the sum over the batch, so that
-    an image's gradient doesn't depend on its batch.
+    an image's gradient doesn't depend on its batch. It is zero where the model isn't
+    differentiable.
 
     Args:
         model: returns logits.
@@ -55,7 +56,7 @@ def loss_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, T
     """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(x)
+        logits = attached_logits(model, x)
         loss = F.cross_entropy(logits, y, reduction="none")
         (gradient,) = torch.autograd.grad(loss.sum(), x)
     return logits.detach(), loss.detach(), gradient
@@ -65,7 +66,7 @@ def margin_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient (B, 3, H, W) of each image's margin loss at x (B, 3, H, W); y: (B,)."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        return torch.autograd.grad(margin_loss(model(x), y).sum(), x)[0]
+        return torch.autograd.grad(margin_loss(attached_logits(model, x), y).sum(), x)[0]
 
 
 def keep_worse(

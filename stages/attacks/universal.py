@@ -16,7 +16,7 @@ from stages.attacks.attack import Attack, Noise
 from stages.attacks.gradient import margin_loss
 from stages.core.norms import Budget
 from stages.core.params import AttackEvalParams
-from stages.models.inference import frozen_eval_mode
+from stages.models.inference import attached_logits, frozen_eval_mode
 
 EPOCHS, MIN_STEPS = 5, 30  # over the images; where these are few, more
 BATCH = 32  # images per step; no parameter, for it changes the perturbation
@@ -67,7 +67,8 @@ def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor, delta: Tensor) -> Ten
     """Gradient (1, 3, H, W) at delta of the clamped margin loss, summed over the images."""
     delta = delta.detach().requires_grad_(True)
     with frozen_eval_mode(model), torch.enable_grad():
-        loss = margin_loss(model((x + delta).clamp(0, 1)), y).clamp_max(CLAMP)
+        logits = attached_logits(model, (x + delta).clamp(0, 1))
+        loss = margin_loss(logits, y).clamp_max(CLAMP)
         return torch.autograd.grad(loss.sum(), delta)[0]
 
 

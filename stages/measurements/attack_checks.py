@@ -5,14 +5,18 @@ After Carlini et al. (arXiv:1902.06705), AutoAttack's checks (2003.01690) and Pi
 where every attack so far failed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from stages.attacks import gradient
 from stages.attacks.attack import EARLY_STOP_MARGIN
+from stages.attacks.autoattack import square
 from stages.attacks.gradient import is_adversarial, margin_loss, pgd_step_size
 from stages.attacks.verifier import quantize_8bit
 from stages.attacks.white_box import pgd
@@ -20,10 +24,13 @@ from stages.core.predictions import CLEAN, is_correct, within, worst_case
 from stages.core.tables import Table
 from stages.measurements.context import Context, Measurement
 from stages.measurements.model_checks import CHECKS, Value, to_table
+from stages.measurements.suite import attack_batch
 from stages.measurements.target import Batch, TargetModel
 
 UNBOUNDED_IMAGES, UNBOUNDED_STEPS = 64, 20
+POWER_IMAGES = 32
 RESTARTS = 3  # the first one included
+STEPS = 3  # that the progress bar counts
 TABLE = Table("attack_checks", CHECKS.columns)
 
 
@@ -185,6 +192,26 @@ def unbounded_eps(context: Context) -> float:
     return context.attack.budget.norm.limit(3 * context.dataset.image_size**2)
 
 
+def square_power(context: Context, worst: pd.DataFrame, correct: np.ndarray) -> Value:
+    """The share of images known to fall that Square finds with its `aa_queries` queries.
+
+    Args:
+        context: model, budget and queries.
+        worst: the worst case of each image, in the order of the split.
+        correct: (N,) bool, classified correctly without attack.
+    """
+    target, steps = context.target, context.steps
+    known = correct & ~is_correct(worst) & (worst["found_by"] != square.name).to_numpy()
+    positions = target.stratified(np.flatnonzero(known), POWER_IMAGES)
+    if not len(positions):
+        steps.skip()
+        return math.nan, 0
+    budget, p = context.attack.budget, context.p
+    found = steps.run("checks: Square", target, positions, attack_batch, square, budget, p)
+    missed = found["logits"].argmax(1) == target.labels[positions]
+    return 1 - float(missed.float().mean()), len(positions)
+
+
 def unconverged(margins: Tensor, success: Tensor) -> Tensor:
     """(n,) images without success whose best margin loss grew by over 5 % of its range at the end.
 
@@ -205,8 +232,8 @@ def check_attacks(context: Context) -> dict[str, Value]:
     correct = is_correct(rows[rows["attack"] == CLEAN])
     positions = context.subset[correct[context.subset]]
     if not len(positions):
-        steps.skip()
-        steps.skip()
+        for _ in range(STEPS):
+            steps.skip()
         return {}
     robust = torch.tensor(is_correct(worst))
     found = steps.run("checks: PGD", target, positions, trace_batch, context, robust)
@@ -224,7 +251,8 @@ def check_attacks(context: Context) -> dict[str, Value]:
         if name in found:
             values[name] = int(found[name].sum()) / n
     result = {name: (value, n) for name, value in values.items()}
-    return result | {"unbounded": (float(missed.float().mean()), len(missed))}
+    result["unbounded"] = float(missed.float().mean()), len(missed)
+    return result | {"square_power": square_power(context, worst, correct)}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -232,4 +260,4 @@ def run(context: Context) -> dict[str, Any]:
     return {TABLE.name: to_table(check_attacks(context))}
 
 
-MEASUREMENT = Measurement(run, (TABLE,), steps=lambda context: 2)
+MEASUREMENT = Measurement(run, (TABLE,), steps=lambda context: STEPS)

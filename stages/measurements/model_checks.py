@@ -97,10 +97,15 @@ def zero_gradients(model: nn.Module, batch: Batch, budget: Budget) -> Value:
 def gradient_error(model: nn.Module, x: Tensor, y: Tensor) -> Value:
     """Relative error of the margin's derivative along the sign of its gradient, the largest one.
 
-    Autograd against a central difference, in double precision.
+    Autograd against a central difference, in double precision. NaN, and no images, where there is
+    no gradient at all: such a model needn't be one that double precision can be put through.
     """
+    x, y = x[:FINITE_DIFFERENCES], y[:FINITE_DIFFERENCES]
+    with frozen_eval_mode(model):
+        if not margin_gradient(model, x, y).any():
+            return math.nan, 0
     model, h = copy.deepcopy(model).cpu().double(), 1e-6
-    x, y = x[:FINITE_DIFFERENCES].cpu().double(), y[:FINITE_DIFFERENCES].cpu()
+    x, y = x.cpu().double(), y.cpu()
     with frozen_eval_mode(model):
         at_x = margin_gradient(model, x, y)
         with torch.no_grad():

@@ -111,7 +111,10 @@ def make_examples(table: pd.DataFrame, count: int, size: int) -> dict[str, Any]:
 def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, Any]:
     """What attack_eval writes about one model, but for the transfer attacks."""
     columns, clean = ["check", "value", "n"], select(table)[["path", "label"]]
-    checks = {"model_checks": MODEL_CHECKS, "attack_checks": ATTACK_CHECKS}
+    checks = {
+        "model_checks": [(name, 0.0, 999) for name in MODEL_CHECKS],
+        "attack_checks": [*((name, 0.0, 999) for name in ATTACK_CHECKS), ("square_power", 1.0, 32)],
+    }
     return {
         "predictions": table,
         "attacks": ATTACKS,
@@ -121,10 +124,7 @@ def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, A
         "minimum_eps": make_minimum_eps(table),
         "corruptions": make_corruptions(table),
         "gradients": clean.assign(central_share=np.linspace(0.2, 0.4, len(clean))),
-        **{
-            table: pd.DataFrame([(name, 0.0, 999) for name in names], columns=columns)
-            for table, names in checks.items()
-        },
+        **{table: pd.DataFrame(rows, columns=columns) for table, rows in checks.items()},
         "universal.png": png(size),
         **make_examples(table, examples, size),
     }

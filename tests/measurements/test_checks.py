@@ -37,7 +37,10 @@ def diagnose(fabric, trained):
         tables = model_checks.run(context) | attack_checks.run(context)
         results = SimpleNamespace(name="clean", table=tables.__getitem__)
         measured = {id_: ALL[id_].compute(None, results) for id_ in MEASURED}
-        return {id_: (ALL[id_].verdict("clean", m), *m) for id_, m in measured.items()}
+        return {
+            id_: (ALL[id_].verdict("clean", found), found.value, found.n)
+            for id_, found in measured.items()
+        }
 
     return run
 

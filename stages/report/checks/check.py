@@ -11,10 +11,14 @@ PASS, WARN, FAIL, INFO, INCONCLUSIVE = "PASS", "WARN", "FAIL", "INFO", "INCONCLU
 
 
 class Measured(NamedTuple):
-    """A value, and the number of images (or epochs) that it was computed on."""
+    """A value, the number of images (or epochs) that it was computed on, and its power.
+
+    ``power``: of the faults among those images the share that would have been seen.
+    """
 
     value: float
     n: int
+    power: float = 1.0
 
 
 NO_DATA = Measured(math.nan, 0)
@@ -34,7 +38,8 @@ class Check:
         warn: WARN above.
         fail: FAIL above.
         rate: the value is a fraction of images. A rate of up to 3 / n may show in none of n images
-            (the rule of three, 95 %), so that fewer than 3 / limit images can't PASS.
+            (the rule of three, 95 %), so that fewer than 3 / limit images can't PASS; n × power
+            counts, for what isn't seen can't show.
         must_exceed: FAIL at or below ``fail`` instead of above.
         info: the models for which it is a property, no fault.
     """
@@ -66,7 +71,7 @@ class Check:
 
     def verdict(self, model: str, measured: Measured) -> str:
         """PASS, WARN, FAIL, INFO or INCONCLUSIVE."""
-        value, n = measured
+        value, n, power = measured
         if n == 0 or not math.isfinite(value):
             return INCONCLUSIVE
         if model in self.info or (self.warn is None and self.fail is None):
@@ -77,7 +82,7 @@ class Check:
             return FAIL
         if self.warn is not None and value > self.warn:
             return WARN
-        return INCONCLUSIVE if n < self.needed else PASS
+        return INCONCLUSIVE if n * power < self.needed else PASS
 
     def result(self, results: Results, model: ModelResults) -> dict[str, Any] | None:
         """As metrics/diagnostics.json keeps it; None where it does not apply."""
@@ -85,6 +90,8 @@ class Check:
         if measured is None:
             return None
         value = {"value": float(measured.value)} if math.isfinite(measured.value) else {}
+        if measured.power < 1:
+            value["power"] = float(measured.power)
         return {
             "verdict": self.verdict(model.name, measured),
             "threshold": self.threshold,

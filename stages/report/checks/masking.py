@@ -14,7 +14,9 @@ AFTER_ENSEMBLE = ("transfer", "universal_transfer")  # attacks that the ensemble
     "Images misclassified under black-box attacks only",
     reason="An attack without gradients that succeeds where those with gradients fail shows that "
     "gradients are masked.",
-    remedy="Gradient masking: use attacks on another loss, or BPDA; raise attack_eval.aa_queries.",
+    remedy="Gradient masking: use attacks on another loss, or BPDA. INCONCLUSIVE: Square finds too "
+    "few of the images known to fall (its power) to say that it would find others; raise "
+    "attack_eval.aa_queries until n × power is enough.",
     warn=0,
     fail=0.03,
     rate=True,
@@ -23,7 +25,8 @@ def black_box_only(results: Results, model: ModelResults) -> Measured:
     """Square comes last in the ensemble; transfer attacks count likewise.
 
     The fraction of correctly classified images. Where Square was run on some of the remaining
-    images only, its successes stand for all of them, and n is that much smaller.
+    images only, its successes stand for all of them, and n is that much smaller. The power is the
+    share of the images known to fall that Square finds; 0 where no image is known to fall.
     """
     rows, config = model.rows, model.document("ensemble")
     ensemble = select(rows, config["name"], results.eps)
@@ -42,7 +45,9 @@ def black_box_only(results: Results, model: ModelResults) -> Measured:
         white_box = np.all([_outcome(results, model, a) for a in gradient_attacks], axis=0)
         by_surrogate = int((white_box & ~_outcome(results, model, "surrogate")).sum())
     value = (by_square / share + by_transfer + by_surrogate) / initially
-    return Measured(value, int(initially * share))
+    known = measured("attack_checks", "square_power")(results, model)
+    power = known.value if known and known.n else 0.0
+    return Measured(value, int(initially * share), power)
 
 
 @check(

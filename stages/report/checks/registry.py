@@ -5,7 +5,7 @@ from typing import Any
 
 from stages.report.checks import behavior, implementation, masking, strength, training
 from stages.report.checks.check import FAIL, INCONCLUSIVE, PASS, Check
-from stages.report.formatting import number
+from stages.report.formatting import number, percent
 from stages.report.results import Results
 
 GROUPS: Mapping[str, tuple[Check, ...]] = {
@@ -53,12 +53,16 @@ def terminal_summary(results: Results) -> str:
         count = len(checks) - len(others)
         lines.append(f"diagnostics of {model}: {count} of {len(checks)} PASS")
         for id_, result in others.items():
-            n = result["n"]
+            n, power = result["n"], ""
+            if "power" in result:
+                power = f"power {percent(result['power'])}"
             if result["verdict"] == INCONCLUSIVE:
-                undecided.append(f"{id_} (n = {n} of {needed[id_]})" if needed[id_] > n else id_)
+                reason = f"n = {n} of {needed[id_]}" if needed[id_] > n else power
+                undecided.append(f"{id_} ({reason})" if reason else id_)
                 continue
             value = f" {number(result['value'], '.3g')}" if "value" in result else ""
+            n = f"{n}, {power}" if power else n
             lines.append(f"  [{result['verdict']}] {id_} {result['name']}:{value} (n = {n})")
         if undecided:
-            lines.append(f"  [{INCONCLUSIVE}] too few data: {', '.join(undecided)}")
+            lines.append(f"  [{INCONCLUSIVE}] {', '.join(undecided)}")
     return "\n".join(lines)

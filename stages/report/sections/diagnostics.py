@@ -7,7 +7,7 @@ from markupsafe import Markup
 from stages.report.blocks import Block, Cell, Details, Items, Table, Text, head
 from stages.report.checks.check import FAIL, WARN
 from stages.report.checks.registry import GROUPS, not_passed
-from stages.report.formatting import number
+from stages.report.formatting import number, percent
 from stages.report.results import Results
 from stages.report.section import Section
 
@@ -40,8 +40,9 @@ def _cell(result: dict[str, Any] | None) -> Markup:
     if result is None:
         return Markup("<small>n/a</small>")
     value = f"{number(result['value'], '.2g')}, " if "value" in result else ""
-    return Markup('<span class="{}">{}</span><br><small>{}n&nbsp;=&nbsp;{}</small>').format(
-        STYLES.get(result["verdict"], ""), result["verdict"], value, result["n"]
+    power = f", power {percent(result['power'])}" if "power" in result else ""
+    return Markup('<span class="{}">{}</span><br><small>{}n&nbsp;=&nbsp;{}{}</small>').format(
+        STYLES.get(result["verdict"], ""), result["verdict"], value, result["n"], power
     )
 
 
@@ -72,7 +73,9 @@ def blocks(results: Results) -> list[Block]:
             "al. 2022). FAIL: do not trust the robust accuracy until resolved. WARN: investigate. "
             "INFO: a property of the model, not a fault of the attacks. INCONCLUSIVE: not enough "
             "data. Values are fractions unless the title says otherwise, lower is better but for "
-            "D27; n counts test images, in D20 and D21 epochs."
+            "D27; n counts test images, in D20 and D21 epochs. Power is the share of the faults "
+            "among them that would have been seen, where that is known: D9's is the share of the "
+            "images known to fall that Square finds."
         ),
         Items(sentences(results)),
         *details,
