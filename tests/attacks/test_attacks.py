@@ -124,6 +124,32 @@ def test_more_restarts_are_never_weaker(name, key, norm):
     assert counts[2::3] > counts[::3], "restarts that find nothing more are none"
 
 
+# Without a gradient: what compares with thresholds, and what refuses an input that requires one.
+WITHOUT_GRADIENT = {
+    "comparison": lambda x: (x[..., None] > torch.linspace(0.1, 0.9, 8)).float().mean(-1),
+    "NumPy": lambda x: torch.from_numpy(np.round(x.numpy() * 8) / 8),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("inputs", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("name", attacks(3))
+def test_model_without_gradient_is_attacked_as_far_as_that_goes(name, inputs, norm):
+    network, x, _ = smooth_problem(3)
+    model = Wrapped(network, inputs=WITHOUT_GRADIENT[inputs]).eval()
+    y, budget = model(x).argmax(1), Budget.of(norm, 4 * EPS[norm])
+    x_adv = attacks(3, model)[name].run(model, x, y, budget, noise_of(x), P)
+    check_within_budget(x, x_adv, budget)
+    if name == "square":
+        assert is_adversarial(model, x_adv, y).any()
+
+
+def test_other_errors_of_a_model_are_not_swallowed():
+    network, x, y = smooth_problem(3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        attacks(3)["fgsm"].run(network, x[..., :-1], y, Budget.of("linf", 0.1), noise_of(x), P)
+
+
 def test_noise_belongs_to_the_image():
     like = torch.zeros(3, 3, 5, 5)
     batch, single = Noise(0, np.array([4, 9, 2]), like), Noise(0, np.array([9]), like[:1])

@@ -70,6 +70,10 @@ class TripledGradient(torch.autograd.Function):
 FLAWS = {
     "softmax": ({"logits": lambda z: z.softmax(1)}, {"D2": FAIL}),
     "rounded inputs": ({"inputs": lambda x: (8 * x).round() / 8}, {"D5": FAIL, "D12": FAIL}),
+    "thresholds": (
+        {"inputs": lambda x: (x[..., None] > torch.linspace(0, 1, 9)).float().mean(-1)},
+        {"D5": FAIL, "D6": INCONCLUSIVE, "D12": FAIL},
+    ),
     "large logits": ({"logits": lambda z: 1e4 * z}, {"D5": FAIL, "D22": WARN}),
     "batch mean": ({"inputs": lambda x: x - x.mean(0, keepdim=True) + 0.5}, {"D3": FAIL}),
     "another gradient": ({"inputs": TripledGradient.apply}, {"D6": FAIL}),

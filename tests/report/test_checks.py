@@ -121,6 +121,8 @@ def test_verdicts_change_at_the_limits_and_need_enough_images(check):
         limit = min(limit for limit in limits.values() if limit)
         assert verdict(best, check.needed - 1) == INCONCLUSIVE
         assert verdict(best, check.needed) == PASS
+        for power, expected in ((0.49, INCONCLUSIVE), (0.5, PASS)):
+            assert check.verdict("adv", Measured(best, 2 * check.needed, power)) == expected
         assert (1 - limit) ** check.needed <= 0.05, "a rate above the limit may show in no image"
     else:
         assert verdict(best, 1) == PASS
@@ -150,6 +152,17 @@ def test_square_on_some_of_the_remaining_images_stands_for_all_of_them(project):
         found = CHECKS["D9"].result(results, model)
         assert found["value"] == pytest.approx(40 / square / correct)
         assert (found["n"], found["verdict"]) == (images, WARN)
+
+
+@pytest.mark.parametrize(
+    ("power", "verdict"), [(0.1, INCONCLUSIVE), (0.9, PASS), (None, INCONCLUSIVE)]
+)
+def test_black_box_attack_that_finds_little_proves_little(power, verdict, project):
+    """None: no image is known to fall, so that nothing is known of Square."""
+    rows = [] if power is None else [("square_power", power, 32)]
+    table = pd.DataFrame(rows, columns=["check", "value", "n"])
+    found = check(results={"attack_checks": table})["D9"]
+    assert (found["verdict"], found["power"]) == (verdict, power or 0)
 
 
 def test_surrogate_that_succeeds_where_gradients_fail_is_gradient_masking(project):
