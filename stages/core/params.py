@@ -208,10 +208,11 @@ class TrainCleanParams(TrainingParams):
 class TrainAdvParams(TrainingParams):
     """``train_adv``: adversarial fine-tuning within ``attack.eps``."""
 
-    method: Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "mart", "free"]
+    method: Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "mart", "free", "noise"]
     alpha_rel: Number = Field(gt=0, le=10)
     steps: Count
     beta: Number = Field(ge=0, le=100)
+    sigma: Number = Field(gt=0, le=1)
     awp: Number = Field(ge=0, le=0.1)
     eps_ramp: Number = Field(ge=0, le=1)
     clean_share: Number = Field(ge=0, le=0.9)
@@ -243,6 +244,7 @@ class AttackEvalParams(Section):
     min_eps_rounds: Count
     examples: int = Field(ge=1, le=16)
     surrogate: Text
+    smoothing_sigma: Number = Field(ge=0, le=1)
 
     def for_curve(self) -> Self:
         """The same with PGD as it is run at the other ε of the grid: fewer steps, one start."""

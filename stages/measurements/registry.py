@@ -12,6 +12,7 @@ from stages.measurements import (
     minimum_eps,
     model_checks,
     second_norm,
+    smoothing,
     suite,
     transfer,
     universal,
@@ -28,5 +29,6 @@ MEASUREMENTS = (
     attack_checks.MEASUREMENT,
     transfer.MEASUREMENT,
     second_norm.MEASUREMENT,
+    smoothing.MEASUREMENT,
     examples.MEASUREMENT,
 )

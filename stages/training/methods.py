@@ -141,6 +141,22 @@ class Free(AdversarialTraining):
         return self.norm.unit_noise(noise) + step
 
 
+class GaussianNoise(AdversarialTraining):
+    """Gaussian augmentation (Cohen et al., arXiv:1902.02918): for randomized smoothing, no attack.
+
+    Its eps is the standard deviation of the noise, which isn't clipped: the proof of smoothing asks
+    for the noise that it is trained with.
+    """
+
+    def __init__(self, p: TrainAdvParams, budget: Budget) -> None:
+        super().__init__(p, budget)
+        self.eps = p.sigma
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, noise: Tensor) -> Tensor:
+        inside = noise.clamp(-1 + 1e-7, 1 - 1e-7)  # -1 itself would be an infinite number
+        return x + eps * 2**0.5 * torch.erfinv(inside)
+
+
 METHODS: dict[str, type[AdversarialTraining]] = {
     "fgsm": FGSM,
     "fgsm_rs": FGSMRS,
@@ -149,6 +165,7 @@ METHODS: dict[str, type[AdversarialTraining]] = {
     "trades": TRADES,
     "mart": MART,
     "free": Free,
+    "noise": GaussianNoise,
 }
 
 

@@ -18,6 +18,7 @@ from stages.report.sections import (
     distortion,
     minimum_eps,
     second_norm,
+    smoothing,
 )
 from tests.helpers.prediction_tables import (
     CLASSES,
@@ -187,6 +188,25 @@ def test_second_norm_counts_alone_and_together_with_the_first(project):
     found = metrics_of(second_norm, read(first, **options))
     names = ("second_eps", "robust_accuracy_second_norm", "robust_accuracy_both_norms")
     assert [found[name] for name in names] == [0.5, 0.5, 0.25]
+
+
+def test_smoothing_counts_what_is_certified_and_what_is_surely_wrong(project):
+    """Four images: certified up to 0.2, up to 0.05, undecided, surely wrong; PGD breaks one."""
+    labels = predicted([0] * 4, [0] * 4)
+    clean = select(labels)[["path", "label"]].assign(votes=0, radius=0.0)
+    clean["certified_radius"] = [0.2, 0.05, 0, 0]
+    clean["abstains"], clean["prediction"] = [0, 0, 1, 0], clean["label"]
+    clean.loc[2:, "prediction"] = CLASSES[1]
+    attacked = clean.assign(radius=0.1)
+    attacked.loc[1, "prediction"] = CLASSES[1]
+    options = {
+        "params": {"attack_eval.smoothing_sigma": 0.1},
+        "results": {"smoothing": pd.concat([clean, attacked])},
+    }
+    found = metrics_of(smoothing, read(labels, **options))
+    assert [found["certified_accuracy"][radius] for radius in ("0", "0.1")] == [0.5, 0.25]
+    assert [found["smoothed_accuracy_pgd"][radius] for radius in ("0", "0.1")] == [0.75, 0.5]
+    assert found["abstention_rate"] == 0.25
 
 
 def test_difference_is_paired(results):

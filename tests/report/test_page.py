@@ -21,7 +21,7 @@ from stages.report.sections.registry import SECTIONS
 from stages.report.sections.summary import caveats, lead
 from stages.report.style import COLORS, GRAY, TEXT_COLORS, WRONG
 from stages.report.verdict import DOUBTFUL, SOUND, verdict
-from tests.helpers.prediction_tables import make_table
+from tests.helpers.prediction_tables import make_smoothing, make_table
 from tests.helpers.reports import DESCRIPTION, make_project, read_results, texts_of
 
 VOID = {"meta", "img", "br", "input"}
@@ -236,6 +236,12 @@ def test_other_data_gets_no_words_of_colposcopy_and_real_data_is_not_called_synt
 
 L2 = {"attack.norm": "l2", "attack.eps": 0.5, "attack.eps_grid": [0.25, 0.5]}
 SOFTMAX = pd.DataFrame({"check": ["looks_like_softmax"], "value": [1.0], "n": [99]})
+SMOOTHING = {
+    "smoothing_settings": {
+        **{"sigma": 0.25, "copies": 200, "alpha": 0.001, "attack_copies": 8, "attack_steps": 5}
+    },
+    "smoothing": make_smoothing(make_table(n=8)),
+}
 SECOND = make_table(n=8, grid=(0.25, 0.5)).replace({"norm": {"linf": "l2"}})
 
 
@@ -252,6 +258,7 @@ SECOND = make_table(n=8, grid=(0.25, 0.5)).replace({"norm": {"linf": "l2"}})
         {"n": 12, "always": "first"},
         {"n": 12, "grid": (0.25, 0.5), "params": L2},
         {"n": 8, "results": {"second_norm": SECOND}, "params": {"attack.second_eps": 0.5}},
+        {"n": 8, "results": SMOOTHING, "params": {"attack_eval.smoothing_sigma": 0.25}},
     ],
     ids=lambda options: ", ".join(f"{k} {v}" for k, v in options.items() if k != "results"),
 )
@@ -265,7 +272,9 @@ def test_degenerate_data_give_a_valid_page_and_complete_numbers(options, request
         texts = [found.text, *(text for figure in drawn for text in texts_of(figure))]
         allowed = r"64/255 in L∞|train_clean\.val_eps 8/255|PGD-5, L∞, ε = 8/255"
         assert not re.search("255|∞|no pixel value", re.sub(allowed, "", " ".join(texts)))
-    assert ("A second norm" in found.text) == ("results" in options)
+    on_demand = {"second_norm": "A second norm", "smoothing": "Randomized smoothing"}
+    for name, title in on_demand.items():
+        assert (title in found.text) == (name in options.get("results", {}))
 
 
 @pytest.mark.usefixtures("project", "drawn")

@@ -18,6 +18,7 @@ from tests.helpers.training_runs import EPS, NO_AUGMENTATION, train, with_params
 
 BETA = 6.0
 METHODS = get_args(TrainAdvParams.model_fields["method"].annotation)
+ATTACKING = [name for name in METHODS if name != "noise"]
 
 
 def noise_like(x):
@@ -139,7 +140,7 @@ def test_free_updates_perturbation_by_training_gradient(small_net, images):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ATTACKING)
 def test_perturbation_is_bounded_and_leaves_model_unchanged(name, norm, images):
     model = tiny_classifier()
     model.train()
@@ -157,6 +158,16 @@ def test_perturbation_is_bounded_and_leaves_model_unchanged(name, norm, images):
     assert [m.training for m in model.modules()] == modes
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     assert torch.equal(method(name, norm).perturb(model, x, y, 0.0, noise_like(x)), x)
+
+
+def test_noise_is_gaussian_of_its_sigma_and_finite_at_the_ends(images):
+    x, y = torch.zeros(8, 3, 64, 64), torch.zeros(8, dtype=torch.long)
+    noise = torch.linspace(-1, 1, x.numel()).view_as(x)  # as the uniform one, its ends included
+    training = make_training_method(with_params(method="noise", sigma=0.3), Budget.of("l2", EPS))
+    delta = training.perturb(None, x, y, training.eps_at(9, 10), noise).flatten()
+    expected = torch.distributions.Normal(0, 0.3)
+    assert delta.isfinite().all()
+    assert torch.allclose(expected.cdf(delta), (noise.flatten() + 1) / 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("awp", [0.0, 0.01])

@@ -88,6 +88,8 @@ def not_run(results: Results) -> list[str]:
         off.append("attacks in a second norm (attack.second_eps is 0)")
     if results.p.attack_eval.surrogate == "none":
         off.append("transfer from a surrogate (attack_eval.surrogate is none)")
+    if not results.p.attack_eval.smoothing_sigma:
+        off.append("randomized smoothing, a lower bound (attack_eval.smoothing_sigma is 0)")
     return off
 
 

@@ -17,6 +17,7 @@ METHOD_NAMES = {
     "trades": "TRADES",
     "mart": "MART",
     "free": "Free",
+    "noise": "Gaussian noise",
 }
 CURVES = (
     ("train_accuracy", "train_loss", SKY, ":", "Training"),
@@ -94,13 +95,16 @@ def sentences(results: Results) -> list[str]:
 
 def blocks(results: Results) -> list[Block]:
     """How they were trained, and the curves."""
-    weights = initial_weights(results.p.model.weights)
+    weights, p = initial_weights(results.p.model.weights), results.p.train_adv
+    if p.method == "noise":
+        seen = f"images with Gaussian noise of standard deviation {p.sigma:g}"
+    else:
+        seen = f"adversarial examples within {results.budget}"
     return [
         Text(
             f"Standard training starts from {weights} and sees clean images. Adversarial "
-            f"fine-tuning ({method_name(results.p.train_adv)}) is initialized with the model of "
-            f"standard training and sees adversarial examples within {results.budget}. The epoch "
-            "is selected on the validation split."
+            f"fine-tuning ({method_name(p)}) is initialized with the model of standard training "
+            f"and sees {seen}. The epoch is selected on the validation split."
         ),
         Items(sentences(results)),
         Figure(
