@@ -6,7 +6,9 @@ from pathlib import Path
 from stages.photographs.image_index import ImageIndex
 from stages.photographs.layout import compile_pattern
 from stages.photographs.tables import (
+    COLUMNS,
     LABEL_FIXES,
+    UNKNOWN,
     PathLookup,
     Row,
     SourceError,
@@ -82,6 +84,8 @@ def assign_patients(
 ) -> None:
     """From the image table, or else the table of patients, or else the pattern.
 
+    The further columns of the table of patients, such as a device or a site, make subgroups.
+
     Raises:
         SourceError: when the table is malformed, or no image gets a patient by the table or matches
             the pattern.
@@ -93,7 +97,8 @@ def assign_patients(
         match = expression.search(record.path) if expression else None
         found = (match and match[1]) or ""
         patient = record.patient or named.get(record.path) or patient_name(found)
-        index.images[number] = replace(record, patient=patient)
+        subgroups = _subgroups(rows[record.path]) if record.path in rows else {}
+        index.images[number] = replace(record, patient=patient, subgroups=subgroups)
     # A table or pattern made for other images would silently leave every patient unknown.
     paths = [record.path for record in index.images]
     if paths and table and not any(named.get(path) for path in paths):
@@ -102,3 +107,12 @@ def assign_patients(
     if paths and expression and not any(map(expression.search, paths)):
         expected = "expected a match in the images' paths"
         raise SourceError(f"data.group_pattern: {expected}, got none in {len(paths)}: {pattern!r}")
+
+
+def _subgroups(row: Row) -> dict[str, str]:
+    """Column -> value of what a table of patients says besides path, label, patient and split."""
+    found = {}
+    for column, value in row.values.items():
+        if column and column not in COLUMNS and value.casefold() not in UNKNOWN:
+            found[normal_form(column)] = normal_form(value)
+    return found

@@ -13,7 +13,7 @@ from stages.core.dataset import COLUMNS, IMAGES, MANIFEST
 from stages.core.files import naming_file, open_atomic, write_bytes
 from stages.photographs.reading import DecodedImages
 
-REJECTED = "rejected.csv"
+REJECTED, SUBGROUPS = "rejected.csv", "subgroups.csv"
 SPOOL = "decoded.part"  # pixels of every valid image in the order of decoding
 CROP_COLUMNS = ("crop", "left", "top", "right", "bottom")
 METADATA = ("width", "height", "mode", "stain_guess", "disputed", *CROP_COLUMNS)
@@ -23,7 +23,7 @@ METADATA = ("width", "height", "mode", "stain_guess", "disputed", *CROP_COLUMNS)
 def open_pixel_spool(folder: Path) -> Iterator[BinaryIO]:
     """A scratch file for pixels in the dataset's folder, whose previous dataset is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, IMAGES):
+    for name in (MANIFEST, IMAGES, SUBGROUPS):
         (folder / name).unlink(missing_ok=True)
     try:
         with naming_file(folder / SPOOL), (folder / SPOOL).open("w+b") as spool:
@@ -46,7 +46,10 @@ def write_dataset(
     splits: Mapping[int, str],
     conflicts: Container[int],
 ) -> None:
-    """images.npy and manifest.csv for the rows of `splits`, in that order.
+    """images.npy, subgroups.csv and manifest.csv for the rows of `splits`, in that order.
+
+    subgroups.csv (path,column,value) is there only if the table of patients has further columns.
+    It is apart from the manifest, because no model is trained on it.
 
     Args:
         folder: of the dataset.
@@ -66,7 +69,7 @@ def write_dataset(
         for row in splits:
             spool.seek(row * size * size * 3)
             stream.write(spool.read(size * size * 3))
-    rows = []
+    rows, subgroups = [], []
     for row, split in splits.items():
         record, image, box = (
             decoded.records[row],
@@ -77,6 +80,9 @@ def write_dataset(
         original = (image.width, image.height, image.mode, image.stain)
         columns = (record.path, record.label, groups[row], split, decoded.hashes[row])
         rows.append((*columns, *original, int(row in conflicts), box.kind, *edges))
+        subgroups += [(record.path, *pair) for pair in record.subgroups.items()]
+    if subgroups:
+        _write_csv(folder / SUBGROUPS, ("path", "column", "value"), subgroups)
     _write_csv(folder / MANIFEST, (*COLUMNS, *METADATA), rows)
 
 

@@ -16,6 +16,7 @@ class ImageRecord:
         label: its class.
         patient: "" when unknown.
         split: "" when not given.
+        subgroups: column -> value, of the further columns of the table of patients; no empty ones.
     """
 
     path: str
@@ -23,6 +24,7 @@ class ImageRecord:
     label: str
     patient: str = ""
     split: str = ""
+    subgroups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

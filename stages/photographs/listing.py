@@ -81,6 +81,11 @@ def _check_names(index: ImageIndex) -> None:
                 f"data.source: {record.path}: expected a class and a patient without control "
                 f"characters, got {record.label!r}, {record.patient!r}"
             )
+        if CONTROL.search("".join(text for pair in record.subgroups.items() for text in pair)):
+            raise SourceError(
+                f"data.groups: {record.path}: expected columns and values without control "
+                f"characters, got {record.subgroups}"
+            )
 
 
 def _check_classes(index: ImageIndex, source: Path) -> None:

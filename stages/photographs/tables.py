@@ -37,7 +37,7 @@ class Row:
     Attributes:
         line: of the table.
         path: as it stands there.
-        values: column -> text.
+        values: column -> text; of the columns in COLUMNS, "" for those that the table lacks.
         known: whether such a file exists.
     """
 
@@ -165,12 +165,15 @@ def match_rows(file: Path, files: PathLookup, *columns: str) -> dict[str, Row]:
         SourceError: when two rows contradict each other, or the table can't be read.
     """
     rows: dict[str, Row] = {}
+    known = dict.fromkeys(COLUMNS.values(), "")
     for line, values in read_table(file, "path", *columns):
         text = _checked_path(values["path"], file, line)
         found = files.find(text)
-        row = Row(line, text, {name: values.get(name, "") for name in COLUMNS}, found is not None)
+        row = Row(line, text, known | values, found is not None)
         first = rows.setdefault(found or text, row)
-        for name in set(COLUMNS.values()) - {"path"}:
+        # Subgroups come from the further columns of a table of patients; in others they are notes.
+        compared = row.values if "patient" in columns else known
+        for name in compared.keys() - {"path"}:
             if first.values[name] != row.values[name]:
                 raise SourceError(
                     f"{file}: line {line}: expected what line {first.line} says about "

@@ -9,7 +9,7 @@ can't vary (one group, or no image that differs), a proportion falls back to Wil
 per group, anything else has no interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -71,6 +71,25 @@ class ConfidenceIntervals:
         return self._percentiles(
             np.mean([self._resampled(hits, labels == name) for name in np.unique(labels)], axis=0)
         )
+
+    def difference(self, hits: np.ndarray, first: np.ndarray, second: np.ndarray) -> Interval:
+        """Of the proportion of ``hits`` within ``first`` minus that within ``second``, (n,) bool.
+
+        Both are of the same resamples: a group may have images in both.
+        """
+        return self._percentiles(self._resampled(hits, first) - self._resampled(hits, second))
+
+    def statistic(self, function: Callable[[np.ndarray], np.ndarray]) -> Interval:
+        """Of what a function computes from weights; see `resample`."""
+        return self._percentiles(self.resample(function))
+
+    def resample(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(resamples,) values of a function: weights (r, n), how often each image is drawn -> (r,).
+
+        For what is no mean over images, such as an area under the ROC curve.
+        """
+        blocks = np.array_split(self._drawn, -(-self.resamples // BLOCK))
+        return np.concatenate([function(block[:, self.groups].astype(float)) for block in blocks])
 
     def sign_flip_p(self, change: np.ndarray) -> float:
         """Two-sided p value that a paired change (n,) is zero on average: a permutation test.

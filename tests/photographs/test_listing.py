@@ -178,6 +178,21 @@ def test_table_or_pattern_that_does_not_fit_is_refused(source, key, value, messa
         list_images(data_params(source, **{key: value}))
 
 
+def test_further_columns_of_patients_are_subgroups(source):
+    table = "path,patient,Device ,,note\na/1.jpg,p7,A,9,n/a\nb\\2.JPG,p8,,9,x\n"
+    write_files(source, {"patients.csv": table.encode()})
+    index = list_images(data_params(source, groups="patients.csv"))
+    found = {record.path: record.subgroups for record in index.images if record.subgroups}
+    assert found == {"a/1.jpg": {"Device": "A"}, "b/2.jpg": {"note": "x"}}
+    for row, message in (
+        ("a/1.jpg,p7,B,9,n/a", "line 4: expected what line 2 says about .*, Device 'A', got 'B'"),
+        ('b/3.jpg,p9,"A\x07",,', r"data\.groups: b/3\.jpg: expected .* without control characters"),
+    ):
+        write_files(source, {"patients.csv": (table + row).encode()})
+        with pytest.raises(SourceError, match=message):
+            list_images(data_params(source, groups="patients.csv"))
+
+
 @pytest.mark.parametrize("invented", [True, False], ids=["invented names", "true names"])
 @pytest.mark.parametrize(
     "folders",

@@ -190,6 +190,16 @@ def test_warnings_name_what_is_wrong_and_the_remedy(project, capsys):
         assert text in warnings
 
 
+def test_subgroups_are_written_where_patients_have_them_and_go_with_them(project):
+    written = Path("data/processed/subgroups.csv")
+    for header, expected in (("device", "path,column,value\na/00.jpg,device,A\n"), ("", None)):
+        table = f"path,patient,{header}\na/00.jpg,p,A\na/02.jpg,p,\n"
+        write_files(Path("raw"), {"patients.csv": table.encode()})
+        set_params(project, groups="patients.csv")
+        preprocess.main()
+        assert (written.read_text() if written.exists() else None) == expected
+
+
 COMMAND = [sys.executable, "-m", "stages.preprocess"]
 
 

@@ -64,7 +64,9 @@ def metrics(results: Results, model: ModelResults) -> dict[str, Any]:
     settings: Any = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
     result["macro_f1"] = float(f1_score(labels, clean["prediction"], **settings))
     # Their intervals are in plots/per_class.csv.
-    return result | {f"recall_{name}": recall for name, recall in recalls(clean).items()}
+    worst = recalls(results.worst(model))
+    result |= {f"recall_{name}": recall for name, recall in recalls(clean).items()}
+    return result | {f"robust_recall_{name}": recall for name, recall in worst.items()}
 
 
 def per_class_rows(results: Results) -> list[tuple[str, int, list[str]]]:
