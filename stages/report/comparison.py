@@ -7,10 +7,11 @@ from scipy import stats
 from stages.core.predictions import is_correct
 from stages.report.intervals import mcnemar
 from stages.report.results import Results, with_interval
+from stages.report.sections.tolerated_eps import ratio_metrics
 
 
 def overall_metrics(results: Results) -> dict[str, Any]:
-    """ε, n, what constant predictions reach on the same images, and the paired difference."""
+    """ε, n, what constant predictions reach on the same images; difference and ratio, paired."""
     frequencies = results.images["label"].value_counts(normalize=True).to_numpy()
     return {
         "eps": results.eps,
@@ -19,6 +20,7 @@ def overall_metrics(results: Results) -> dict[str, Any]:
         "majority_rate": results.majority_rate,
         "prior_log_loss": float(stats.entropy(frequencies)),
         "difference": paired_difference(results),
+        **ratio_metrics(results),
     }
 
 

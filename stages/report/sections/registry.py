@@ -22,6 +22,7 @@ from stages.report.sections import (
     smoothing,
     subgroups,
     summary,
+    tolerated_eps,
     training,
     universal,
 )
@@ -30,6 +31,7 @@ SECTIONS = (
     summary.SECTION,
     definitions.SECTION,
     attacks.SECTION,
+    tolerated_eps.SECTION,
     distortion.SECTION,
     minimum_eps.SECTION,
     universal.SECTION,
