@@ -9,7 +9,6 @@ move the alias. No stage of the pipeline.
 
 import argparse
 import base64
-import hashlib
 import io
 import os
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from stages.core.code import code_digest
 from stages.core.paths import MODELS, weights_path
 from stages.core.processes import run_cli
 from stages.serving.evaluated_model import EvaluatedModel, read_evaluated_model
@@ -36,14 +36,11 @@ def main(model: str) -> str:
     evaluated = read_evaluated_model(model)
     open_mlflow()
     client = mlflow.MlflowClient()
-    code = hashlib.sha256()
-    for file in sorted(Path("stages").rglob("*.py")):
-        code.update(file.read_bytes())
     tags = {
         "model": model,
         "md5": evaluated.md5,
         "evaluation": evaluated.to_json(),
-        "code": code.hexdigest(),
+        "code": code_digest(),
     }
     for known in client.search_model_versions(f"name = '{NAME}'"):
         if tags.items() <= known.tags.items():
