@@ -4,7 +4,8 @@ Run: python -m stages.evaluate
 
 Reads data/processed, data/predictions, plots/training_*.csv, metrics/data.json and the figures of
 preprocess. Writes metrics/ (evaluate.json, of which headlines.json repeats four numbers, and
-diagnostics.json), plots/, data/report.html and data/model_card.md.
+diagnostics.json), plots/, data/report.html, data/model_card.md and
+data/leaderboards/.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from stages.core.params import ResultParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import METRICS, MODEL_CARD, PLOTS, REPORT
 from stages.core.processes import run_cli
-from stages.report import model_card, page
+from stages.report import leaderboards, model_card, page
 from stages.report.checks import registry as diagnostics
 from stages.report.comparison import overall_metrics
 from stages.report.fonts import families_for
@@ -58,6 +59,11 @@ def main() -> dict[str, Any]:
         write_bytes(PLOTS / f"{name}.png", png)
     write_bytes(REPORT, page.render(results).encode())
     write_bytes(MODEL_CARD, model_card.render(results).encode())
+    for name in results.models:
+        folder = leaderboards.FOLDER / name
+        write_json(folder / "robustbench.json", leaderboards.robustbench(results, name))
+        text = leaderboards.eval_results(results, name)
+        write_bytes(folder / ".eval_results/robustness.yaml", text.encode())
     print(summary.terminal_summary(results))
     print(diagnostics.terminal_summary(results))
     print(summary.terminal_conclusion(results))

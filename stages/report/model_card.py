@@ -11,6 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.report.formatting import class_label, metric, percent
+from stages.report.leaderboards import records
 from stages.report.page import dataset_name
 from stages.report.results import Results
 from stages.report.sections import (
@@ -84,16 +85,12 @@ def front_matter(results: Results) -> str:
     tags = ["image-classification", "adversarial-robustness", "adversarial-training"]
     tags += ["medical", "colposcopy"] if results.transformation_zone else []
     tags += ["synthetic-data"] if results.synthetic else []
-    names = {
-        "clean_accuracy": "Clean accuracy",
-        "robust_accuracy_worst": f"Robust accuracy ({results.budget})",
-    }
     name = dataset_name(results)
     index: list[dict[str, Any]] = []
     for model in results.models:
         values = [
-            {"type": "accuracy", "name": label, "value": results.metrics[model][key]}
-            for key, label in names.items()
+            {"type": "accuracy", "name": record.name, "value": record.value}
+            for record in records(results, model)
         ]
         found = {
             "task": {"type": "image-classification"},
