@@ -4,7 +4,7 @@ Run: python -m stages.evaluate
 
 Reads data/processed, data/predictions, plots/training_*.csv, metrics/data.json and the figures of
 preprocess. Writes metrics/ (evaluate.json, of which headlines.json repeats four numbers, and
-diagnostics.json), plots/, data/report.html, data/model_card.md and
+diagnostics.json), plots/, data/report.html, data/model_card.md, data/checklist.html and .csv, and
 data/leaderboards/.
 """
 
@@ -16,7 +16,7 @@ from stages.core.params import ResultParams
 from stages.core.params_file import load_stage_params
 from stages.core.paths import METRICS, MODEL_CARD, PLOTS, REPORT
 from stages.core.processes import run_cli
-from stages.report import leaderboards, model_card, page
+from stages.report import checklist, leaderboards, model_card, page
 from stages.report.checks import registry as diagnostics
 from stages.report.comparison import overall_metrics
 from stages.report.fonts import families_for
@@ -59,6 +59,8 @@ def main() -> dict[str, Any]:
         write_bytes(PLOTS / f"{name}.png", png)
     write_bytes(REPORT, page.render(results).encode())
     write_bytes(MODEL_CARD, model_card.render(results).encode())
+    write_bytes(checklist.FILES["html"], checklist.render(results).encode())
+    write_csv(checklist.FILES["csv"], checklist.table(results))
     for name in results.models:
         folder = leaderboards.FOLDER / name
         write_json(folder / "robustbench.json", leaderboards.robustbench(results, name))

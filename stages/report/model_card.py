@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.report.formatting import class_label, metric, percent
+from stages.report import checklist
+from stages.report.formatting import class_label, percent
 from stages.report.leaderboards import records
 from stages.report.page import dataset_name
 from stages.report.results import Results
@@ -18,7 +19,6 @@ from stages.report.sections import (
     attacks,
     classes,
     conformal,
-    corruptions,
     diagnostics,
     limitations,
     minimum_eps,
@@ -26,48 +26,7 @@ from stages.report.sections import (
     training,
 )
 
-CORRUPTED = "corrupted_accuracy"  # the mean over all corruptions
-UNIVERSAL = "attack_success_rate.universal"
-# (item, what it is about, keys of metrics/evaluate.json): which number is evidence for which item.
-# NIST AI 100-1, the Measure function; Regulation (EU) 2024/1689, Article 15.
-EVIDENCE = (
-    (
-        "NIST AI RMF, MEASURE 2.5",
-        "validity and reliability",
-        ("clean_accuracy", "balanced_accuracy", "ece", "conformal_coverage_clean"),
-    ),
-    ("NIST AI RMF, MEASURE 2.6", "safety", (CORRUPTED, "ece_worst", "conformal_coverage_worst")),
-    (
-        "NIST AI RMF, MEASURE 2.7",
-        "security and resilience",
-        ("robust_accuracy_worst", "attack_success_rate_worst", UNIVERSAL),
-    ),
-    (
-        "EU AI Act, Article 15(1) and (3)",
-        "accuracy",
-        ("clean_accuracy", "balanced_accuracy", "log_loss"),
-    ),
-    ("EU AI Act, Article 15(4)", "robustness against errors and faults", (CORRUPTED,)),
-    (
-        "EU AI Act, Article 15(5)",
-        "cybersecurity: adversarial examples",
-        ("robust_accuracy_worst", "attack_success_rate_worst"),
-    ),
-)
 COVERAGE = 1 - conformal.ALPHA
-LABELS = {
-    "clean_accuracy": "clean accuracy",
-    "balanced_accuracy": "clean balanced accuracy",
-    "log_loss": "log loss, clean",
-    "ece": "expected calibration error, clean",
-    "ece_worst": "expected calibration error, worst case",
-    "conformal_coverage_clean": f"coverage of {COVERAGE:.0%} prediction sets, clean",
-    "conformal_coverage_worst": f"coverage of {COVERAGE:.0%} prediction sets, worst case",
-    "robust_accuracy_worst": "robust accuracy",
-    "attack_success_rate_worst": "attack success rate",
-    UNIVERSAL: "success rate of a universal perturbation",
-    CORRUPTED: "accuracy under common corruptions, mean",
-}
 
 
 def escape_markdown(text: str) -> str:
@@ -107,27 +66,6 @@ def front_matter(results: Results) -> str:
         "model-index": index,
     }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def evidence_rows(results: Results) -> list[tuple[str, str, str, list[str]]]:
-    """(item, what it is about, number, cells): of each model, for each item of EVIDENCE."""
-    rows = []
-    for item, about, keys in EVIDENCE:
-        for key in keys:
-            if key == CORRUPTED:
-                cells = corruptions.mean_accuracies(results)
-            else:
-                cells = [_number(results.metrics[model], key) for model in results.models]
-            rows.append((item, about, LABELS[key], cells))
-    return rows
-
-
-def _number(values: dict[str, Any], key: str) -> str:
-    """One metric with its interval; a dotted key is one attack's."""
-    section, _, name = key.rpartition(".")
-    return metric(
-        values.get(section, {}) if section else values, name, unit="" if name == "log_loss" else "%"
-    )
 
 
 def training_lines(results: Results) -> list[str]:
@@ -183,5 +121,6 @@ def render(results: Results) -> str:
         conformal_sentences=conformal.sentences(results),
         check_sentences=diagnostics.sentences(results),
         limits=[*summary.caveats(results, escaped_label), *limitations.sentences(results)],
-        evidence=evidence_rows(results),
+        checklist=checklist.summary_rows(results),
+        checklist_file=checklist.FILES["html"],
     )
