@@ -3,6 +3,7 @@
     python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5]
                                  [--weights data/models/clean.safetensors]
     python -m benchmarks.methods --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
+    python -m benchmarks.methods --methods as-set full-eps low-lr                   # fine-tuning
 
 Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights,
 trained first unless given, and follows train_adv in params.yaml but for its own settings below.
@@ -60,6 +61,17 @@ METHODS = {
     "trades": {"method": "trades", "alpha_rel": 0.25, "steps": 10, "beta": 6.0},
     "mart": {"method": "mart", "alpha_rel": 0.25, "steps": 10, "beta": 5.0},
 }
+# Ways to fine-tune pretrained weights: each is train_adv of params.yaml but for this.
+FINE_TUNING = {
+    "as-set": {},
+    "full-eps": {"eps_ramp": 0.0},
+    "low-lr": {"lr": 0.001, "backbone_lr": 0.3},
+    "slow-backbone": {"backbone_lr": 0.1},
+    "half-clean": {"clean_share": 0.5},
+    "trades-2-beta1": {"method": "trades", "alpha_rel": 0.7, "steps": 2, "beta": 1.0},
+    "trades-2-beta6": {"method": "trades", "alpha_rel": 0.7, "steps": 2, "beta": 6.0},
+}
+SETTINGS = METHODS | FINE_TUNING
 
 
 def shrunk(dataset: ImageDataset, size: int) -> ImageDataset:
@@ -134,7 +146,7 @@ def accuracies(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     parser.add_argument(
         "--epochs", type=int, help="of adversarial training; train_adv.epochs if not given"
@@ -178,7 +190,7 @@ def main() -> None:
         rows.append(("clean", seed, *accuracies(fabric, clean, dataset, params, seed), 1.0))
         unit = seconds_of_an_epoch(fabric, clean, dataset, base, StandardTraining(base))
         for name in arguments.methods:
-            p = base.model_copy(update=METHODS[name])
+            p = base.model_copy(update=SETTINGS[name])
             method = methods.make_training_method(p, Budget.of("linf", eps))
             taken = seconds_of_an_epoch(fabric, clean, dataset, p, method)
             model = copy.deepcopy(clean)
