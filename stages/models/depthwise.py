@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class Float32(nn.Conv2d):
-    """Before another class of convolutions: computes in float32, the result is as precise as x."""
+    """Before another class of convolutions: as precise as the weights, whatever autocast says."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
         if x.device.type != "cpu":
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def use_float32(model: nn.Module) -> None:

@@ -28,5 +28,6 @@ def test_same_function_and_gradients(kind):
     ):
         (expected,) = torch.autograd.grad(plain(x).sum(), parameter)
         assert (gradient - expected).norm() < 0.02 * expected.norm()
+    assert torch.equal(changed.double()(x.double()), plain.double()(x.double()))
     revert_float32(changed)
     assert [type(layer) for layer in changed] == [kind, kind]
