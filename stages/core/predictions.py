@@ -60,6 +60,12 @@ def probabilities(rows: pd.DataFrame) -> np.ndarray:
     return rows[probability_columns(classes_of(rows))].to_numpy(float)
 
 
+def label_probabilities(rows: pd.DataFrame) -> np.ndarray:
+    """(rows,) the probability predicted for the label."""
+    columns = pd.Index(classes_of(rows)).get_indexer(rows["label"])
+    return probabilities(rows)[np.arange(len(rows)), columns]
+
+
 def is_correct(rows: pd.DataFrame) -> np.ndarray:
     """(rows,) bool: the prediction is the label."""
     return (rows["label"] == rows["prediction"]).to_numpy()

@@ -165,6 +165,14 @@ def make_calibration(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(path="val/" + table["path"], group="val " + table["group"])
 
 
+def make_set_attacks(table: pd.DataFrame) -> pd.DataFrame:
+    """set_attacks.csv: one attack predicts as PGD does, the other makes all classes likely."""
+    attacked = select(table, "pgd", table["eps"].max())
+    likely = [name for name in table if name.startswith("p_")]
+    even = attacked.assign(attack="enlarge_set", **dict.fromkeys(likely, 1 / len(likely)))
+    return pd.concat([attacked.assign(attack="exclude_label"), even], ignore_index=True)
+
+
 def make_corruptions(table: pd.DataFrame) -> pd.DataFrame:
     """corruptions.csv: predictions without attack are the clean ones, the others those of PGD."""
     clean, attacked = select(table), select(table, "pgd", table["eps"].max())

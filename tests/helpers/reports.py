@@ -27,6 +27,7 @@ from tests.helpers.prediction_tables import (
     make_corruptions,
     make_history,
     make_minimum_eps,
+    make_set_attacks,
     make_table,
 )
 
@@ -121,6 +122,7 @@ def attack_results(table: pd.DataFrame, examples: int, size: int) -> dict[str, A
         "ensemble": ENSEMBLE,
         "model": DESCRIPTION,
         "calibration": make_calibration(table),
+        "set_attacks": make_set_attacks(table),
         "minimum_eps": make_minimum_eps(table),
         "corruptions": make_corruptions(table),
         "gradients": clean.assign(central_share=np.linspace(0.2, 0.4, len(clean))),

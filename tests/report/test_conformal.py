@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.core.predictions import WORST, within
-from stages.report.sections import conformal
-from stages.report.sections.conformal import (
+from stages.core.conformal import (
     ALPHA,
     MIN_IMAGES,
     conformal_quantile,
@@ -16,6 +14,8 @@ from stages.report.sections.conformal import (
     largest_scores,
     prediction_sets,
 )
+from stages.core.predictions import WORST, within
+from stages.report.sections import conformal
 from tests.helpers.prediction_tables import make_calibration, make_table, rows
 from tests.helpers.reports import make_project, read_results
 

@@ -31,7 +31,7 @@ from tests.helpers.projects import set_params
 from tests.helpers.reports import ATTACK_CHECKS, MODEL_CHECKS
 from tests.helpers.repository import ROOT
 
-CLASSES, SIZE, IMAGES = ("a", "b", "c"), 32, 6  # images in each of val and test
+CLASSES, SIZE, IMAGES = ("a", "b", "c"), 32, 9  # images in each of val and test
 EPS = {"linf": 0.03, "l2": 0.5}
 SMALL = {
     "attack_eval.noise_draws": 1,

@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from stages.core.predictions import CLEAN, WORST, classes_of, is_correct, probabilities, select
+from stages.core.predictions import (
+    CLEAN,
+    WORST,
+    classes_of,
+    is_correct,
+    label_probabilities,
+    select,
+)
 from stages.report.blocks import Block, Cell, Figure, Table, row
 from stages.report.formatting import MODEL_LABELS, metric
 from stages.report.results import ModelResults, Results, with_interval
@@ -18,12 +25,6 @@ from stages.report.style import COLORS, GRAY, LINES, STYLE, make_figure, render_
 BINS = 10  # of the reliability diagram, equal width
 # Probabilities are clipped as on Kaggle: a class given 0 costs -ln 1e-15 = 34.5, not infinity.
 MIN_PROBABILITY = 1e-15
-
-
-def label_probabilities(rows: pd.DataFrame) -> np.ndarray:
-    """(rows,) the probability predicted for the label."""
-    columns = pd.Index(classes_of(rows)).get_indexer(rows["label"])
-    return probabilities(rows)[np.arange(len(rows)), columns]
 
 
 def log_losses(rows: pd.DataFrame) -> np.ndarray:
