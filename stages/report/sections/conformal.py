@@ -24,6 +24,7 @@ from stages.core.predictions import (
     WORST,
     attacks_at,
     select,
+    within,
 )
 from stages.report.blocks import Block, Details, Items, Table, Text, grouped_head, row
 from stages.report.formatting import NOT_AVAILABLE, listed, metric, percent, proportion, worst_last
@@ -31,7 +32,15 @@ from stages.report.results import ModelResults, Results, with_interval
 from stages.report.section import Section
 
 CASES = {"clean": "without attack", "worst": "in the worst case"}
-ENLARGE = "enlarge_set"  # the attack on the size of the sets
+LARGEST = "largest_set"  # per image the prediction with the largest set of all attacks
+
+
+def largest_sets(rows: pd.DataFrame, eps: float, threshold: float) -> pd.DataFrame:
+    """(n rows) per image the prediction within ε with the most classes in its set, by path."""
+    rows = within(rows, eps)
+    rows = rows.assign(size=-prediction_sets(rows, threshold).sum(axis=1))
+    rows = rows.sort_values(["path", "size", "eps", "attack"])
+    return rows.drop_duplicates("path").drop(columns="size").reset_index(drop=True)
 
 
 def tables(results: Results, model: ModelResults) -> dict[str, pd.DataFrame]:
@@ -49,12 +58,11 @@ def tables(results: Results, model: ModelResults) -> dict[str, pd.DataFrame]:
     on_sets = model.table("set_attacks")
     cases = {CLEAN: select(model.rows)}
     cases |= {attack: select(model.rows, attack, eps) for attack in attacks_at(model.rows, eps)}
-    cases[ENLARGE] = select(on_sets, ENLARGE, eps)
-    cases[WORST] = largest_scores(pd.concat([model.rows, on_sets]), eps)
+    everything = pd.concat([model.rows, on_sets])
+    cases[WORST] = largest_scores(everything, eps)
     for calibrated_on, threshold in limits.items():
+        cases[LARGEST] = largest_sets(everything, eps, threshold)
         for attack, rows in cases.items():
-            if attack == ENLARGE and calibrated_on == CLEAN:
-                continue  # it aims at the sets that are calibrated under PGD
             covered = label_scores(rows) <= threshold
             sizes = prediction_sets(rows, threshold).sum(axis=1)
             interval = results.intervals.proportion(covered)
@@ -68,19 +76,19 @@ def tables(results: Results, model: ModelResults) -> dict[str, pd.DataFrame]:
 def metrics(results: Results, model: ModelResults) -> dict[str, Any]:
     """Coverage and mean set size, clean and in the worst case, for each calibration.
 
-    ``conformal_pgd_set_size_enlarged``: under the attack on the size of the sets.
+    ``set_size_largest``: where per image the attack counts that enlarges its set most.
     """
     images = model.table("calibration")[["path", "group"]].nunique()
     result: dict[str, Any] = {
         "conformal_images": int(images["path"]),
         "conformal_groups": int(images["group"]),
     }
-    names = {CLEAN: "clean", WORST: "worst", ENLARGE: "enlarged"}
+    names = {CLEAN: "clean", WORST: "worst", LARGEST: "largest"}
     rows = results.plot("conformal", model.name)
     for cell in rows[rows["attack"].isin(names)].to_dict("records"):
         calibrated_on, case = cell["calibration"], names[cell["attack"]]
         prefix = "conformal" if calibrated_on == CLEAN else f"conformal_{calibrated_on}"
-        if case != "enlarged":
+        if case != "largest":
             interval = (cell["low"], cell["high"])
             result |= with_interval(f"{prefix}_coverage_{case}", cell["coverage"], interval)
         interval = (cell["set_size_low"], cell["set_size_high"])
@@ -110,8 +118,8 @@ def sentences(results: Results) -> list[str]:
             f"the sets contain the label of {listed(parts)}. Calibrated under PGD, they hold "
             f"{values['conformal_pgd_set_size_clean']:.2f} of {len(results.dataset.classes)} "
             "classes on average without attack, and "
-            f"{metric(values, 'conformal_pgd_set_size_enlarged', unit='')} under an attack that "
-            "enlarges them."
+            f"{metric(values, 'conformal_pgd_set_size_largest', unit='')} under the attacks "
+            "that enlarge them most."
         )
     return texts
 
@@ -124,7 +132,7 @@ def coverage_table(results: Results) -> list[Block]:
     cells_of = {(c["model"], c["calibration"], c["attack"]): c for c in table.to_dict("records")}
     body = []
     for attack in worst_last(table["attack"], WORST):
-        label = "Enlarge the set" if attack == ENLARGE else results.attack_label(attack)
+        label = "Largest set" if attack == LARGEST else results.attack_label(attack)
         cells = []
         for key in itertools.product(results.models, CALIBRATIONS, [attack]):
             cell = cells_of.get(key)
