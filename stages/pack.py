@@ -5,8 +5,8 @@ Run: python -m stages.pack <clean|adv> [--images] [--out FOLDER]
 Reads data/processed, data/models/<model>.safetensors, data/predictions/<model>, metrics/data.json.
 Writes data/packs/<model>/, which stages.verify checks. Not a stage of the pipeline. attack_eval
 keeps no adversarial examples, so the images that it reports as misclassified under attack are
-attacked again: PGD, then what is left of them with the ensemble. Only examples that the model
-misclassifies in 8 bits and in float32 get into the pack.
+attacked again: PGD taking all its steps, then what is left of them with the ensemble. Only examples
+that the model misclassifies in 8 bits and in float32 get into the pack.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.attacks.attack import Attack
-from stages.attacks.gradient import margin_loss
+from stages.attacks import gradient
+from stages.attacks.attack import Attack, Noise, attack
+from stages.attacks.gradient import margin_loss, pgd_step_size
 from stages.attacks.registry import ensemble
 from stages.attacks.verifier import check_within_budget, quantize_8bit
-from stages.attacks.white_box import pgd
 from stages.core.code import code_digest
 from stages.core.dataset import ImageDataset, load_dataset
 from stages.core.devices import make_fabric
@@ -40,7 +40,6 @@ from stages.evidence.pack import (
     COLUMNS,
     PERTURBATIONS,
     PIXELS,
-    VERSION,
     EvidencePack,
     Manifest,
     pixels_sha256,
@@ -65,6 +64,15 @@ class Params(StageParams):
     data: DataParams
     attack: AttackParams
     attack_eval: AttackEvalParams
+
+
+@attack("PGD-{steps}", "iterative", steps="pgd_steps")
+def pgd(
+    model: nn.Module, x: Tensor, y: Tensor, budget: Budget, noise: Noise, p: AttackEvalParams
+) -> Tensor:
+    """PGD without early stop: just beyond the decision boundary, rounding would undo it."""
+    alpha = pgd_step_size(budget.eps, p.pgd_steps)
+    return gradient.pgd(model, x, y, budget, noise("uniform", 0), alpha=alpha, steps=p.pgd_steps)
 
 
 def main(model: str, images: bool = False, out: Path | None = None) -> EvidencePack | None:
@@ -99,7 +107,7 @@ def main(model: str, images: bool = False, out: Path | None = None) -> EvidenceP
     correct = is_correct(rows)
     perturbed = (rows["attack"] != CLEAN).to_numpy()
     claims = Manifest(
-        version=VERSION,
+        version=1,
         model=model,  # type: ignore[arg-type]  # pydantic checks it
         model_sha256=sha256(weights),
         code_sha256=code_digest(),
@@ -172,16 +180,16 @@ def adversarial_examples(
     attack_names = np.full(len(chosen), CLEAN, dtype=object)
     adversarial, found = prediction.copy(), {}
     remaining = np.flatnonzero(chosen & (prediction == target.labels.numpy()))
-    for attack in attacks:
+    for each in attacks:
         if not len(remaining):
             break
-        result = steps.run(attack.name, target, remaining, attack_8bit, attack, budget, p)
+        result = steps.run(each.name, target, remaining, attack_8bit, each, budget, p)
         predicted = result["logits"].argmax(1).numpy()
         margin = margin_loss(result["logits"], target.labels[remaining])
         success = (margin > MIN_MARGIN).numpy()
         for i in np.flatnonzero(success):
             found[remaining[i]] = result["levels"][i].numpy()
-        attack_names[remaining[success]] = attack.name
+        attack_names[remaining[success]] = each.name
         adversarial[remaining[success]] = predicted[success]
         remaining = remaining[~success]
     rows = {
@@ -195,12 +203,12 @@ def adversarial_examples(
 
 
 def attack_8bit(
-    target: TargetModel, batch: Batch, attack: Attack, budget: Budget, p: AttackEvalParams
+    target: TargetModel, batch: Batch, chosen: Attack, budget: Budget, p: AttackEvalParams
 ) -> dict[str, Tensor]:
     """Perturbations ``levels`` in steps of 1/255, and the logits of the images with them."""
     with target.fabric.autocast():
-        x_adv = attack.run(target.fused_model, batch.x, batch.y, budget, batch.noise, p)
-    check_within_budget(batch.x, x_adv, budget, attack.name)
+        x_adv = chosen.run(target.fused_model, batch.x, batch.y, budget, batch.noise, p)
+    check_within_budget(batch.x, x_adv, budget, chosen.name)
     x_adv = quantize_8bit(batch.x, x_adv)
     levels = ((x_adv - batch.x) * 255).round().to(torch.int16)
     return {"levels": levels, "logits": predict_logits(target.model, x_adv)}

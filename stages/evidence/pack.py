@@ -40,7 +40,6 @@ MANIFEST, IMAGES, TENSORS, SUMS = (
     "manifest.json", "images.csv", "tensors.safetensors", "SHA256SUMS"
 )  # fmt: skip
 MAX_BYTES = {MANIFEST: 2**20, IMAGES: 2**28, TENSORS: 2**32, SUMS: 2**12}
-VERSION: Literal[1] = 1
 WRITER = "stages.pack"
 PERTURBATIONS, PIXELS = "perturbations", "images"
 COLUMNS = (
