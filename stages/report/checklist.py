@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from stages.report.formatting import MODEL_LABELS, class_label, metric, number
+from stages.report.formatting import NBSP, class_label, metric, number
 from stages.report.page import dataset_name
 from stages.report.results import Results
 
@@ -109,7 +109,7 @@ class Number:
     file: str
 
     def text(self, results: Results) -> str:
-        """``91.4% [85.7, 96.3] (n = 245)``."""
+        """``91.4% [85.7, 96.3] (n = 245)``, on as few lines as it takes."""
         if self.unit == "count":
             return f"{self.value:,.0f}"
         if self.unit == "eps":
@@ -126,7 +126,7 @@ class Number:
             given = {name: value for name, value in values.items() if value is not None}
             signed = self.unit == "pp"
             text = metric(given, "value", unit=self.unit, signed=signed)
-        return text if self.n is None else f"{text} (n = {self.n})"
+        return text if self.n is None else f"{text} (n{NBSP}={NBSP}{self.n})"
 
 
 @dataclass(frozen=True)
@@ -276,14 +276,17 @@ def table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"low": float, "high": float, "n": "Int64"})
 
 
-def lines(item: Filled, results: Results) -> list[tuple[str, str]]:
-    """(name, values): the numbers of an item, those of both models on one line."""
-    found: dict[str, list[str]] = {}
+def lines(item: Filled, results: Results) -> list[tuple[str, list[str]]]:
+    """(name, cells): the numbers of an item, one cell for each model, or one for both together."""
+    found: dict[str, dict[str, str]] = {}
     for each in item.numbers:
-        text = each.text(results)
-        model = f"{MODEL_LABELS[each.model]}: " if each.model else ""
-        found.setdefault(each.name, []).append(model + text)
-    return [(name, "; ".join(texts)) for name, texts in found.items()]
+        found.setdefault(each.name, {})[each.model] = each.text(results)
+    rows = []
+    for name, texts in found.items():
+        of_both = "" in texts
+        cells = [texts[""]] if of_both else [texts.get(model, "") for model in results.models]
+        rows.append((name, cells))
+    return rows
 
 
 def summary_rows(results: Results) -> list[list[str]]:
@@ -317,6 +320,7 @@ def render(results: Results) -> str:
         dataset=dataset_name(results),
         summary=summary_rows(results),
         schemes=schemes,
+        heads=[model.label for model in results.models.values()],
         level=results.level,
         synthetic=results.synthetic,
         none=NONE,

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from stages.report.checks.registry import failed_checks
-from stages.report.formatting import listed, metric
+from stages.report.formatting import NBSP, listed, metric
 from stages.report.page import dataset_name
 from stages.report.results import Results
 
@@ -50,12 +50,11 @@ def records(results: Results, model: str) -> list[Record]:
             + listed([results.attack_label(attack) for attack in values["attacked_images"]]),
         ),
     }
-    return [
-        Record(
-            key, name, values[key], f"{threat}; {metric(values, key)}, {results.level} CI; {images}"
-        )
-        for key, (name, threat) in threats.items()
-    ]
+    found = []
+    for key, (name, threat) in threats.items():
+        notes = f"{threat}; {metric(values, key)}, {results.level} CI; {images}"
+        found.append(Record(key, name, values[key], notes.replace(NBSP, " ")))
+    return found
 
 
 def robustbench(results: Results, model: str) -> dict[str, Any]:
