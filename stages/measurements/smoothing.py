@@ -6,7 +6,7 @@ p > 1/2, then g gives the label within the radius σ Φ⁻¹(p), whatever the pe
 lower end of the Clopper-Pearson interval at level ALPHA. Cohen et al. choose the class with further
 copies; here it is the label, for what isn't certified to be the label isn't correct anyway.
 
-Beside it an upper bound for the same g: PGD on the mean softmax of a few copies (Salman et al.,
+Next to it an upper bound for the same g: PGD on the mean softmax of a few copies (Salman et al.,
 arXiv:1906.04584). An image counts as broken when g is sure of another class there, so that
 certified <= true <= attacked holds at each radius but for an error of ALPHA per image.
 """
