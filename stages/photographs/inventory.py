@@ -212,17 +212,18 @@ def find_warnings(index: ImageIndex, metrics: Mapping[str, Any], data: DataParam
 
 def format_summary(index: ImageIndex, metrics: Mapping[str, Any]) -> str:
     """What `summarize` found, in a few lines for the terminal."""
-    leakage, groups = metrics["nearest_in_train"][TEST], metrics["groups"]
-    by_group = leakage["alike_by_group"]
+    leakage, groups = metrics["nearest_in_train"], metrics["groups"]
+    test, outliers = leakage[TEST], leakage["outliers"]
+    by_group = test["alike_by_group"]
     splits = {name: split["images"] for name, split in metrics["splits"].items()}
     lines = [
         f"{metrics['images']:,} images in {groups['total']:,} groups: "
         f"{_listed(metrics['classes'])}",
         f"split: {_listed(splits)}",
-        f"leakage check of test: {leakage['alike_share']:.1%} look-alikes of training images "
+        f"leakage check: {test['alike_share']:.1%} of test are look-alikes of training images "
         f"(random splits by group: {by_group['low']:.1%} to {by_group['high']:.1%}), "
-        f"{leakage['outlier_share']:.1%} unusually close to one (by chance up to "
-        f"{leakage['outlier_share_high']:.1%})",
+        f"{outliers['share']:.1%} of all unusually close to another group (by chance up to "
+        f"{outliers['high']:.1%})",
     ]
     if rejected := metrics["rejected"]["reasons"]:
         lines.append(

@@ -1,16 +1,18 @@
-"""Whether held-out images resemble training images more than images of a good split do.
+"""Whether the split leaks: what resembles what, compared with what chance alone gives.
 
 Groups were made by another measure, the agreement of fine detail, so that this one, the correlation
-of coarse structure, can contradict them. Two images of tissue may correlate by nature, so both
-numbers come with what chance alone gives:
+of coarse structure, can contradict them. Images of tissue may correlate by nature, so that a number
+of similar images says nothing by itself.
 
-- *look-alikes* correlate by `ALIKE`; random splits of the same groups show how many of them there
-  are. More mean that the given split isn't one of these, for example that copies were put into
-  test. Such splits say nothing of groups that are incomplete, because they divide these, too.
-- *outliers* are closer to a training image than the next ones let expect. That needs no groups, and
-  shows when patients are missing from them.
+- *Look-alikes* are held-out images that correlate with a training image by `ALIKE`. Random splits
+  of the same groups show how many of them there are. More mean that the given split isn't one of
+  these, for example that copies were put into test. This says nothing of groups that are
+  incomplete, because random splits divide these, too.
+- *Outliers* are images that are closer to one image of another group than the next ones let
+  expect. That shows when groups are incomplete, for example for want of patients.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,10 +35,11 @@ SIDE = 32  # pixels, of the gray images that are compared
 ALIKE = 0.93  # correlation from which two images are called look-alikes
 GROUP_SPLITS, IMAGE_SPLITS = 200, 20  # random splits by group, and by image for comparison
 CONFIDENCE = 0.99  # of what chance alone gives
-# The nearest training images of an image: the first ones may be of the same patient, from those
-# after them up to the last the tail of unrelated ones is extrapolated.
+OUTLIER_IMAGES = 5000  # at most, evenly spread, are looked at
+# Nearest images of other groups: the first ones may be of the same patient, from those after them
+# up to the last the tail of unrelated ones is extrapolated.
 RELATED, NEIGHBORS = 8, 60
-OUTLIER_P = 0.01  # p value below which the nearest training image is an outlier
+OUTLIER_P = 0.01  # p value below which an image is an outlier
 MOST = 0.99999  # correlation above which differences are rounding
 
 
@@ -49,9 +52,9 @@ def leakage_check(
     map_: ParallelMap,
     scratch: Path,
 ) -> dict[str, Any]:
-    """Similarity of val and test images to their nearest training images, and what chance gives.
+    """Look-alikes in val and test, outliers among all images, and what chance gives of both.
 
-    What chance does not explain in the test split is in ``signs``, in sentences.
+    What chance does not explain is in ``signs``, in sentences.
 
     Args:
         thumbnails: uint8 (N, 64, 64).
@@ -71,27 +74,29 @@ def leakage_check(
     actual = np.array([SPLITS.index(name) for name in split], np.int8)[:, None]
     assigned = np.concatenate([actual, by_group, by_image], axis=1)
     check: dict[str, Any] = {"alike_from": ALIKE, "random_splits": GROUP_SPLITS}
+    _, group_number = np.unique(group, return_inverse=True)
+    some = np.arange(0, len(rows), math.ceil(len(rows) / OUTLIER_IMAGES))
     with unit_vectors(thumbnails, rows, partial(downscale, side=SIDE), scratch) as vectors:
         alike = similar_to_chosen(vectors, assigned == SPLITS.index(TRAIN), ALIKE, map_)
-        for name in (VAL, TEST):
-            held_out, train = np.flatnonzero(split == name), np.flatnonzero(split == TRAIN)
-            nearest = largest_similarities(vectors, held_out, train, NEIGHBORS, map_)
-            in_split = assigned == SPLITS.index(name)
-            shares = (alike & in_split).sum(axis=0) / np.maximum(in_split.sum(axis=0), 1)
-            check[name] = {
-                "median": round(float(np.median(nearest[:, 0])), 4),
-                "highest": round(float(nearest[:, 0].max()), 4),
-                "alike_share": float(shares[0]),
-                "alike_by_group": _spread(shares[1 : 1 + GROUP_SPLITS]),
-                "alike_by_image": float(shares[1 + GROUP_SPLITS :].mean()),
-                "outlier_share": float((outlier_p_values(nearest) < OUTLIER_P).mean()),
-                "outlier_share_high": _highest_by_chance(len(held_out)),
-            }
-    return check | {"signs": _signs(check[TEST])}
+        nearest = largest_similarities(vectors, some, group_number, NEIGHBORS, map_)
+    for name in (VAL, TEST):
+        in_split = assigned == SPLITS.index(name)
+        shares = (alike & in_split).sum(axis=0) / np.maximum(in_split.sum(axis=0), 1)
+        check[name] = {
+            "alike_share": float(shares[0]),
+            "alike_by_group": _spread(shares[1 : 1 + GROUP_SPLITS]),
+            "alike_by_image": float(shares[1 + GROUP_SPLITS :].mean()),
+        }
+    check["outliers"] = {
+        "images": len(some),
+        "share": float((outlier_p_values(nearest) < OUTLIER_P).mean()),
+        "high": _highest_by_chance(len(some)),
+    }
+    return check | {"signs": _signs(check[TEST], check["outliers"])}
 
 
-def _signs(found: Mapping[str, Any]) -> list[str]:
-    """What chance does not explain in the test split, in sentences."""
+def _signs(found: Mapping[str, Any], outliers: Mapping[str, Any]) -> list[str]:
+    """What chance does not explain in the test split and in the groups, in sentences."""
     signs = []
     if found["alike_share"] > found["alike_by_group"]["high"]:
         signs.append(
@@ -100,12 +105,11 @@ def _signs(found: Mapping[str, Any]) -> list[str]:
             f"{found['alike_by_group']['high']:.1%} of random splits by group: does the given "
             "test split contain altered copies of training images?"
         )
-    if found["outlier_share"] > found["outlier_share_high"]:
+    if outliers["share"] > outliers["high"]:
         signs.append(
-            f"{found['outlier_share']:.1%} of the test images are unusually close to one training "
-            f"image, by chance up to {found['outlier_share_high']:.1%}: are images of one patient "
-            "in both (data.groups, data.group_pattern or the column patient of data.table names "
-            "patients)?"
+            f"{outliers['share']:.1%} of the images are unusually close to one of another group, "
+            f"by chance up to {outliers['high']:.1%}: is one patient in several groups "
+            "(data.groups, data.group_pattern or the column patient of data.table names patients)?"
         )
     return signs
 
@@ -132,13 +136,15 @@ def outlier_p_values(similarities: np.ndarray) -> np.ndarray:
     lighter, so that fewer p values are small than expected.
 
     Args:
-        similarities: (M, K) largest correlations, in descending order. All p values are 1 unless
-            K >= 4 * RELATED.
+        similarities: (M, K) largest correlations, in descending order, -inf where there are no
+            more. The p value is 1 where there are fewer than NEIGHBORS.
     """
-    if similarities.shape[1] < 4 * RELATED:
-        return np.ones(len(similarities))
-    transformed = np.arctanh(np.clip(similarities.astype(np.float64), -MOST, MOST))
-    gaps = transformed[:, :-1] - transformed[:, 1:]
-    scale = (gaps * np.arange(1, similarities.shape[1]))[:, RELATED:].mean(axis=1)
-    height = (transformed[:, 0] - transformed[:, RELATED]) / np.maximum(scale, 1e-9)
-    return 1 - (1 - np.exp(-height)) ** RELATED
+    p_values = np.ones(len(similarities))
+    enough = np.isfinite(similarities).sum(axis=1) >= NEIGHBORS
+    if enough.any():
+        transformed = np.arctanh(np.clip(similarities[enough].astype(np.float64), -MOST, MOST))
+        gaps = transformed[:, :-1] - transformed[:, 1:]
+        scale = (gaps * np.arange(1, similarities.shape[1]))[:, RELATED:].mean(axis=1)
+        height = (transformed[:, 0] - transformed[:, RELATED]) / np.maximum(scale, 1e-9)
+        p_values[enough] = 1 - (1 - np.exp(-height)) ** RELATED
+    return p_values

@@ -107,22 +107,30 @@ def _nearest_in_block(rows: np.ndarray, file: Path, neighbors: int, least: float
 
 
 def largest_similarities(
-    file: Path, rows: np.ndarray, columns: np.ndarray, most: int, map_: ParallelMap
+    file: Path, rows: np.ndarray, groups: np.ndarray, most: int, map_: ParallelMap
 ) -> np.ndarray:
-    """The largest similarities of each of ``rows`` to ``columns``.
+    """The largest similarities of each of ``rows`` to vectors of other groups.
+
+    Args:
+        file: of `unit_vectors`, with N vectors.
+        rows: (M,).
+        groups: int (N,).
+        most: number of similarities for each.
+        map_: runs the blocks.
 
     Returns:
-        float32 (M, K), K = min(``most``, number of columns), largest first.
+        float32 (M, K), K = min(``most``, N), largest first; -inf where there are no more.
     """
-    search = partial(_largest_in_block, file=file, columns=columns, most=most)
+    search = partial(_largest_in_block, file=file, groups=groups, most=most)
     return np.concatenate(list(map_(search, _blocks(rows, COLUMNS))))
 
 
-def _largest_in_block(rows: np.ndarray, file: Path, columns: np.ndarray, most: int) -> np.ndarray:
+def _largest_in_block(rows: np.ndarray, file: Path, groups: np.ndarray, most: int) -> np.ndarray:
     vectors = np.load(file, mmap_mode="r")
     block, largest = vectors[rows], np.empty((len(rows), 0), np.float32)
-    for start in range(0, len(columns), COLUMNS):
-        similarity = block @ vectors[columns[start : start + COLUMNS]].T
+    for start in range(0, len(vectors), COLUMNS):
+        similarity = block @ vectors[start : start + COLUMNS].T
+        similarity[groups[rows][:, None] == groups[start : start + COLUMNS]] = -np.inf
         largest = np.concatenate([largest, similarity], axis=1)
         if largest.shape[1] > most:
             largest = -np.partition(-largest, most - 1, axis=1)[:, :most]

@@ -141,7 +141,7 @@ def description(results: Results) -> str:
 
 def leakage_text(leakage: Mapping[str, Any]) -> str:
     """What the leakage check of preprocess found, next to what chance gives."""
-    test = leakage["test"]
+    test, outliers = leakage["test"], leakage["outliers"]
     by_group = test["alike_by_group"]
     return (
         f"Leakage check: {percent(test['alike_share'])} of the test images are look-alikes of a "
@@ -149,8 +149,8 @@ def leakage_text(leakage: Mapping[str, Any]) -> str:
         f"{leakage['random_splits']} random splits by group it is {percent(by_group['mean'])} "
         f"[{percent(by_group['low'])}, {percent(by_group['high'])}] (mean and 99% interval), in "
         f"random splits by image {percent(test['alike_by_image'])}. "
-        f"{percent(test['outlier_share'])} are unusually close to one training image, by chance "
-        f"up to {percent(test['outlier_share_high'])}."
+        f"{percent(outliers['share'])} of all images are unusually close to one of another group, "
+        f"by chance up to {percent(outliers['high'])}."
     )
 
 
