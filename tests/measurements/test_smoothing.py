@@ -48,7 +48,7 @@ def test_certificate_of_a_linear_model_stays_below_its_distance_and_grows_with_i
     certified = rows.loc[0.0].loc[paths, "certified_radius"].to_numpy()
     assert (certified <= distance).all()
     assert (certified > 0).mean() > 0.3
-    assert stats.spearmanr(certified, distance).statistic > 0.9
+    assert stats.spearmanr(certified, distance).statistic > 0.8
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.2, 0.4])
