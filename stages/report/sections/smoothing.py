@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 
 from stages.report.blocks import Block, Details, Figure, Items, Table, Text, grouped_head, row
-from stages.report.formatting import metric
+from stages.report.formatting import capitalized, metric
 from stages.report.results import ModelResults, Results, with_interval
 from stages.report.section import Section
 from stages.report.style import COLORS, GREEN, PURPLE, STYLE, make_figure, render_png
@@ -62,7 +62,7 @@ def charts(results: Results) -> dict[str, bytes]:
             )
             bars: Any = {"capsize": 3, "elinewidth": 1, "marker": marker, "color": color}
             ends = np.maximum([y - low, high - y], 0)
-            axis.errorbar(x, y, ends, None, line, label=label.capitalize(), **bars)
+            axis.errorbar(x, y, ends, None, line, label=capitalized(label), **bars)
             curves.append(y)
         band: Any = {"color": COLORS[model.name], "alpha": 0.15, "linewidth": 0}
         axis.fill_between(x, *curves, label="True accuracy lies here", **band)
