@@ -152,7 +152,7 @@ class Results:
     @property
     def signs_of_leakage(self) -> list[str]:
         """What preprocess found between training and test that chance does not explain."""
-        return self.data.get("nearest_in_train", {}).get("signs", [])
+        return list(self.data.get("nearest_in_train", {}).get("signs", []))
 
     @property
     def clusters(self) -> str:
