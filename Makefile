@@ -53,7 +53,7 @@ exps:    ## list experiments with changed parameters and main metrics: make exps
 	dvc exp show -n $(COMMITS) --only-changed --drop '(?!$(COLUMNS))'
 diff:    ## the main metrics against the last commit
 	dvc metrics diff --targets $(FILE)
-bench:   ## make bench WHAT=attacks, convolutions, duplicates, gpu, methods, preprocess, scaling, training
+bench:   ## make bench WHAT=attacks, convolutions, duplicates, fresh_sample, gpu, methods, preprocess, scaling, training
 	python -m benchmarks.$(WHAT)
 faults:  ## break the pipeline at random, damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && $(FUZZ)

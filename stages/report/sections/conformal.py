@@ -52,10 +52,9 @@ def tables(results: Results, model: ModelResults) -> dict[str, pd.DataFrame]:
     eps, cells = results.eps, []
     columns = ["model", "calibration", "attack", "coverage", "low", "high"]
     columns += ["set_size", "set_size_low", "set_size_high", "count"]
-    limits = thresholds(model.table("calibration"), eps)
+    limits, on_sets = thresholds(model.table("calibration"), eps), model.table("set_attacks")
     if math.isinf(max(limits.values())):
         return {"conformal": pd.DataFrame([], columns=columns)}
-    on_sets = model.table("set_attacks")
     cases = {CLEAN: select(model.rows)}
     cases |= {attack: select(model.rows, attack, eps) for attack in attacks_at(model.rows, eps)}
     everything = pd.concat([model.rows, on_sets])
