@@ -91,7 +91,7 @@ def test_experiment_with_another_eps_keeps_the_clean_model(pipeline_project):
     for chart in (
         "Training curves, standard training",
         "Training curves, adversarial fine-tuning",
-        "Robust accuracy vs. ε",
+        "Robust accuracy: vs. ε, and under each attack at the largest ε",
         "Confusion matrix",
     ):
         assert json.dumps(chart) in html

@@ -145,7 +145,7 @@ def test_two_simultaneous_workers_log_everything_in_the_main_repository(project,
             Path(urlsplit(r.info.artifact_uri).path).is_relative_to(project)
             for r in children.values()
         )
-        assert artifacts(parent) == {"report.html"}
+        assert artifacts(parent) == {"checklist.html", "report.html"}
         assert artifacts(children["evaluate"]) >= {
             "report.html",
             "metrics/evaluate.json",
@@ -175,7 +175,7 @@ def test_experiment_in_a_temporary_folder_leaves_the_workspace_unchanged(project
     parent, children = logged_runs(project)["more-resamples"]
     assert set(children) == {"evaluate"}
     assert parent.data.params["evaluate.bootstrap"] == "120"
-    assert artifacts(parent) == {"report.html"}
+    assert artifacts(parent) == {"checklist.html", "report.html"}
     # Cached stages log nothing, yet the run of the experiment has their numbers.
     assert "clean/clean_accuracy" in parent.data.metrics
 
@@ -251,6 +251,6 @@ def test_cached_experiment_runs_no_stage_and_can_be_logged_later(project, queued
         "what the worker has logged is not logged again"
     )
     assert parent.data.metrics == worker_parent.data.metrics
-    assert artifacts(parent) == {"report.html"}
+    assert artifacts(parent) == {"checklist.html", "report.html"}
     run("git", "reset", "-q", "--hard", cwd=project)
     run("dvc", "checkout", cwd=project)
