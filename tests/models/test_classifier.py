@@ -91,7 +91,11 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arch", "side", "message"),
     [
-        ("resnet51", 32, r"model\.arch: expected one of .*, got 'resnet51'; the nearest names are resnet50"),
+        (
+            "resnet51",
+            32,
+            r"model\.arch: expected one of .*, got 'resnet51'; the nearest names are resnet50",
+        ),
         ("alexnet", 32, r"data\.image_size: expected a size that alexnet can take, got 32: "),
         # In bfloat16, torch 2.14.1 on a CPU leaves most of that layer's gradient uninitialized.
         ("resnet18", 16, r"expected more than 16 for resnet18, got 16: its .* would see one pixel"),
