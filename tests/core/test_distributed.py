@@ -1,7 +1,6 @@
 """What starts the processes of a stage on several nodes, and what is said when it can't."""
 
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,10 +12,11 @@ from lightning_fabric.plugins.environments import (
 )
 
 from stages.core import distributed
+from stages.core.devices import make_fabric
 from stages.core.distributed import cluster_environment, replace_by_srun, share
 from stages.core.errors import InputError
-from tests.helpers.params import raw_params
-from tests.helpers.repository import ROOT
+from stages.core.processes import run_cli
+from tests.helpers.params import params
 
 BATCH = {
     "SLURM_JOB_ID": "7",
@@ -123,15 +123,10 @@ def test_single_process_keeps_its_result_and_raises_its_own_error(fabric):
         share(fabric, None, KeyError())
 
 
-def test_nodes_without_allocation_stop_the_stage_with_one_line():
-    runtime = raw_params()["runtime"] | {"nodes": 2, "device": "cpu"}
-    code = (
-        "from stages.core.processes import run_cli; from stages.core.params import RuntimeParams;"
-        "from stages.core.devices import make_fabric;"
-        f"run_cli(lambda: make_fabric(RuntimeParams(**{runtime!r})))"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: runtime.nodes: expected a SLURM allocation")
-    assert len(done.stderr.splitlines()) == 1
+def test_nodes_without_allocation_stop_the_stage_with_one_line(capfd):
+    runtime = params(**{"runtime.nodes": 2, "runtime.device": "cpu"}).runtime
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda: make_fabric(runtime))
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: runtime.nodes: expected a SLURM allocation")

@@ -1,68 +1,54 @@
 """Experiments that run at the same time get different devices, also after one was killed."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 
 import pytest
 
 from stages.core import sweeps
 from stages.core.errors import InputError
-from tests.helpers.repository import ROOT
 
-STAGE = """
-import os, sys, time
-from stages.core.sweeps import take_devices
-take_devices(int(sys.argv[1]))
-print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
-time.sleep(60)
-"""
+
+def run_stage(sender: Connection, count: int) -> None:
+    sweeps.take_devices(count)
+    sender.send(os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(60)
 
 
 @pytest.fixture
-def stage(tmp_path):
-    started = []
+def stage(tmp_path, monkeypatch):
+    """Starts a process that takes so many devices; the process, and what tells which."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("SWEEP_GPUS", "4,7")
+    fork, started = multiprocessing.get_context("fork"), []  # it need not import torch again
 
-    def start(count: int = 1, **environment: str) -> subprocess.Popen:
-        variables = (
-            os.environ
-            | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path), "SWEEP_GPUS": "4,7"}
-            | environment
-        )
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", STAGE, str(count)],
-                env=variables,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return started[-1]
+    def start(count: int = 1):
+        receiver, sender = fork.Pipe(duplex=False)
+        started.append(fork.Process(target=run_stage, args=(sender, count)))
+        started[-1].start()
+        return started[-1], receiver
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
-
-
-def device(process: subprocess.Popen) -> str:
-    return process.stdout.readline().strip()
+        process.join()
 
 
 def test_stages_take_different_devices_and_wait_for_a_free_one(stage):
-    first, second = stage(), stage()
-    taken = {process: device(process) for process in (first, second)}
-    assert set(taken.values()) == {"4", "7"}
-    third = stage()
-    time.sleep(2)
-    second.kill()
-    assert device(third) == taken[second]
+    (_, first), (killed, second) = stage(), stage()
+    devices = [first.recv(), second.recv()]
+    assert sorted(devices) == ["4", "7"]
+    _, third = stage()
+    assert not third.poll(0.5), "both are taken"
+    killed.kill()
+    assert third.recv() == devices[1]
 
 
 def test_stage_takes_all_its_devices_or_none(stage):
-    both = stage(2)
-    assert device(both) == "4,7"
+    _, taken = stage(2)
+    assert taken.recv() == "4,7"
 
 
 def test_without_a_sweep_nothing_is_taken(monkeypatch, tmp_path):
