@@ -1,6 +1,7 @@
 """Small models and data that the tests share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from stages.models.batches import DatasetSplit
 from tests.helpers.datasets import toy_dataset
 from tests.helpers.models import SmallNet
 from tests.helpers.projects import make_project
+from tests.helpers.workers import made_once
 
 
 def pytest_configure():
@@ -29,6 +31,12 @@ def _seeded():
     np.random.seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch):
+    """No test cuts the power: what it writes need not be on the disk, which takes milliseconds."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def float64():
     """Where rounding would decide whether a loss grew, or add up over the steps of an attack."""
@@ -39,13 +47,14 @@ def float64():
 
 @pytest.fixture(scope="session")
 def pipeline_project(tmp_path_factory) -> Path:
-    """A project in which the pipeline has run once; costs a minute.
+    """A project in which the pipeline has run, in a minute; each worker process has a copy.
 
     Its tests leave it as they found it, results committed.
     """
-    folder = tmp_path_factory.mktemp("clone") / "project"
-    make_project(folder)
-    return folder
+    original = made_once(tmp_path_factory, "pipeline", make_project)
+    copy = tmp_path_factory.mktemp("clone") / "project"
+    shutil.copytree(original, copy, symlinks=True)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +89,24 @@ def trained() -> tuple[ImageDataset, SmallNet]:
         optimizer.step()
     optimizer.zero_grad()
     return dataset, model.eval()
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """Every figure that the test draws; they are not rendered, which takes most of the time."""
+    from stages.report import style  # matplotlib takes a second
+
+    figures = []
+
+    class Canvas:
+        def __init__(self, figure) -> None:
+            figures.append(figure)
+
+        def draw(self) -> None:
+            pass
+
+        def buffer_rgba(self) -> np.ndarray:
+            return np.zeros((4, 4, 4), np.uint8)
+
+    monkeypatch.setattr(style, "FigureCanvasAgg", Canvas)
+    return figures

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 import vl_convert
 import yaml
@@ -203,7 +204,8 @@ def test_params_and_metrics_diff_name_the_differences(project, queued):
 
 
 def test_plots_diff_draws_every_chart_offline(project, queued):
-    names = ["HEAD", *(name for name, _ in queued.values())]
+    commits = {"HEAD": "HEAD"} | dict(queued.values())  # of each name
+    names = list(commits)
     run(sys.executable, "-m", "tools.offline_plots", cwd=project)
     run("dvc", "plots", "diff", *names, "-o", "page", cwd=project)
     page = (project / "page/index.html").read_text(encoding="utf-8")
@@ -212,8 +214,17 @@ def test_plots_diff_draws_every_chart_offline(project, queued):
     assert "window.vegaEmbed=" in page
     charts = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*\});\n", page)]
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    assert {chart["title"]["text"] for chart in charts} == charts_of(stages).keys()
+    tables = charts_of(stages)
+    assert {chart["title"]["text"] for chart in charts} == tables.keys()
     for chart in charts:
+        title, rows = chart["title"]["text"], pd.DataFrame(chart["data"]["values"])
+        for name, commit in commits.items():
+            table = run("git", "show", f"{commit}:{tables[title]}", cwd=project)
+            assert len(rows[rows["rev"] == name]) == len(table.splitlines()) - 1, title
+        if title == "Confusion matrix":  # each cell is one row, without aggregation
+            assert not re.search("aggregate|impute", json.dumps(chart))
+            cell = ["model", "attack", "actual", "predicted", "rev"]
+            assert not rows.duplicated(cell).any()
         drawn = vl_convert.vegalite_to_svg(chart, vl_version="5.8")
         assert all(name in drawn for name in names)
         assert "NaN" not in drawn

@@ -1,13 +1,10 @@
-"""A project that was evaluated once, and what a test draws, before it becomes a PNG."""
+"""A project that was evaluated once."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from stages import evaluate
-from stages.report import style
 from stages.report.results import Results, load_results
 from tests.helpers.reports import make_project
 
@@ -37,22 +34,3 @@ def results(evaluated, monkeypatch) -> Results:
     """Those of a sound evaluation, whose folder is the current one. Tests must not change them."""
     monkeypatch.chdir(evaluated[0])
     return evaluated[1]
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """Every figure that the test draws; they are not rendered, which takes most of the time."""
-    figures = []
-
-    class Canvas:
-        def __init__(self, figure: Figure) -> None:
-            figures.append(figure)
-
-        def draw(self) -> None:
-            pass
-
-        def buffer_rgba(self) -> np.ndarray:
-            return np.zeros((4, 4, 4), np.uint8)
-
-    monkeypatch.setattr(style, "FigureCanvasAgg", Canvas)
-    return figures

@@ -86,6 +86,7 @@ def test_every_metric_lies_in_its_interval(results):
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("drawn")
 def test_order_of_rows_in_the_tables_does_not_matter(project):
     make_project(n=24, per_group=3, size=16)
     expected = evaluate.main()
