@@ -66,7 +66,8 @@ def run(*command, cwd, code=0, **env) -> str:
         "MLFLOW_TRACKING_URI": "",
         **identity,
         "PATH": path,
-        "OMP_NUM_THREADS": "2",
+        # A worker process of pytest has one thread: more would wait for those of the others.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
         **env,
     }
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)

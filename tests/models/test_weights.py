@@ -93,7 +93,7 @@ def test_missing_or_invalid_file_is_refused(tmp_path):
         ("resnet50", "expected the layers of resnet50, got another shape of "),
         # ResNet-34 has all layers of ResNet-18 in the same shapes, and more.
         ("resnet18", r"expected the layers of resnet18, got also layer1\.2\."),
-        ("vgg11", "expected the layers of vgg11, got no "),
+        ("shufflenet_v2_x0_5", "expected the layers of shufflenet_v2_x0_5, got no "),
     ],
 )
 def test_weights_of_another_architecture_are_refused(tmp_path, arch, message):
@@ -192,7 +192,7 @@ def imagenet(tmp_path, monkeypatch):
         monkeypatch.setattr(
             WeightsEnum, "url", property(lambda self: url.format(next(served.iterdir()).name))
         )
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield served, tmp_path / "cache" / "checkpoints", requested
         server.shutdown()
 
