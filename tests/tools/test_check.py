@@ -70,3 +70,16 @@ def test_committed_files_alone_are_no_run():
     Path(check.EVALUATION).unlink()
     with pytest.raises(InputError, match=r"expected the file of a complete run, got none"):
         check.main()
+
+
+def test_folder_has_the_digest_that_dvc_gives_it(tmp_path):
+    for name in ("b.txt", "a/c.txt", "a-b/c.txt"):
+        file = tmp_path / "out" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    subprocess.run(["dvc", "init", "-q"], check=True)
+    subprocess.run(["dvc", "add", "-q", "out"], check=True)
+    recorded = yaml.safe_load(Path("out.dvc").read_text())["outs"][0]["md5"]
+    assert check.digest(Path("out")) == recorded
+    (tmp_path / "out/b.txt").write_text("other")
+    assert check.digest(Path("out")) != recorded
