@@ -29,8 +29,11 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d, with training statistics of all processes together and the same state."""
+class Synchronized(nn.BatchNorm2d):
+    """Before a class of BatchNorm: training statistics of all processes together, the same state.
+
+    timm's BatchNormAct2d drops and activates what it normalized, and so does this then.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W)."""
@@ -50,18 +53,20 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()  # (C,)
-        return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        y = (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return self.act(self.drop(y)) if hasattr(self, "act") else y
 
 
 def convert_sync_batchnorm(model: nn.Module) -> None:
     """Make every BatchNorm of the model count the other processes' images too."""
     for layer in model.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = SyncBatchNorm2d
+        if isinstance(layer, nn.BatchNorm2d):
+            kind: Any = type(layer)
+            layer.__class__ = type(f"Synchronized{kind.__name__}", (Synchronized, kind), {})
 
 
 def revert_sync_batchnorm(model: nn.Module) -> None:
     """Undo `convert_sync_batchnorm`: for a model that is used in one process, in eval mode."""
     for layer in model.modules():
-        if type(layer) is SyncBatchNorm2d:
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+        if isinstance(layer, Synchronized):
+            layer.__class__ = type(layer).__bases__[1]
