@@ -85,7 +85,7 @@ def ours(
         found = x.clone()  # the first images of the split
         for attack in attacks:
             left = (predict_logits(target.fused_model, found).argmax(1) == y).nonzero().squeeze(1)
-            left = left[: attack.max_images]
+            left = left[: p.subset] if attack.on_subset else left
             if not len(left):
                 break
             parts = equal_parts(left.cpu().numpy(), p.batch_size)

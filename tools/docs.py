@@ -204,7 +204,7 @@ def attack_table() -> str:
     for attack in known_attacks():
         images = "all test images"
         if attack.starts_from == "survivors":
-            most = f"at most {attack.max_images} of " if attack.max_images else ""
+            most = "at most `attack_eval.subset` of " if attack.on_subset else ""
             images = f"{most}what no attack before it found"
         lines.append(f"| `{attack.name}` | {attack.summary} | {images} |")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ class Attack:
         starts_from: ``image``: each image that is classified correctly without attack; ``smaller
             eps``: what it found there, it keeps; ``survivors``: only what no attack before it
             found is attacked.
-        max_images: that it is run on.
+        on_subset: on at most `attack_eval.subset` of them.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Attack:
     run: AttackFunction
     steps: int | str = 0
     starts_from: Literal["image", "smaller eps", "survivors"] = "image"
-    max_images: int | None = None
+    on_subset: bool = False
 
     def gradient_steps(self, p: AttackEvalParams) -> int:
         """Of one run of it on an image."""
@@ -110,12 +110,12 @@ def attack(
     kind: Kind,
     steps: int | str = 0,
     starts_from: Literal["image", "smaller eps", "survivors"] = "image",
-    max_images: int | None = None,
+    on_subset: bool = False,
 ) -> Callable[[AttackFunction], Attack]:
     """Make an `Attack` of a function; its name is the function's."""
 
     def record(run: AttackFunction) -> Attack:
         name = getattr(run, "__name__", label)
-        return Attack(name, label, kind, run, steps, starts_from, max_images)
+        return Attack(name, label, kind, run, steps, starts_from, on_subset)
 
     return record

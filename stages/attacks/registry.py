@@ -11,7 +11,7 @@ from stages.core.params import AttackEvalParams
 
 # On every image that is classified correctly without attack, at `attack.eps`.
 SUITE = (uniform_noise, gaussian_noise, fgsm, bim, pgd)
-LEAN_ENSEMBLE = (apgd, replace(square, max_images=64))  # Square as a check for masked gradients
+LEAN_ENSEMBLE = (apgd, replace(square, on_subset=True))  # Square as a check for masked gradients
 
 
 def ensemble(p: AttackEvalParams, classes: int) -> tuple[Attack, ...]:

@@ -20,7 +20,7 @@ PREDICTIONS = Table(
     "predictions",
     {
         "path": (str, "image, relative to the source folder"),
-        "group": (str, "patient or set of near-duplicates"),
+        "group": (str, "patient, else what shows the same scene"),
         "label": (str, "class"),
         "attack": (str, "none, or a name of attacks.csv"),
         "found_by": (str, "the attack that this adversarial example is of"),

@@ -135,7 +135,7 @@ def attack_rows(
     Only images that ``previous`` has as classified correctly are attacked.
     """
     remaining = np.flatnonzero(is_correct(previous))
-    chosen = target.stratified(remaining, attack.max_images or len(remaining))
+    chosen = target.stratified(remaining, p.subset if attack.on_subset else len(remaining))
     rows = previous
     if len(chosen):
         result = context.steps.run(
@@ -203,7 +203,7 @@ def run(context: Context) -> dict[str, Any]:
         step = f"{attack.name} {budget.short}"
         worst = attack_rows(context, target, worst, attack, budget, p, step)
     config["square_remaining"] = remaining  # Square came last
-    config["square_images"] = min(remaining, attack.max_images or remaining)
+    config["square_images"] = min(remaining, p.subset) if attack.on_subset else remaining
     rows.append(label_rows(worst, config["name"], budget, p.aa_steps))
     summary = replace(apgd, name=config["name"], label=f"Ensemble ({config['name']})")
     return {

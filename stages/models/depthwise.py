@@ -1,7 +1,7 @@
 """Depthwise convolutions in float32 on a CPU, also under autocast.
 
 In bfloat16 oneDNN computes the gradients of those with a stride or a kernel of 5 by its reference
-code: up to 50 times as slow as in float32 (benchmarks/README.md has a table).
+code: up to 73 times as slow as in float32 (benchmarks/README.md has a table).
 """
 
 from typing import Any

@@ -42,6 +42,15 @@ NAMES = {
     "attack_success_rate.*": ("success rate of {}", "%"),
     "expected_robustness": ("mean robust accuracy over the ε grid", "%"),
     "median_min_eps": ("median minimum perturbation", "eps"),
+    "tolerated_eps": ("tolerated ε", "eps"),
+    "tolerated_eps_at_least": ("tolerated ε, at least", "eps"),
+    "patient_clean_accuracy_vote": ("clean accuracy of patients by majority vote", "%"),
+    "patient_robust_accuracy_worst_vote": ("robust accuracy of patients by majority vote", "%"),
+    "subgroup_difference.*.clean_accuracy": ("clean accuracy by {}, worst minus best", "pp"),
+    "subgroup_difference.*.robust_accuracy_worst": (
+        "robust accuracy by {}, worst minus best",
+        "pp",
+    ),
     "central_gradient_share": ("share of the input gradient in the center", "%"),
     "conformal_coverage_clean": ("coverage of prediction sets, clean", "%"),
     "conformal_set_size_clean": ("classes in a prediction set, clean", ""),
@@ -59,6 +68,7 @@ NAMES = {
     "data:cropped": ("images cropped to the cervix", "count"),
     "data:nearest_in_train.test.alike_share": ("look-alikes of training images", "%"),
 }
+SUBGROUPS = "subgroup_difference."  # by column of the table of patients: of two values, without n
 # Key or pattern -> key of what its n is; others are about all test images.
 COUNTS = {
     "corrupted_accuracy": "corrupted_images",
@@ -224,7 +234,7 @@ def _named(results: Results, values: Mapping[str, Any], model: str, file: str) -
                 continue
             low, high = (values.get(key + end) for end in ENDS)
             label = name.format(_part(results, key))
-            n = None if file == DATA else _count(results, values, key)
+            n = None if file == DATA or key.startswith(SUBGROUPS) else _count(results, values, key)
             numbers.append(Number(key, label, unit, model, values[key], low, high, n, file))
     return numbers
 
@@ -233,6 +243,8 @@ def _part(results: Results, key: str) -> str:
     """What stands for the wildcard: a class, an attack, a split."""
     if key.startswith("recall_"):
         return class_label(key.removeprefix("recall_"))
+    if key.startswith(SUBGROUPS):
+        return key.removeprefix(SUBGROUPS).rpartition(".")[0]
     if key.startswith("data:"):
         return key.split(".")[-2] if "." in key else ""
     attack = key.rpartition(".")[2]
@@ -242,6 +254,8 @@ def _part(results: Results, key: str) -> str:
 def _count(results: Results, values: Mapping[str, Any], key: str) -> int:
     if key.startswith("recall_"):
         return int(results.counts.loc[key.removeprefix("recall_"), "test"])
+    if key.startswith("patient_"):
+        return results.metrics["groups"]
     for pattern, count in COUNTS.items():
         if fnmatch.fnmatchcase(key, pattern):
             return int(values[count])

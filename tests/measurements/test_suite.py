@@ -111,10 +111,12 @@ def test_square_is_run_on_so_many_of_the_remaining_images_only(fabric, trained, 
         attacked.append(len(x))
         return square.run(model, x, *arguments)
 
-    few = dataclasses.replace(square, run=run, max_images=4)
+    few = dataclasses.replace(square, run=run, on_subset=True)
     monkeypatch.setattr(suite, "ensemble", lambda p, classes: (apgd, few))
     dataset, model = trained
-    context = make_context(fabric, dataset, {"clean": model}, **threat("linf", eps=0.01))
+    context = make_context(
+        fabric, dataset, {"clean": model}, **threat("linf", eps=0.01) | {"attack_eval.subset": 4}
+    )
     rows, config = run_suite(context), context.results["ensemble"]
     assert (
         sum(attacked)

@@ -1,6 +1,7 @@
 """The checklist says of every item what the run has for it, and nothing that it hasn't."""
 
 import copy
+import fnmatch
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from stages.report import checklist
 from stages.report.checklist import EVIDENCE, NONE, PARTIAL, STATES, YOURS
+from stages.report.formatting import NBSP
 
 
 def item(results, name):
@@ -30,7 +32,7 @@ def test_every_key_of_the_checklist_has_a_name_or_is_a_diagnostic(results):
     for filled in checklist.fill(results):
         for pattern in filled.absent:
             # What the made project lacks.
-            assert pattern.startswith("data:") or pattern in checklist.NAMES, pattern
+            assert pattern.startswith("data:") or fnmatch.filter(checklist.NAMES, pattern), pattern
     assert {"clean_accuracy", "recall_Type_1", "corrupted_accuracy", "D9"} < named
     assert not [key for key in named if key.endswith(("_low", "_high"))]
 
@@ -47,6 +49,21 @@ def test_item_without_its_numbers_is_none_and_without_some_partial(changed):
         del changed.metrics[model]["attack_success_rate_worst"]
     assert item(changed, name).status == NONE
     assert item(changed, name).numbers == []
+
+
+def test_subgroups_and_patients_count_as_evidence_where_they_are_known(changed):
+    assert item(changed, "14 fairness").status == NONE
+    for model in changed.models:
+        case = {"clean_accuracy": -0.1, "clean_accuracy_low": -0.2, "clean_accuracy_high": 0.0}
+        changed.metrics[model]["subgroup_difference"] = {"site no. 1": case}
+    found = item(changed, "14 fairness")
+    assert found.status == PARTIAL
+    assert [number.text(changed).replace(NBSP, " ") for number in found.numbers] == ["−10.0 pp [−20.0, +0.0]"] * 2
+    assert found.numbers[0].name == "clean accuracy by site no. 1, worst minus best"
+    (vote,) = {
+        number.n for number in item(changed, "23a performance").numbers if "vote" in number.key
+    }
+    assert vote == changed.metrics["groups"]
 
 
 def test_every_scripted_status_turns_none_when_the_run_has_no_number(changed):

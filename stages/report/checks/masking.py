@@ -26,7 +26,8 @@ def black_box_only(results: Results, model: ModelResults) -> Measured:
 
     The fraction of correctly classified images. Where Square was run on some of the remaining
     images only, its successes stand for all of them, and n is that much smaller. The power is the
-    share of the images known to fall that Square finds; 0 where no image is known to fall.
+    share of the images known to fall that Square finds; 0 where no image is known to fall, 1 where
+    attacks with gradients found every image, so that none is left that they could have missed.
     """
     rows, config = model.rows, model.document("ensemble")
     ensemble = select(rows, config["name"], results.eps)
@@ -47,7 +48,7 @@ def black_box_only(results: Results, model: ModelResults) -> Measured:
     value = (by_square / share + by_transfer + by_surrogate) / initially
     known = measured("attack_checks", "square_power")(results, model)
     power = known.value if known and known.n else 0.0
-    return Measured(value, int(initially * share), power)
+    return Measured(value, int(initially * share), power if remaining else 1.0)
 
 
 @check(

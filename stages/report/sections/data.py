@@ -207,8 +207,9 @@ def blocks(results: Results) -> list[Block]:
     """Numbers, examples, contact sheets."""
     counts = results.counts
     labels = [class_label(name) for name in counts.index]
-    body = [row(name, *numbers) for name, numbers in zip(labels, counts.to_numpy(), strict=True)]
-    body.append(row("all", *counts.sum()))
+    body = []
+    for name, numbers in zip([*labels, "all"], [*counts.to_numpy(), counts.sum()], strict=True):
+        body.append(row(name, *(f"{n:,}" for n in numbers)))
     stains = (
         ", and the stain estimated from the mean color: pink counts as acetic acid or none, strong "
         "brown as Lugol’s iodine, green as a green filter; nothing is trained or evaluated on it."

@@ -14,7 +14,7 @@ def blocks(results: Results) -> list[Block]:
     method = "Wilson intervals for proportions, bootstrap for the others"
     if results.groups < results.n:
         resamples = results.p.evaluate.bootstrap
-        method = f"cluster bootstrap over {results.clusters} ({resamples} resamples)"
+        method = f"cluster bootstrap over {results.clusters} ({resamples:,} resamples)"
     terms = Definitions(
         [
             (

@@ -1,6 +1,6 @@
 """Patients rather than images: accuracy by patient, and how many images an attacker must change.
 
-A group of images is a patient where the patient is known, else a set of near-duplicates. It is
+A group of images is a patient where the patient is known, else what shows the same scene. It is
 counted in two ways: all of its images are classified correctly; or more than half of them, the
 majority vote. A tie is no majority. Patients are independent, so proportions of them get Wilson
 intervals.
