@@ -57,8 +57,8 @@ bench:   ## make bench WHAT=attacks, convolutions, duplicates, fresh_sample, gpu
 	python -m benchmarks.$(WHAT)
 faults:  ## break the pipeline at random, damage every kind of file: hours (docs/reliability.md)
 	python -m tests.faults.campaign && python -m tests.faults.environments && $(FUZZ)
-tables:  ## write the tables and numbers of README and docs again, from code and metrics
-	python -m tools.docs
+tables:  ## write tables and numbers of README and docs again, and docs/predictions.zip
+	python -m tools.docs && python -m tools.predictions
 serve:   ## publish a model as champion and serve it on 127.0.0.1:5001: make serve MODEL=clean
 	python -m stages.publish $(MODEL) && python -m stages.serve
 clean:   ## remove caches; keeps results, MLflow runs and checkpoints
