@@ -11,6 +11,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from stages.core.distributed import cluster_environment
 from stages.core.errors import InputError
+from stages.core.memory import keep_freed_memory
 from stages.core.params import RuntimeParams
 from stages.core.sweeps import take_devices
 
@@ -107,6 +108,8 @@ def make_fabric(runtime: RuntimeParams) -> Fabric:
             f"got {runtime.devices}"
         )
 
+    if device == "cpu":
+        keep_freed_memory()
     # Deterministic matrix products on CUDA need this set early.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Where an architecture has an operation without a deterministic form, torch warns.

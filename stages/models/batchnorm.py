@@ -54,7 +54,9 @@ class Synchronized(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = self.weight * (variance + self.eps).rsqrt()  # (C,)
         y = (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
-        return self.act(self.drop(y)) if hasattr(self, "act") else y
+        if hasattr(self, "act"):
+            return self.act(self.drop(y))  # type: ignore[operator]
+        return y
 
 
 def convert_sync_batchnorm(model: nn.Module) -> None:

@@ -58,7 +58,9 @@ def test_subgroups_and_patients_count_as_evidence_where_they_are_known(changed):
         changed.metrics[model]["subgroup_difference"] = {"site no. 1": case}
     found = item(changed, "14 fairness")
     assert found.status == PARTIAL
-    assert [number.text(changed).replace(NBSP, " ") for number in found.numbers] == ["−10.0 pp [−20.0, +0.0]"] * 2
+    assert [number.text(changed).replace(NBSP, " ") for number in found.numbers] == [
+        "−10.0 pp [−20.0, +0.0]"
+    ] * 2
     assert found.numbers[0].name == "clean accuracy by site no. 1, worst minus best"
     (vote,) = {
         number.n for number in item(changed, "23a performance").numbers if "vote" in number.key
