@@ -205,17 +205,17 @@ def ensemble_sentences(results: Results) -> list[str]:
         f"{c['square_images']} of the {c['square_remaining']} images left ({label})"
         for label, c in configs.items()
     ]
+    targets = config["target_classes"]
+    others = f"each of the {targets} likeliest other classes" if targets > 1 else "the other class"
     if results.p.attack_eval.ensemble == "lean":
         parts = (
-            f"APGD on the margin to each of the {config['target_classes']} likeliest other classes "
-            f"and on the cross-entropy, {config['iterations']} iterations each and a few more in "
-            "float32"
+            f"APGD on the margin to {others} and on the cross-entropy, {config['iterations']} "
+            "iterations each and a few more in float32"
         )
     else:
         parts = (
             f"attacks of AutoAttack ({listed(config['attacks'])}; {config['iterations']} "
-            f"iterations, {config['target_classes']} target classes; {config['library']}), but not "
-            "AutoAttack"
+            f"iterations, {targets} target classes; {config['library']}), but not AutoAttack"
         )
     return [
         f"Ensemble {config['name']}, on what no attack before it found: {parts}; "
