@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from stages.core import memory
+from tests.helpers.repository import ROOT
 
 # Page faults of ten tensors of 64 MiB, one after the other, once twenty were there before.
 SCRIPT = """
@@ -27,7 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no options")
 def test_memory_of_freed_tensors_is_used_again():
     command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 1_000  # of 163,840 pages
 
 
