@@ -107,6 +107,8 @@ def train(
 class SelectsByRobustAccuracy(Validation):
     """Selects by robust accuracy; without checks for overfitting, whose time isn't a method's."""
 
+    criterion = "robust accuracy"
+
     def score(self, row: dict[str, float]) -> tuple[float, ...]:
         """Robust accuracy; at a tie the lower loss under attack."""
         return row["val_robust_accuracy"], -row["val_robust_loss"]

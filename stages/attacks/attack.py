@@ -110,12 +110,11 @@ def attack(
     kind: Kind,
     steps: int | str = 0,
     starts_from: Literal["image", "smaller eps", "survivors"] = "image",
-    on_subset: bool = False,
 ) -> Callable[[AttackFunction], Attack]:
     """Make an `Attack` of a function; its name is the function's."""
 
     def record(run: AttackFunction) -> Attack:
         name = getattr(run, "__name__", label)
-        return Attack(name, label, kind, run, steps, starts_from, on_subset)
+        return Attack(name, label, kind, run, steps, starts_from)
 
     return record

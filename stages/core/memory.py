@@ -14,8 +14,9 @@ def keep_freed_memory() -> None:
     """Let new tensors take the memory of freed ones, instead of fresh pages of the kernel's.
 
     glibc returns large blocks to the kernel, which fills every page with zeros before it gives it
-    out again: at 128 pixels two fifths of an attack's processor time (benchmarks/README.md). Other
-    C libraries have no such options; there nothing happens. For a process that ends with its work.
+    out again: at 128 pixels that is 35 % of the processor time of the attacks' checks
+    (benchmarks/README.md). Other C libraries have no such options; there nothing happens. For a
+    process that ends with its work.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -108,7 +108,9 @@ class Linf(Norm):
         return UNRECOGNIZABLE
 
     def format(self, eps: float) -> str:
-        """``8/255`` for 0.0313725, other values in pixel units: ``0.01``."""
+        """``8/255``, ``0.06/255`` below an eighth, other values in pixel units: ``0.01``."""
+        if 0 < eps * 255 < 1 / 8:
+            return f"{eps * 255:.2g}/255"
         levels = Fraction(eps * 255).limit_denominator(8)
         if not eps or abs(float(levels) - eps * 255) > 1e-3 * eps * 255:
             return f"{eps:.4g}"

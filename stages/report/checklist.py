@@ -68,12 +68,13 @@ NAMES = {
     "data:cropped": ("images cropped to the cervix", "count"),
     "data:nearest_in_train.test.alike_share": ("look-alikes of training images", "%"),
 }
-SUBGROUPS = "subgroup_difference."  # by column of the table of patients: of two values, without n
-# Key or pattern -> key of what its n is; others are about all test images.
+# Key or pattern -> key of what its n is, or None for a difference of two values; others are about
+# all test images.
 COUNTS = {
     "corrupted_accuracy": "corrupted_images",
     "attack_success_rate*": "clean_correct",
     "median_min_eps": "min_eps_images",
+    "subgroup_difference.*": None,
 }
 
 
@@ -233,32 +234,29 @@ def _named(results: Results, values: Mapping[str, Any], model: str, file: str) -
             if any(key.endswith(end) and key.removesuffix(end) in values for end in ENDS):
                 continue
             low, high = (values.get(key + end) for end in ENDS)
-            label = name.format(_part(results, key))
-            n = None if file == DATA or key.startswith(SUBGROUPS) else _count(results, values, key)
+            label = name.format(_matched_label(results, pattern, key))
+            n = None if file == DATA else _count(results, values, key)
             numbers.append(Number(key, label, unit, model, values[key], low, high, n, file))
     return numbers
 
 
-def _part(results: Results, key: str) -> str:
-    """What stands for the wildcard: a class, an attack, a split."""
-    if key.startswith("recall_"):
-        return class_label(key.removeprefix("recall_"))
-    if key.startswith(SUBGROUPS):
-        return key.removeprefix(SUBGROUPS).rpartition(".")[0]
-    if key.startswith("data:"):
-        return key.split(".")[-2] if "." in key else ""
-    attack = key.rpartition(".")[2]
-    return results.attack_label(attack) if attack in results.attacks.index else attack
+def _matched_label(results: Results, pattern: str, key: str) -> str:
+    """What stands for the wildcard, in texts: a class, an attack, a split, a column."""
+    before, _, after = pattern.partition("*")
+    matched = key.removeprefix(before).removesuffix(after)
+    if before == "recall_":
+        return class_label(matched)
+    return results.attack_label(matched) if matched in results.attacks.index else matched
 
 
-def _count(results: Results, values: Mapping[str, Any], key: str) -> int:
+def _count(results: Results, values: Mapping[str, Any], key: str) -> int | None:
     if key.startswith("recall_"):
         return int(results.counts.loc[key.removeprefix("recall_"), "test"])
     if key.startswith("patient_"):
         return results.metrics["groups"]
     for pattern, count in COUNTS.items():
         if fnmatch.fnmatchcase(key, pattern):
-            return int(values[count])
+            return None if count is None else int(values[count])
     return results.n
 
 

@@ -73,6 +73,7 @@ def test_eps_may_differ_between_images(budget, x):
         ("linf", 0.000980392, "0.25/255"),
         ("linf", 0.031373, "8/255"),  # as a table keeps it
         ("linf", 0.01, "0.01"),
+        ("linf", 0.0002451, "0.062/255"),
         ("linf", 0.0, "0"),
         ("l2", 128 / 255, "0.502"),
     ],

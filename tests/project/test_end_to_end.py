@@ -1,6 +1,7 @@
 """The real dvc.yaml on few images with few steps: from the first repro to an experiment."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -51,6 +52,13 @@ def test_second_repro_does_nothing_and_forced_repro_changes_no_byte(pipeline_pro
     before = (pipeline_project / "dvc.lock").read_bytes()
     assert len(executed_stages(run("dvc", "repro", "-f", cwd=pipeline_project))) == 6
     assert (pipeline_project / "dvc.lock").read_bytes() == before
+
+
+def test_benchmark_compares_methods(pipeline_project):
+    benchmark = [sys.executable, "-m", "benchmarks.methods", "--seeds", "1", "--epochs", "1"]
+    table = run(*benchmark, "--methods", "nfgsm", "trades", cwd=pipeline_project).splitlines()
+    rows = [line.split("|")[1].strip() for line in table if line.startswith("| ")]
+    assert rows == ["method", "clean", "nfgsm", "trades"]
 
 
 @pytest.mark.parametrize("table", ["data/label_fixes.csv", "data/few/exclude.csv"])
