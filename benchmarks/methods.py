@@ -3,7 +3,7 @@
     python -m benchmarks.methods [--methods nfgsm pgd ...] [--seeds 3] [--epochs 5]
                                  [--weights data/models/clean.safetensors]
     python -m benchmarks.methods --arch resnet18 --size 32 --seeds 1 --epochs 2     # minutes
-    python -m benchmarks.methods --methods as-set full-eps low-lr                   # fine-tuning
+    python -m benchmarks.methods --methods as-set full-eps half-clean               # fine-tuning
 
 Needs data/processed (dvc repro preprocess). Every method starts from the same clean weights,
 trained first unless given, and follows train_adv in params.yaml but for its own settings below.
@@ -61,15 +61,15 @@ METHODS = {
     "trades": {"method": "trades", "alpha_rel": 0.25, "steps": 10, "beta": 6.0},
     "mart": {"method": "mart", "alpha_rel": 0.25, "steps": 10, "beta": 5.0},
 }
-# Ways to fine-tune pretrained weights: each is train_adv of params.yaml but for this.
+# Ways to fine-tune pretrained weights: each is train_adv of params.photographs.yaml but for this.
 FINE_TUNING = {
     "as-set": {},
     "full-eps": {"eps_ramp": 0.0},
-    "low-lr": {"lr": 0.001, "backbone_lr": 0.3},
     "slow-backbone": {"backbone_lr": 0.1},
+    "twice-the-batch": {"batch_size": 32, "lr": 0.0015},
     "half-clean": {"clean_share": 0.5},
-    "trades-2-beta1": {"method": "trades", "alpha_rel": 0.7, "steps": 2, "beta": 1.0},
-    "trades-2-beta6": {"method": "trades", "alpha_rel": 0.7, "steps": 2, "beta": 6.0},
+    "trades-beta1": {"method": "trades", "beta": 1.0},
+    "trades-beta6": {"method": "trades", "beta": 6.0},
 }
 SETTINGS = METHODS | FINE_TUNING
 
