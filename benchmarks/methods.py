@@ -65,6 +65,7 @@ METHODS = {
 FINE_TUNING = {
     "as-set": {},
     "full-eps": {"eps_ramp": 0.0},
+    "four-steps": {"steps": 4, "alpha_rel": 0.4},
     "slow-backbone": {"backbone_lr": 0.1},
     "twice-the-batch": {"batch_size": 32, "lr": 0.0015},
     "half-clean": {"clean_share": 0.5},

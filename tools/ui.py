@@ -26,7 +26,7 @@ from stages.tracking.connection import (
 )
 
 HOST = "127.0.0.1"
-SECONDS = 60  # that the server may take to start
+SECONDS = 180  # that the server may take to start, next to a training, too
 
 
 def main(port: int) -> None:
