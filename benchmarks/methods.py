@@ -61,7 +61,7 @@ METHODS = {
     "trades": {"method": "trades", "alpha_rel": 0.25, "steps": 10, "beta": 6.0},
     "mart": {"method": "mart", "alpha_rel": 0.25, "steps": 10, "beta": 5.0},
 }
-# Ways to fine-tune pretrained weights: each is train_adv of params.photographs.yaml but for this.
+# Ways to fine-tune pretrained weights, with params.photographs.yaml as params.yaml.
 FINE_TUNING = {
     "as-set": {},
     "full-eps": {"eps_ramp": 0.0},
