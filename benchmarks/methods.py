@@ -67,16 +67,17 @@ METHODS: dict[str, dict[str, Any]] = {
 # Ways to fine-tune pretrained weights, with params.photographs.yaml as params.yaml.
 FINE_TUNING: dict[str, dict[str, Any]] = {
     "as-set": {},
+    "half-lr": {"lr": 0.05},
+    "twice-lr": {"lr": 0.2},
+    "adamw": {"optimizer": "adamw", "lr": 0.0007, "weight_decay": 0.05},
+    "slow-backbone": {"backbone_lr": 0.1},
+    "twice-the-batch": {"batch_size": 32},
     "full-eps": {"eps_ramp": 0.0},
     "four-steps": {"steps": 4, "alpha_rel": 0.4},
-    "slow-backbone": {"backbone_lr": 0.1},
-    "faster": {"lr": 0.001},
-    "twice-the-batch": {"batch_size": 32, "lr": 0.0015},
     "half-clean": {"clean_share": 0.5},
-    "label-smoothing": {"label_smoothing": 0.2},
-    "awp": {"awp": 0.005},
     "trades-beta1": {"method": "trades", "beta": 1.0},
     "trades-beta6": {"method": "trades", "beta": 6.0},
+    "awp": {"awp": 0.005},
 }
 SETTINGS = METHODS | FINE_TUNING
 TIMED_STEPS = 20
