@@ -49,15 +49,23 @@ def test_nearest_pairs_are_those_of_a_full_sort(
 
 
 def test_processes_find_what_a_single_process_finds(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(nearest, "ROWS", 16)
-    monkeypatch.setattr(nearest, "COLUMNS", 64)
+    monkeypatch.setattr(nearest, "ROWS", 16)  # of this process; workers are given the blocks' rows
     rows, groups = np.arange(200, 300), np.arange(300) // 3
     with unit_vectors(images, np.arange(300), flattened, tmp_path) as file, parallel_map(2) as map_:
         pairs, single_pairs = (nearest_pairs(file, 300, 4, 0.6, m) for m in (map_, map))
         largest, single = (largest_similarities(file, rows, groups, 5, m) for m in (map_, map))
-        vectors = np.load(file)
     np.testing.assert_array_equal(pairs, single_pairs)
     np.testing.assert_array_equal(largest, single)
+
+
+@pytest.mark.parametrize("columns", [64, 4096])
+def test_largest_similarities_are_those_of_all_products(images, tmp_path, monkeypatch, columns):
+    monkeypatch.setattr(nearest, "ROWS", 16)
+    monkeypatch.setattr(nearest, "COLUMNS", columns)
+    rows, groups = np.arange(200, 300), np.arange(300) // 3
+    with unit_vectors(images, np.arange(300), flattened, tmp_path) as file:
+        largest = largest_similarities(file, rows, groups, 5, map)
+        vectors = np.load(file)
     similarity = np.where(groups[rows][:, None] == groups, -2, vectors[rows] @ vectors.T)
     expected = -np.sort(-similarity, axis=1)[:, :5]
     np.testing.assert_allclose(largest, expected, atol=1e-6)
