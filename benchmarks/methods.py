@@ -71,13 +71,11 @@ FINE_TUNING: dict[str, dict[str, Any]] = {
     "twice-lr": {"lr": 0.2},
     "adamw": {"optimizer": "adamw", "lr": 0.0007, "weight_decay": 0.05},
     "slow-backbone": {"backbone_lr": 0.1},
-    "twice-the-batch": {"batch_size": 32},
     "full-eps": {"eps_ramp": 0.0},
     "four-steps": {"steps": 4, "alpha_rel": 0.4},
     "half-clean": {"clean_share": 0.5},
     "trades-beta1": {"method": "trades", "beta": 1.0},
     "trades-beta6": {"method": "trades", "beta": 6.0},
-    "awp": {"awp": 0.005},
 }
 SETTINGS = METHODS | FINE_TUNING
 TIMED_STEPS = 20
